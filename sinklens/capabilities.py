@@ -1,0 +1,200 @@
+"""What can be edited and measured on a model, found by trying it.
+
+Some families delegate attention to Hugging Face; there an edit of the pattern or the scores fires a
+hook and changes nothing. `check` therefore edits every kind of site on one short prompt, in the
+first and in the last layer, and looks whether the logits move. The prompt is 8 tokens long, so the
+answer costs about as much as a few ordinary forwards; it is kept per model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .errors import SinklensError
+from .models import bos_token_id, ordinary_tokens, origin, require_eval_mode
+from .protocol import HookedModel
+
+# Kinds of site, and what TransformerLens's `get_act_name` calls them.
+SITES = {
+    "embedding": "embed",
+    "residual": "resid_pre",
+    "z": "z",
+    "pattern": "pattern",
+    "scores": "attn_scores",
+    "key": "k",
+    "value": "v",
+}
+_PROMPT_LENGTH = 8
+
+
+def hook_name(site: str, layer: int) -> str:
+    """The TransformerLens hook name of a kind of site.
+
+    Args:
+        site: A key of `SITES`, or any short name that `get_act_name` knows.
+        layer: The block; ignored for the embedding.
+    """
+    from transformer_lens.utilities import get_act_name
+
+    return str(get_act_name(SITES.get(site, site), None if site == "embedding" else layer))
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What sinklens can do on a model.
+
+    Attributes:
+        architecture: The Hugging Face class name.
+        n_layers: Blocks.
+        n_heads: Query heads a block.
+        n_key_value_heads: Key-value heads a block.
+        edits: By kind of site, whether an edit there changes the logits in the first and in the
+            last layer.
+        causal: Whether no logit depends on a later token.
+        bos: Whether the model has a BOS token.
+        windows: By layer, the number of keys a query sees, None where it sees all.
+        learned_sinks: Whether attention rows sum to less than 1 (a learned sink takes the rest).
+    """
+
+    architecture: str
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    edits: dict[str, bool]
+    causal: bool
+    bos: bool
+    windows: tuple[int | None, ...]
+    learned_sinks: bool
+
+    def require(self, site: str, what: str, instead: str = "") -> None:
+        """Refuse `what` if edits at `site` do nothing on this model.
+
+        Raises:
+            SinklensError: With the sites that do work, and `instead` if it is given.
+        """
+        if not self.edits[site]:
+            works = ", ".join(name for name, possible in self.edits.items() if possible)
+            hook = hook_name(site, 0).replace("blocks.0", "blocks.*")
+            raise SinklensError(
+                f"{what} needs {hook} to take effect; on {self.architecture} an edit there does "
+                f"nothing. Edits of {works} do work.{' ' + instead if instead else ''}"
+            )
+
+    def key_value_head(self, head: int) -> int:
+        """The key-value head that a query head reads."""
+        return head // (self.n_heads // self.n_key_value_heads)
+
+
+_checked: WeakKeyDictionary[Any, dict[bool, Capabilities]] = WeakKeyDictionary()
+
+
+def check(model: HookedModel) -> Capabilities:
+    """What can be edited and measured on `model`; tried once per model and compatibility mode.
+
+    Raises:
+        SinklensError: The model is in train mode, or its logits are not finite.
+    """
+    require_eval_mode(model)
+    mode = bool(getattr(model, "compatibility_mode", False))
+    known = _checked.setdefault(model, {})
+    if mode not in known:
+        known[mode] = _try_everything(model)
+    return known[mode]
+
+
+def _try_everything(model: HookedModel) -> Capabilities:
+    """Run the model on one prompt, clean and with an edit of every kind of site."""
+    tokens = _short_prompt(model)
+    n_layers = int(model.cfg.n_layers)
+    pattern_sums: list[float] = []
+    reading = partial(_read_row_sum, sums=pattern_sums)
+    with torch.no_grad(), warnings.catch_warnings():
+        # TransformerLens warns about exactly the edits that this looks for.
+        warnings.simplefilter("ignore", UserWarning)
+        name = hook_name("pattern", 0)
+        hooks = [(name, reading)] if name in model.hook_dict else []
+        clean = model.run_with_hooks(tokens, fwd_hooks=hooks)
+        if not bool(torch.isfinite(clean).all()):
+            raise SinklensError(
+                f"{origin(model).name} gives NaN or infinite logits on plain tokens; its weights "
+                "or its dtype are broken"
+            )
+        edits = {
+            site: all(
+                _edit_matters(model, tokens, clean, name)
+                for name in {hook_name(site, 0), hook_name(site, n_layers - 1)}
+            )
+            for site in SITES
+        }
+    # The second prompt differs from the first in its last token only.
+    causal = torch.allclose(clean[0, :-1], clean[1, :-1], atol=1e-4, rtol=1e-4)
+    config = model.original_model.config
+    return Capabilities(
+        architecture=str(model.cfg.architecture),
+        n_layers=n_layers,
+        n_heads=int(model.cfg.n_heads),
+        n_key_value_heads=int(getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads),
+        edits=edits,
+        causal=causal,
+        bos=bos_token_id(model) is not None,
+        windows=_windows(config, n_layers),
+        learned_sinks=bool(pattern_sums) and min(pattern_sums) < 0.999,
+    )
+
+
+def _short_prompt(model: HookedModel) -> Int[Tensor, "2 pos"]:
+    """Two prompts of ordinary tokens that differ in the last one."""
+    choice = np.random.default_rng(0).choice(ordinary_tokens(model).numpy(), _PROMPT_LENGTH + 1)
+    tokens = torch.from_numpy(choice[:_PROMPT_LENGTH]).repeat(2, 1)
+    tokens[1, -1] = int(choice[-1])
+    return tokens.to(model.cfg.device)
+
+
+def _edit_matters(
+    model: HookedModel, tokens: Int[Tensor, "2 pos"], clean: Tensor, hook_name: str
+) -> bool:
+    """Whether noise at a hook point changes the logits."""
+    if hook_name not in model.hook_dict:
+        return False
+    edited = model.run_with_hooks(tokens, fwd_hooks=[(hook_name, _add_noise)])
+    return not torch.allclose(edited, clean, atol=1e-6, rtol=1e-5)
+
+
+def _add_noise(activation: Float[Tensor, "*shape"], hook: Any) -> Float[Tensor, "*shape"]:
+    """Add seeded noise of the activation's own size (of size 1 where it is constant)."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(activation.shape, generator=generator).to(activation)
+    if activation.ndim == 4 and activation.shape[-1] == activation.shape[-2]:
+        # Pattern or scores: masked entries hold the smallest number there is; keep a plain size.
+        return activation + noise
+    return activation + noise * (activation.std() + 1)
+
+
+def _read_row_sum(pattern: Float[Tensor, "batch head query key"], hook: Any, sums: Any) -> None:
+    """Remember the smallest sum of an attention row."""
+    sums.append(float(pattern.sum(-1).min()))
+
+
+def _windows(config: Any, n_layers: int) -> tuple[int | None, ...]:
+    """By layer, how many keys a query sees; None where it sees all.
+
+    Read from the Hugging Face config: TransformerLens's `cfg.window_size` can be None although
+    layers have a window.
+    """
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
+    if window is None or not getattr(config, "use_sliding_window", True):
+        return (None,) * n_layers
+    if kinds is None:
+        return (int(window),) * n_layers
+    return tuple(int(window) if kind in ("sliding_attention", "local") else None for kind in kinds)
