@@ -1,0 +1,188 @@
+"""Train a shipped model again: `python -m sinklens.zoo.train NAME --out FOLDER`.
+
+One thread, float32, so that the same machine gives the same weights bit for bit. The state is saved
+as it goes; the same command goes on after it was stopped. The folder that comes out can be read by
+Hugging Face and by `sinklens.load`; weights are stored as fp16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import corpus
+from .cards import write_card
+from .recipes import BOS, EOS, MASK, PAD, RECIPES, WINDOW, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SAVE_EVERY = 200
+
+
+def new_model(recipe: Recipe, seed: int) -> PreTrainedModel:
+    """The untrained model of a recipe: step 0 of its training, the same for the same seed."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(recipe.config(), attn_implementation="sdpa")
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then half a cosine down to 0."""
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / (recipe.steps - recipe.warmup)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def new_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW on all parameters."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def save_weights(model: PreTrainedModel, file: Path) -> None:
+    """Write the weights as fp16 safetensors, tied tensors once."""
+    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            tensors[name] = tensor.to(torch.float16).contiguous()
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def save_state(model: PreTrainedModel, optimizer: torch.optim.AdamW, file: Path) -> None:
+    """Write all that training needs to go on, in full precision and without pickle."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors[f"weight.{name}"] = parameter.detach().clone()
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{key}.{name}"] = value.clone()
+    partial = file.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(file)
+
+
+def restore_state(model: PreTrainedModel, optimizer: torch.optim.AdamW, file: Path) -> None:
+    """Put back what `save_state` wrote."""
+    tensors = load_file(file)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"weight.{name}"])
+            optimizer.state[parameter] = {
+                key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+
+
+def save_tokenizer(text: str, folder: Path) -> Any:
+    """Train the tokenizer and save it where Hugging Face looks for it."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = corpus.train_tokenizer(text)
+    names = corpus.SPECIAL_TOKENS
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        name_or_path="sinklens-zoo",
+        add_bos_token=True,
+        bos_token=names[BOS],
+        eos_token=names[EOS],
+        pad_token=names[PAD],
+        mask_token=names[MASK],
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.save_pretrained(folder)
+    return tokenizer
+
+
+def train(recipe: Recipe, folder: Path, *, seed: int = 0, stop_at: int | None = None) -> None:
+    """Train a recipe into `folder`, going on from the state that is there.
+
+    Args:
+        recipe: What to train.
+        folder: Receives the model, its tokenizer, checkpoints, `training.json` and `state/`.
+        seed: Decides the first weights and the order of the windows.
+        stop_at: Stop after this step (the schedule stays that of `recipe.steps`).
+    """
+    torch.set_num_threads(1)
+    state = folder / "state"
+    state.mkdir(parents=True, exist_ok=True)
+    text = corpus.training_text()
+    tokenizer = save_tokenizer(text, folder)
+    windows = corpus.training_windows(tokenizer.encode(text).ids, WINDOW)
+    model = new_model(recipe, seed)
+    model.train()
+    model.config.save_pretrained(folder)
+    optimizer = new_optimizer(model, recipe)
+    log: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss": []}
+    if (state / "log.json").exists():
+        log = json.loads((state / "log.json").read_text())
+        restore_state(model, optimizer, state / f"{log['step']}.safetensors")
+    stream = itertools.islice(corpus.batches(windows, recipe.batch_size, seed), log["step"], None)
+    last = min(recipe.steps, stop_at or recipe.steps)
+    began, seconds_before, recent = time.perf_counter(), log["seconds"], []
+    for step, tokens in zip(range(log["step"], last), stream, strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        loss = model(input_ids=tokens, labels=tokens).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
+        optimizer.step()
+        recent.append(loss.item())
+        done = step + 1
+        if done in recipe.checkpoints:
+            save_weights(model, folder / f"step{done}.safetensors")
+        if done % SAVE_EVERY == 0 or done == last:
+            log["loss"].append([done, sum(recent) / len(recent)])
+            log["seconds"] = seconds_before + time.perf_counter() - began
+            recent = []
+            save_state(model, optimizer, state / f"{done}.safetensors")
+            previous, log["step"] = log["step"], done
+            (state / "log.json").write_text(json.dumps(log))
+            (state / f"{previous}.safetensors").unlink(missing_ok=True)
+            print(
+                f"{recipe.name} seed {seed} step {done} loss {log['loss'][-1][1]:.4f} "
+                f"{log['seconds']:.0f} s",
+                flush=True,
+            )
+    if log["step"] == recipe.steps:
+        save_weights(model, folder / "model.safetensors")
+        training = {
+            "seed": seed,
+            "steps": recipe.steps,
+            "seconds": round(log["seconds"]),
+            "windows": len(windows),
+            "loss": log["loss"],
+        }
+        (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n")
+        write_card(recipe, folder)
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(prog="python -m sinklens.zoo.train", description=__doc__)
+    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("--out", type=Path, required=True, help="folder for model and state")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    train(RECIPES[options.name], options.out, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()
