@@ -1,0 +1,132 @@
+"""Replace the BOS embedding.
+
+At the embedding site (`hook_embed`, what the embedding puts out, any scaling included) the vector
+of position 0 is replaced before the first block. Conditions:
+
+- `mean`: the mean over the vocabulary of what the site puts out;
+- `zero`: zeros. With bias-free RMSNorm the position-0 stream then stays at 0 in every layer, which
+  is no token's trajectory;
+- `random_token`: what the site puts out for one ordinary token, the same for all prompts;
+- `gaussian`: a random direction with the norm of the vector that is replaced;
+- `token:<text>`: what the site puts out for one given token.
+
+The matched control is the same edit at a later position.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import unknown_name
+from ..models import ordinary_tokens
+from ..protocol import HookedModel
+from ..text import single_token
+from .intervention import Intervention, redirect_position, replace_position, seeded
+
+BOS_CONDITIONS = ("mean", "zero", "random_token", "gaussian", "token:<text>")
+_CHUNK = 8192
+_means: WeakKeyDictionary[Any, dict[int, Tensor]] = WeakKeyDictionary()
+
+
+def replace_bos_embedding(
+    model: HookedModel,
+    with_: str = "mean",
+    *,
+    position: int = 0,
+    seed: int = 0,
+    draw: int = 0,
+) -> Intervention:
+    """Replace the embedding at position 0, or at a later one as a control.
+
+    Args:
+        model: The model.
+        with_: `mean`, `zero`, `random_token`, `gaussian` or `token:<text>`.
+        position: The position whose embedding is replaced.
+        seed: With `draw` it decides the token of `random_token` and the direction of `gaussian`.
+        draw: The number of the draw.
+
+    Raises:
+        UsageError: There is no such condition, or the text is not one token.
+    """
+    random = seeded(seed, "bos", with_, draw)
+    if with_ == "gaussian":
+        direction = torch.from_numpy(random.standard_normal(int(model.cfg.d_model)))
+        function = partial(redirect_position, direction=direction, position=position)
+    else:
+        values = _replacement(model, with_, random, position)
+        function = partial(replace_position, values=values, position=position)
+    return Intervention(
+        name=with_,
+        site="embedding",
+        first_layer=0,
+        fwd_hooks=[("hook_embed", function)],
+        position=position,
+        draw=draw if with_ in ("random_token", "gaussian") else None,
+    )
+
+
+def random_token(model: HookedModel, with_: str, seed: int, draw: int) -> int:
+    """The token that a draw of `random_token` puts in BOS's place."""
+    return int(seeded(seed, "bos", with_, draw).choice(ordinary_tokens(model).numpy()))
+
+
+def _replacement(
+    model: HookedModel, with_: str, random: Any, position: int
+) -> Float[Tensor, " d_model"]:
+    """The vector that takes BOS's place."""
+    if with_ == "zero":
+        return torch.zeros(int(model.cfg.d_model))
+    if with_ == "mean":
+        return mean_embedding(model, position)
+    if with_ == "random_token":
+        token = int(random.choice(ordinary_tokens(model).numpy()))
+        return embedding_outputs(model, torch.tensor([token]), position)[0]
+    if with_.startswith("token:"):
+        token = single_token(model, with_.removeprefix("token:"))
+        return embedding_outputs(model, torch.tensor([token]), position)[0]
+    raise unknown_name("condition", with_, BOS_CONDITIONS)
+
+
+def mean_embedding(model: HookedModel, position: int = 0) -> Float[Tensor, " d_model"]:
+    """The mean over the whole vocabulary of what the embedding site puts out.
+
+    Kept per model: it needs one pass through the embedding for every token there is.
+    """
+    known = _means.setdefault(model, {})
+    if position not in known:
+        total = torch.zeros(int(model.cfg.d_model), dtype=torch.float64)
+        for tokens in torch.arange(int(model.cfg.d_vocab)).split(_CHUNK):
+            total += embedding_outputs(model, tokens, position).double().sum(0).cpu()
+        known[position] = (total / int(model.cfg.d_vocab)).float()
+    return known[position]
+
+
+def embedding_outputs(
+    model: HookedModel, tokens: Int[Tensor, " token"], position: int = 0
+) -> Float[Tensor, "token d_model"]:
+    """What the embedding site puts out for tokens at a position.
+
+    Runs the model as far as its first block, so that scaling, and norms after the embedding, are
+    what they are in a forward pass. Families that add positions before the site (BERT) depend on
+    `position`, so the token is put there.
+    """
+    collected: list[Tensor] = []
+    prompts = tokens[:, None].expand(-1, position + 1).to(model.cfg.device)
+    with torch.no_grad():
+        model.run_with_hooks(
+            prompts,
+            fwd_hooks=[("hook_embed", partial(_keep_position, kept=collected, position=position))],
+            stop_at_layer=0,
+        )
+    return collected[0]
+
+
+def _keep_position(activation: Tensor, hook: Any, *, kept: list[Tensor], position: int) -> None:
+    """Keep the activation of one position."""
+    kept.append(activation[:, position].clone())

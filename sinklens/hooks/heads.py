@@ -1,0 +1,221 @@
+"""Ablate heads: their output, or only what they read from the sink.
+
+Conditions on the output (`hook_z`), at all positions:
+
+- `zero`; what this removes depends on whether value biases are folded (compatibility mode);
+- `mean`: the mean over prompts, position 0 and the rest apart;
+- `resample`: the same head's output in another prompt, position by position.
+
+Conditions on the edge from queries i > p to key p (`hook_pattern`; p = 0 is the sink):
+
+- `drop_edge`: the weight goes to 0 and the rest of the row is scaled to the row's former sum;
+- `drop_edge_unnormalised`: the weight goes to 0 and the rest stays. Where the pattern cannot be
+  edited, the same is done by taking `A_ip v_p` out of z.
+
+The two are different experiments: the first asks what the sink's share does, the second also takes
+away that the other weights are small. The row of query p itself is never edited: masking the only
+key of query 0 would let it read the future.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..capabilities import hook_name
+from ..errors import UsageError, unknown_name
+from ..protocol import HookedModel
+from .intervention import FwdHooks, HookFunction, Intervention
+
+OUTPUT_CONDITIONS = ("zero", "mean", "resample")
+EDGE_CONDITIONS = ("drop_edge", "drop_edge_unnormalised")
+HEAD_CONDITIONS = OUTPUT_CONDITIONS + EDGE_CONDITIONS
+Head = tuple[int, int]
+HeadValues = dict[int, Tensor]
+
+
+def head_label(head: Head) -> str:
+    """The label of a query head: `L18H8`."""
+    return f"L{head[0]}H{head[1]}"
+
+
+def ablate_heads(
+    model: HookedModel,
+    heads: Iterable[Head],
+    with_: str = "mean",
+    *,
+    values: HeadValues | None = None,
+    position: int = 0,
+    draw: int | None = None,
+) -> Intervention:
+    """Ablate query heads, all in one forward.
+
+    Args:
+        model: The model.
+        heads: Pairs of layer and query head.
+        with_: `zero`, `mean`, `resample`, `drop_edge` or `drop_edge_unnormalised`.
+        values: By layer, what is written: for `mean` what `HeadMeans` computes, for `resample` the
+            outputs of the other prompts (`HeadOutputs`, its prompts put in another order), and for
+            `drop_edge_unnormalised` on models whose pattern cannot be edited what `SinkReads`
+            computes. The other conditions need none.
+        position: The key whose edge is dropped; 0 is the sink.
+        draw: The number of the draw.
+
+    Raises:
+        UsageError: There is no such condition, no head, a head the model does not have, or
+            values are missing.
+    """
+    if with_ not in HEAD_CONDITIONS:
+        raise unknown_name("condition", with_, HEAD_CONDITIONS)
+    if values is None and with_ in ("mean", "resample"):
+        probe = "HeadMeans" if with_ == "mean" else "HeadOutputs"
+        raise UsageError(f"{with_} needs values=, what the probe sinklens.probes.{probe} computes")
+    by_layer: defaultdict[int, list[int]] = defaultdict(list)
+    for layer, head in heads:
+        if not (0 <= layer < model.cfg.n_layers and 0 <= head < model.cfg.n_heads):
+            raise UsageError(
+                f"there is no head {head_label((layer, head))}: this model has {model.cfg.n_layers}"
+                f" layers of {model.cfg.n_heads} heads"
+            )
+        by_layer[layer].append(head)
+    if not by_layer:
+        raise UsageError("no heads to ablate")
+    on_output = values is not None or with_ in OUTPUT_CONDITIONS
+    listed = [(layer, head) for layer, these in by_layer.items() for head in these]
+    only = listed[0] if len(listed) == 1 else (None, None)
+    bind = partial(
+        _head_hooks, by_layer=dict(by_layer), with_=with_, values=values, position=position
+    )
+    per_prompt = values is not None and with_ != "mean"
+    return Intervention(
+        name=with_,
+        site="z" if on_output else "pattern",
+        first_layer=min(by_layer),
+        fwd_hooks=bind(None),
+        position=position,
+        layer=only[0],
+        head=only[1],
+        draw=draw,
+        rebind=bind if per_prompt else None,
+    )
+
+
+def _head_hooks(
+    index: Int[Tensor, " batch"] | None,
+    *,
+    by_layer: dict[int, list[int]],
+    with_: str,
+    values: HeadValues | None,
+    position: int,
+) -> FwdHooks:
+    """The hooks of an ablation, for some of the prompts."""
+    site = "z" if values is not None or with_ in OUTPUT_CONDITIONS else "pattern"
+    edits: dict[str, HookFunction] = {
+        "zero": zero_heads,
+        "mean": mean_heads,
+        "resample": resample_heads,
+        "drop_edge": drop_edge,
+        "drop_edge_unnormalised": drop_edge_unnormalised if site == "pattern" else subtract_reads,
+    }
+    hooks: FwdHooks = []
+    for layer, heads in sorted(by_layer.items()):
+        settings: dict[str, Any] = {"heads": heads}
+        if site == "pattern":
+            settings["position"] = position
+        elif values is not None:
+            by_prompt = with_ != "mean" and index is not None
+            settings["values"] = values[layer][index] if by_prompt else values[layer]
+        hooks.append((hook_name(site, layer), partial(edits[with_], **settings)))
+    return hooks
+
+
+def zero_heads(
+    z: Float[Tensor, "batch pos head d_head"], hook: Any, *, heads: list[int]
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Set the output of heads to 0."""
+    edited = z.clone()
+    edited[:, :, heads] = 0
+    return edited
+
+
+def mean_heads(
+    z: Float[Tensor, "batch pos head d_head"],
+    hook: Any,
+    *,
+    heads: list[int],
+    values: Float[Tensor, "2 n_heads d_head"],
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Write the mean output of heads: the first of `values` at position 0, the second elsewhere."""
+    edited = z.clone()
+    means = values[:, heads].to(z)
+    edited[:, 0, heads] = means[0]
+    edited[:, 1:, heads] = means[1]
+    return edited
+
+
+def resample_heads(
+    z: Float[Tensor, "batch pos head d_head"],
+    hook: Any,
+    *,
+    heads: list[int],
+    values: Float[Tensor, "batch pos n_heads d_head"],
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Write the outputs of heads in other prompts."""
+    edited = z.clone()
+    edited[:, :, heads] = values[:, :, heads].to(z)
+    return edited
+
+
+def subtract_reads(
+    z: Float[Tensor, "batch pos head d_head"],
+    hook: Any,
+    *,
+    heads: list[int],
+    values: Float[Tensor, "batch pos n_heads d_head"],
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Take what heads read from one key out of their output."""
+    edited = z.clone()
+    edited[:, :, heads] -= values[:, :, heads].to(z)
+    return edited
+
+
+def drop_edge(
+    pattern: Float[Tensor, "batch head query key"],
+    hook: Any,
+    *,
+    heads: list[int],
+    position: int = 0,
+) -> Float[Tensor, "batch head query key"]:
+    """Set the weight on a key to 0 for later queries and scale each row to its former sum.
+
+    A row that had all its weight on the key has nothing to scale and becomes 0.
+    """
+    edited = pattern.clone()
+    rows = pattern[:, heads, position + 1 :]
+    kept = rows.clone()
+    kept[..., position] = 0
+    tiny = torch.finfo(pattern.dtype).tiny
+    scale = rows.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp_min(tiny)
+    edited[:, heads, position + 1 :] = kept * scale
+    return edited
+
+
+def drop_edge_unnormalised(
+    pattern: Float[Tensor, "batch head query key"],
+    hook: Any,
+    *,
+    heads: list[int],
+    position: int = 0,
+) -> Float[Tensor, "batch head query key"]:
+    """Set the weight on a key to 0 for later queries and leave the rest of the row alone."""
+    edited = pattern.clone()
+    rows = edited[:, heads, position + 1 :]
+    rows[..., position] = 0
+    edited[:, heads, position + 1 :] = rows
+    return edited

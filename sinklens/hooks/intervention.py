@@ -1,0 +1,108 @@
+"""What an intervention is: hook functions, and what a result has to know about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
+HookFunction = Callable[..., Tensor]
+FwdHooks = list[tuple[str, HookFunction]]
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """An edit of a forward pass, ready for `model.run_with_hooks(tokens, fwd_hooks=...)`.
+
+    Attributes:
+        name: The condition, as results name it (`mean`, `other_token:residual`, ...).
+        site: What is edited: `embedding`, `residual`, `key`, `value`, `z` or `pattern`.
+        first_layer: The first block whose output the edit can change.
+        fwd_hooks: Pairs of hook name and function `fn(activation, hook)`.
+        position: The position that is edited; predictions after it count. 0 for an edit of heads.
+        layer: The layer, where the edit has one.
+        head: The query head, where the edit has one.
+        draw: The number of the random draw, where there is one.
+        identity: True only for an edit that is meant to change nothing.
+        rebind: Makes `fwd_hooks` for a part of the prompts, for edits whose values differ by
+            prompt; None for edits that do not ask which prompts run.
+    """
+
+    name: str
+    site: str
+    first_layer: int
+    fwd_hooks: FwdHooks
+    position: int = 0
+    layer: int | None = None
+    head: int | None = None
+    draw: int | None = None
+    identity: bool = False
+    rebind: Callable[[Int[Tensor, " batch"]], FwdHooks] | None = field(default=None, repr=False)
+
+    def for_prompts(self, index: Int[Tensor, " batch"]) -> Intervention:
+        """The intervention for the prompts with these numbers.
+
+        Args:
+            index: Numbers of the prompts in the batch, in the order of the batch.
+        """
+        if self.rebind is None:
+            return self
+        return replace(self, fwd_hooks=self.rebind(index))
+
+
+def seeded(seed: int, *labels: object) -> np.random.Generator:
+    """A generator of its own for every purpose, the same in every process.
+
+    Args:
+        seed: The run's seed.
+        labels: What it is for; other labels give independent numbers.
+    """
+    return np.random.default_rng([seed, *"/".join(map(str, labels)).encode()])
+
+
+def replace_position(activation: Tensor, hook: Any, *, values: Tensor, position: int) -> Tensor:
+    """Write `values` at one position.
+
+    Args:
+        activation: `[batch, pos, ...]`.
+        hook: The hook point.
+        values: `[...]` for all prompts alike, or `[batch, ...]`.
+        position: Where.
+    """
+    edited = activation.clone()
+    edited[:, position] = values.to(activation)
+    return edited
+
+
+def redirect_position(activation: Tensor, hook: Any, *, direction: Tensor, position: int) -> Tensor:
+    """Turn the vector at one position into another direction and keep its norm.
+
+    Args:
+        activation: `[batch, pos, d_model]`.
+        hook: The hook point.
+        direction: Any vector `[d_model]`; its length does not matter.
+        position: Where.
+    """
+    edited = activation.clone()
+    unit = (direction / direction.norm()).to(activation)
+    edited[:, position] = activation[:, position].norm(dim=-1, keepdim=True) * unit
+    return edited
+
+
+def rescale_position(activation: Tensor, hook: Any, *, norm: float, position: int) -> Tensor:
+    """Give the vector at one position another norm and keep its direction.
+
+    Args:
+        activation: `[batch, pos, d_model]`.
+        hook: The hook point.
+        norm: The new L2 norm.
+        position: Where.
+    """
+    edited = activation.clone()
+    vector = activation[:, position]
+    edited[:, position] = vector * (norm / vector.norm(dim=-1, keepdim=True))
+    return edited

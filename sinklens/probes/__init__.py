@@ -1,0 +1,15 @@
+"""Read-only hooks that reduce what they see while the model runs.
+
+A probe has `fwd_hooks` for `model.run_with_hooks`, `compute()` for what it has seen since the last
+`reset()`. It keeps one small value a prompt, layer and head, never a pattern.
+"""
+
+from .base import Probe as Probe
+from .heads import HeadMeans as HeadMeans
+from .heads import HeadOutputs as HeadOutputs
+from .heads import SinkReads as SinkReads
+from .norms import ResidualNorms as ResidualNorms
+from .norms import ValueNorms as ValueNorms
+from .positions import PositionValues as PositionValues
+from .sinks import SinkScores as SinkScores
+from .sinks import sink_scores as sink_scores

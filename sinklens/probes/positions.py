@@ -1,0 +1,67 @@
+"""The activations of one position: the values that position patching writes.
+
+In a causal model position 0 sees only itself, so what it holds in a prompt of length 1 is what it
+holds in any prompt with the same first token; `first_token_values` uses that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..capabilities import hook_name
+from ..protocol import HookedModel
+from .base import Gathered
+
+PartValues = dict[tuple[str, int], Float[Tensor, "prompt *shape"]]
+
+
+class PositionValues:
+    """Activations at one position, by kind of site and layer."""
+
+    def __init__(
+        self, model: HookedModel, sites: Iterable[str], layers: Iterable[int], position: int = 0
+    ) -> None:
+        """Read kinds of site (`residual`, `key`, `value`, `z`) of some layers of `model`."""
+        self._position = position
+        self._keys = [(site, layer) for site in sites for layer in layers]
+        self._seen = Gathered()
+        self.fwd_hooks: list[tuple[str, Any]] = [
+            (hook_name(site, layer), partial(self._read, key=(site, layer)))
+            for site, layer in self._keys
+        ]
+
+    def _read(
+        self, activation: Float[Tensor, "batch pos *shape"], hook: Any, *, key: tuple[str, int]
+    ) -> None:
+        self._seen.add(key, activation[:, self._position])
+
+    def compute(self) -> PartValues:
+        """By site and layer: the activations of all prompts, `[prompt, ...]`."""
+        return {key: self._seen.concatenated(key) for key in self._keys}
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._seen.clear()
+
+
+def first_token_values(
+    model: HookedModel,
+    tokens: Int[Tensor, " token"],
+    sites: Iterable[str],
+    layers: Iterable[int],
+) -> PartValues:
+    """What position 0 of a causal model holds after each of these first tokens.
+
+    Runs each token as a prompt of length 1.
+    """
+    probe = PositionValues(model, sites, list(layers))
+    with torch.no_grad():
+        for batch in tokens.to(model.cfg.device).split(256):
+            model.run_with_hooks(batch[:, None], fwd_hooks=probe.fwd_hooks, return_type=None)
+    return probe.compute()

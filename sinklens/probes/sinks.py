@@ -1,0 +1,88 @@
+"""How much attention each key position gets: sink scores and sink mass.
+
+For key k of a head, over T positions (2410.10781, section 2):
+
+    score_k = mean over queries i >= k of A_ik
+
+Sink mass leaves query 0 out, which can only attend to itself: mean over queries i >= 1 of A_i0.
+Both are shares of attention in [0, 1]. Uniform causal attention gives score_0 = H_T / T, 0.074 at
+T = 64, so a score means nothing without its null. A score of 0 at key 0 can also mean that the mass
+went to other positions (repeated tokens), not that there is no sink.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..capabilities import check, hook_name
+from ..protocol import HookedModel
+from .base import Gathered
+
+
+class SinkScoreValues(NamedTuple):
+    """What `SinkScores` computes."""
+
+    scores: Float[Tensor, "prompt layer head key"]
+    mass: Float[Tensor, "prompt layer head"]
+
+
+class SinkScores:
+    """Sink scores by prompt, layer, query head and key position, and sink mass."""
+
+    def __init__(self, model: HookedModel) -> None:
+        """Read the pattern of every layer of `model`."""
+        self._layers = range(int(model.cfg.n_layers))
+        self._causal = check(model).causal
+        self._seen = Gathered()
+        self.fwd_hooks: list[tuple[str, Any]] = [
+            (hook_name("pattern", layer), partial(self._read, layer=layer))
+            for layer in self._layers
+        ]
+
+    def _read(
+        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
+    ) -> None:
+        """Reduce one layer's pattern over its queries."""
+        length = pattern.shape[-1]
+        self._seen.add(("mass", layer), pattern[:, :, 1:, 0].float().mean(-1))
+        # A causal pattern is 0 above the diagonal, so that the sum over all queries is over i >= k.
+        visible = pattern if self._causal else pattern.tril()
+        queries = torch.arange(length, 0, -1, device=pattern.device)
+        self._seen.add(("scores", layer), visible.float().sum(-2) / queries)
+
+    def compute(self) -> SinkScoreValues:
+        """Scores and mass of all prompts."""
+        gathered = [
+            torch.stack([self._seen.concatenated((what, layer)) for layer in self._layers], dim=1)
+            for what in ("scores", "mass")
+        ]
+        return SinkScoreValues(*gathered)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._seen.clear()
+
+
+def sink_scores(
+    model: HookedModel, tokens: Int[Tensor, "prompt pos"]
+) -> Float[Tensor, "layer head"]:
+    """The sink score of key 0 by layer and query head, averaged over prompts.
+
+    Args:
+        model: The model.
+        tokens: Prompts of one length, BOS included if it is meant to be there.
+
+    Returns:
+        The mean over queries i >= 0 of A_i0, between 0 and 1. Uniform causal attention over T
+        positions gives (1 + 1/2 + ... + 1/T) / T.
+    """
+    probe = SinkScores(model)
+    with torch.no_grad():
+        rows = tokens if tokens.ndim == 2 else tokens[None]
+        model.run_with_hooks(rows, fwd_hooks=probe.fwd_hooks, return_type=None)
+    return probe.compute().scores[..., 0].mean(0)
