@@ -1,0 +1,113 @@
+"""Where a matched control edits instead, and the values that no mechanism would give.
+
+A control does the same edit somewhere else, so that "the edit hurts" can be told from "this edit of
+the sink hurts". Nulls are the sink scores of attention that knows nothing: every query spreads its
+weight evenly over the keys that it sees.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .hooks.heads import Head
+from .hooks.intervention import seeded
+
+
+def control_positions(length: int, draws: int, seed: int) -> list[int]:
+    """One later position a draw, uniform in 1 .. length / 4."""
+    last = max(1, length // 4)
+    return [int(value) for value in seeded(seed, "positions").integers(1, last + 1, size=draws)]
+
+
+def derangement(n: int, seed: int, draw: int) -> Int[Tensor, " n"]:
+    """A random order of `n` prompts in which none keeps its place: a seeded cycle through all.
+
+    With a single prompt there is no other one, and it keeps its place.
+    """
+    order = torch.from_numpy(seeded(seed, "derangement", draw).permutation(n))
+    result = torch.empty(n, dtype=torch.long)
+    result[order] = order.roll(1)
+    return result
+
+
+class MatchedHeads(NamedTuple):
+    """Control heads, and as many of the treated heads to set against them."""
+
+    control: list[Head]
+    treated: list[Head]
+
+
+def matched_heads(
+    treated: Sequence[Head], n_layers: int, n_heads: int, seed: int, draw: int
+) -> MatchedHeads:
+    """As many untreated heads as treated ones, from the same layers, then from the nearest.
+
+    Where fewer exist, all of them are the control, and they are set against as many treated heads
+    drawn at random.
+    """
+    random = seeded(seed, "heads", draw)
+    taken = set(treated)
+    free = {
+        layer: [
+            (layer, int(head))
+            for head in random.permutation(n_heads)
+            if (layer, int(head)) not in taken
+        ]
+        for layer in range(n_layers)
+    }
+    available = sum(map(len, free.values()))
+    if available < len(treated):
+        chosen = random.choice(len(treated), available, replace=False)
+        return MatchedHeads(
+            [head for heads in free.values() for head in sorted(heads)],
+            sorted(treated[i] for i in chosen),
+        )
+    wanted: defaultdict[int, int] = defaultdict(int)
+    for layer, _ in treated:
+        wanted[layer] += 1
+    control: list[Head] = []
+    for distance in range(n_layers):
+        for layer in sorted(wanted):
+            for near in {layer - distance, layer + distance}:
+                while wanted[layer] and free.get(near):
+                    control.append(free[near].pop())
+                    wanted[layer] -= 1
+    return MatchedHeads(sorted(control), sorted(treated))
+
+
+def uniform_sink_scores(
+    length: int, *, window: int | None = None, causal: bool = True
+) -> Float[np.ndarray, " key"]:
+    """The sink score of every key under uniform attention.
+
+    Query i spreads its weight evenly over the keys it sees: the i + 1 keys up to itself, the last
+    `window` of them, or all `length` where attention is not causal.
+    """
+    pattern = _uniform_pattern(length, window, causal)
+    scores: np.ndarray = np.tril(pattern).sum(0) / np.arange(length, 0, -1)
+    return scores
+
+
+def uniform_sink_mass(length: int, *, window: int | None = None, causal: bool = True) -> float:
+    """Sink mass under uniform attention: the mean over queries i >= 1 of the weight on key 0."""
+    return float(_uniform_pattern(length, window, causal)[1:, 0].mean())
+
+
+def _uniform_pattern(
+    length: int, window: int | None, causal: bool
+) -> Float[np.ndarray, "query key"]:
+    """Uniform attention over the visible keys."""
+    visible = np.ones((length, length))
+    if causal:
+        visible = np.tril(visible)
+    if window is not None:
+        visible = np.triu(visible, 1 - window)
+    pattern: np.ndarray = visible / visible.sum(-1, keepdims=True)
+    return pattern

@@ -1,0 +1,306 @@
+"""Effect sizes: paired differences with intervals and tests, one number a prompt.
+
+For each prompt the difference edited - clean is taken; draws are averaged within the prompt first.
+The resampling unit is the prompt. Interval: Student's t on the differences (95 %). p-value: the
+sign-flip test, which asks whether the differences are symmetric about 0 (20,000 resamples, exact
+where fewer exist). q-value: Benjamini-Hochberg over the treatment rows of one metric; contrasts are
+a family of their own. With few prompts the smallest p that can occur is large (2^(1-n)), and a
+skewed distribution makes the interval too narrow; `d_z` is mean over standard deviation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from .engine import Evaluation
+from .hooks.intervention import Intervention
+from .metrics import Metric
+
+RESAMPLES = 20_000
+LEVEL = 0.05
+Values = Float[np.ndarray, " prompt"]
+
+
+@dataclass(frozen=True)
+class EffectSize:
+    """One row of a result.
+
+    Attributes:
+        metric: What was measured.
+        condition: Under what.
+        kind: `treatment` or `control` (edited against clean), `contrast` (the treatment's effect
+            against the control's), `measurement` (a value beside its analytic null) or `null`.
+        layer: The layer, where the row is about one.
+        head: The query head, where the row is about one.
+        queries: The range of queries, such as `1:8`, where the row is about one.
+        baseline: Mean over prompts of what it is compared with.
+        value: Mean over prompts of what was measured.
+        effect: Mean of the paired differences, value - baseline.
+        ci_low: Lower end of the 95 % interval, None for fewer than two prompts.
+        ci_high: Upper end.
+        p_value: Sign-flip test, where it makes sense.
+        q_value: Benjamini-Hochberg within the family.
+        d_z: Mean difference over its standard deviation, None where that is 0.
+        n_prompts: Prompts.
+        n_draws: Draws that were averaged within each prompt.
+        unit: The unit of baseline, value, effect and interval.
+    """
+
+    metric: str
+    condition: str
+    kind: str
+    layer: int | None
+    head: int | None
+    queries: str | None
+    baseline: float
+    value: float
+    effect: float
+    ci_low: float | None
+    ci_high: float | None
+    p_value: float | None
+    q_value: float | None
+    d_z: float | None
+    n_prompts: int
+    n_draws: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """An effect with the values of the prompts that it came from."""
+
+    effect: EffectSize
+    values: Values
+    baselines: Values
+
+
+def paired_row(
+    metric: str,
+    condition: str,
+    kind: str,
+    values: Values,
+    baselines: Values,
+    *,
+    unit: str = "",
+    tested: bool = False,
+    seed: int = 0,
+    layer: int | None = None,
+    head: int | None = None,
+    queries: str | None = None,
+    n_draws: int = 1,
+) -> Row:
+    """The effect of paired values, one a prompt.
+
+    Args:
+        metric: What was measured.
+        condition: Under what.
+        kind: See `EffectSize`.
+        values: One value a prompt.
+        baselines: What each is compared with.
+        unit: The unit.
+        tested: Whether to run the sign-flip test.
+        seed: Decides the resamples of the test.
+        layer: The layer, if the row is about one.
+        head: The head, if the row is about one.
+        queries: The range of queries, if the row is about one.
+        n_draws: How many draws are averaged in each value.
+    """
+    values, baselines = np.asarray(values, float), np.asarray(baselines, float)
+    differences = values - baselines
+    low, high = interval(differences)
+    deviation = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    effect = EffectSize(
+        metric,
+        condition,
+        kind,
+        layer,
+        head,
+        queries,
+        baseline=float(baselines.mean()),
+        value=float(values.mean()),
+        effect=float(differences.mean()),
+        ci_low=low,
+        ci_high=high,
+        p_value=sign_flip_p(differences, seed) if tested and len(differences) > 1 else None,
+        q_value=None,
+        d_z=float(differences.mean()) / deviation if deviation > 0 else None,
+        n_prompts=len(differences),
+        n_draws=n_draws,
+        unit=unit,
+    )
+    return Row(effect, values, baselines)
+
+
+def interval(differences: Values) -> tuple[float | None, float | None]:
+    """Student's t interval (95 %) of the mean; a single point where all values are the same."""
+    if len(differences) < 2:
+        return None, None
+    if np.ptp(differences) == 0:
+        return float(differences[0]), float(differences[0])
+    found = stats.ttest_1samp(differences, 0).confidence_interval(1 - LEVEL)
+    return float(found.low), float(found.high)
+
+
+def sign_flip_p(differences: Values, seed: int = 0) -> float:
+    """Two-sided p of the sign-flip test: how often random signs give as large a mean."""
+    test = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)
+
+
+def smallest_p(n_prompts: int) -> float:
+    """The smallest p-value that the sign-flip test can give."""
+    return max(2.0 ** (1 - n_prompts), 2 / (RESAMPLES + 1))
+
+
+def with_q_values(rows: Sequence[Row]) -> list[Row]:
+    """The rows with Benjamini-Hochberg q-values, by metric and kind."""
+    families: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        if row.effect.p_value is not None:
+            families[row.effect.metric, row.effect.kind].append(number)
+    result = list(rows)
+    for members in families.values():
+        q_values = stats.false_discovery_control([rows[i].effect.p_value for i in members])
+        for number, q in zip(members, q_values, strict=True):
+            result[number] = replace(
+                rows[number], effect=replace(rows[number].effect, q_value=float(q))
+            )
+    return result
+
+
+def hopeless_families(effects: Sequence[EffectSize]) -> list[str]:
+    """A sentence for each family of tests in which no single row can be significant."""
+    sizes: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+    for effect in effects:
+        if effect.p_value is not None:
+            sizes[effect.metric, effect.kind, effect.n_prompts] += 1
+    return [
+        f"No single {metric} {kind} can be significant: {n} prompts allow no p below "
+        f"{smallest_p(n):.2g}, times {size} rows."
+        for (metric, kind, n), size in sizes.items()
+        if smallest_p(n) * size > LEVEL
+    ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A condition: what is done, and what its matched control does.
+
+    Attributes:
+        condition: The name.
+        treatment: One intervention a draw.
+        control: One intervention a draw; empty where no control can be made.
+        against: What the contrast sets against the control, if it is not the whole treatment
+            (fewer control heads than treated ones).
+    """
+
+    condition: str
+    treatment: list[Intervention]
+    control: list[Intervention] = field(default_factory=list)
+    against: list[Intervention] | None = None
+
+    def interventions(self) -> list[Intervention]:
+        """All of them, each once."""
+        return [*self.treatment, *self.control, *(self.against or [])]
+
+
+def compare(
+    comparisons: Sequence[Comparison],
+    evaluation: Evaluation,
+    order: Sequence[Intervention],
+    seed: int,
+) -> list[Row]:
+    """Treatment, control and contrast rows of every comparison and metric.
+
+    Args:
+        comparisons: The conditions.
+        evaluation: What the engine measured.
+        order: The interventions in the order in which the engine was given them.
+        seed: Decides the resamples of the tests.
+    """
+    number = {id(intervention): i for i, intervention in enumerate(order)}
+    rows: list[Row] = []
+    for axis, metric in enumerate(evaluation.metrics):
+        for comparison in comparisons:
+            rows += _compare_one(comparison, metric, axis, evaluation, number, seed)
+    return with_q_values(rows)
+
+
+def _compare_one(
+    comparison: Comparison,
+    metric: Metric,
+    axis: int,
+    evaluation: Evaluation,
+    number: dict[int, int],
+    seed: int,
+) -> list[Row]:
+    """The rows of one condition and metric."""
+
+    def read(interventions: list[Intervention]) -> tuple[Values, Values]:
+        chosen = [number[id(intervention)] for intervention in interventions]
+        return (
+            _mean_over_draws(evaluation.values[chosen, axis]),
+            _mean_over_draws(evaluation.baselines[chosen, axis]),
+        )
+
+    first = comparison.treatment[0]
+    place = {"unit": metric.unit, "layer": first.layer, "head": first.head, "seed": seed}
+    named = (metric.name, comparison.condition)
+    values, baselines = read(comparison.treatment)
+    treated = paired_row(
+        *named,
+        "treatment",
+        values,
+        baselines,
+        tested=metric.signed,
+        n_draws=len(comparison.treatment),
+        **place,  # type: ignore[arg-type]
+    )
+    if not comparison.control:
+        return [treated]
+    values, baselines = read(comparison.control)
+    control = paired_row(
+        *named,
+        "control",
+        values,
+        baselines,
+        n_draws=len(comparison.control),
+        **place,  # type: ignore[arg-type]
+    )
+    values, baselines = read(comparison.against or comparison.treatment)
+    contrast = paired_row(
+        *named,
+        "contrast",
+        values - baselines,
+        control.values - control.baselines,
+        tested=True,
+        n_draws=len(comparison.control),
+        **place,  # type: ignore[arg-type]
+    )
+    return [treated, control, contrast]
+
+
+def _mean_over_draws(values: Float[Tensor, "draw prompt"]) -> Values:
+    """The mean over draws within each prompt, in float64."""
+    return np.asarray(values.double().mean(0))
+
+
+def is_significant(effect: EffectSize) -> bool:
+    """Whether q (or, outside a family, p) is at most 0.05."""
+    q = effect.q_value if effect.q_value is not None else effect.p_value
+    return q is not None and not math.isnan(q) and q <= LEVEL

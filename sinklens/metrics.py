@@ -1,0 +1,192 @@
+"""What is measured in a run: metrics on logits, and metrics that a probe reads.
+
+Logit metrics are functions `fn(logits, tokens, *, clean_logits, positions, answers)` that return
+one float32 number a prompt. `positions` are those whose predictions count: after the edited one.
+
+- `loss`: next-token cross-entropy in nats (the last position has no target and is left out);
+- `kl`: KL(clean || edited) of the next-token distribution in nats;
+- `logit_diff`: logit of the right answer minus that of the wrong one at the last position.
+
+Probe metrics, by prompt, averaged over layers and heads:
+
+- `sink_mass`: mean attention of queries i >= 1 to key 0;
+- `sink_rate`: share of heads whose sink score of key 0 exceeds 0.3 (2410.10781, the `gu` preset);
+- `position0_norm`: the largest residual norm at position 0, over the streams entering each block
+  and leaving the last.
+
+They stay properties of position 0 when an edit is a control at a later position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .errors import UsageError, unknown_name
+from .probes import Probe, ResidualNorms, SinkScores
+from .probes.norms import NormValues
+from .probes.sinks import SinkScoreValues
+from .protocol import HookedModel
+
+SINK_THRESHOLDS = {"gu": 0.3, "strict": 0.8}
+
+
+@dataclass(frozen=True)
+class LogitMetric:
+    """A metric on logits.
+
+    Attributes:
+        name: The name in tables.
+        function: `fn(logits, tokens, *, clean_logits, positions, answers)` -> `[prompt]`.
+        unit: The unit.
+        higher_is_better: Whether more is better; None where neither is.
+        signed: Whether it can be negative; only then a sign-flip test of a treatment makes sense.
+        causal_only: Whether it needs next-token predictions.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    unit: str = ""
+    higher_is_better: bool | None = None
+    signed: bool = True
+    causal_only: bool = False
+
+
+@dataclass(frozen=True)
+class ProbeMetric:
+    """A metric that a probe reads and `reduce` turns into one number a prompt."""
+
+    name: str
+    probe: Callable[[HookedModel], Probe]
+    reduce: Callable[[Any], Tensor]
+    unit: str = ""
+    higher_is_better: bool | None = None
+    signed: bool = True
+    causal_only: bool = False
+
+
+Metric = LogitMetric | ProbeMetric
+
+
+def loss(
+    logits: Float[Tensor, "prompt pos d_vocab"],
+    tokens: Int[Tensor, "prompt pos"],
+    *,
+    clean_logits: Float[Tensor, "prompt pos d_vocab"],
+    positions: Int[Tensor, " counted"],
+    answers: Int[Tensor, "prompt 2"] | None,
+) -> Float[Tensor, " prompt"]:
+    """Mean next-token cross-entropy in nats of the predictions made at `positions`."""
+    made = positions[positions < tokens.shape[1] - 1]
+    chosen = logits[:, made].float()
+    targets = tokens[:, made + 1, None]
+    return (chosen.logsumexp(-1) - chosen.gather(-1, targets).squeeze(-1)).mean(-1)
+
+
+def kl(
+    logits: Float[Tensor, "prompt pos d_vocab"],
+    tokens: Int[Tensor, "prompt pos"],
+    *,
+    clean_logits: Float[Tensor, "prompt pos d_vocab"],
+    positions: Int[Tensor, " counted"],
+    answers: Int[Tensor, "prompt 2"] | None,
+) -> Float[Tensor, " prompt"]:
+    """Mean KL(clean || edited) in nats over the predictions made at `positions`."""
+    clean = clean_logits[:, positions].float().log_softmax(-1)
+    edited = logits[:, positions].float().log_softmax(-1)
+    return (clean.exp() * (clean - edited)).sum(-1).mean(-1)
+
+
+def logit_diff(
+    logits: Float[Tensor, "prompt pos d_vocab"],
+    tokens: Int[Tensor, "prompt pos"],
+    *,
+    clean_logits: Float[Tensor, "prompt pos d_vocab"],
+    positions: Int[Tensor, " counted"],
+    answers: Int[Tensor, "prompt 2"] | None,
+) -> Float[Tensor, " prompt"]:
+    """Logit of the right answer minus logit of the wrong one, at the last position.
+
+    Raises:
+        UsageError: The prompts have no answers.
+    """
+    if answers is None:
+        raise UsageError(
+            "logit_diff needs prompts with answers: Prompts.from_strings(model, [...], "
+            'answers=[(" right", " wrong"), ...])'
+        )
+    last = logits[:, -1].float().gather(-1, answers.to(logits.device))
+    return last[:, 0] - last[:, 1]
+
+
+def mean_sink_mass(values: SinkScoreValues) -> Float[Tensor, " prompt"]:
+    """Sink mass averaged over layers and heads."""
+    return values.mass.mean((1, 2))
+
+
+def sink_rate(values: SinkScoreValues, threshold: float = 0.3) -> Float[Tensor, " prompt"]:
+    """Share of heads, over all layers, whose score of key 0 exceeds the threshold."""
+    return (values.scores[..., 0] > threshold).float().mean((1, 2))
+
+
+def largest_position0_norm(values: NormValues) -> Float[Tensor, " prompt"]:
+    """The largest norm at position 0 over the depth of the model."""
+    return values.position0.amax(1)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        LogitMetric("loss", loss, "nats", False, causal_only=True),
+        LogitMetric("kl", kl, "nats", False, signed=False),
+        LogitMetric("logit_diff", logit_diff, "logits", True),
+        ProbeMetric("sink_mass", SinkScores, mean_sink_mass, "share of attention"),
+        ProbeMetric("sink_rate", SinkScores, sink_rate, "share of heads"),
+        ProbeMetric("position0_norm", ResidualNorms, largest_position0_norm, "norm"),
+    )
+}
+
+
+def resolve_metrics(metrics: Sequence[str | Metric | Callable[..., Tensor]]) -> list[Metric]:
+    """Metrics by name, or as a user gave them; a plain function is a logit metric.
+
+    Raises:
+        UsageError: A name is unknown, or there is no metric at all.
+    """
+    resolved: list[Metric] = []
+    for metric in metrics:
+        if isinstance(metric, (LogitMetric, ProbeMetric)):
+            resolved.append(metric)
+        elif isinstance(metric, str):
+            if metric not in METRICS:
+                raise unknown_name("metric", metric, METRICS)
+            resolved.append(METRICS[metric])
+        elif callable(metric):
+            resolved.append(LogitMetric(getattr(metric, "__name__", "metric"), metric))
+        else:
+            raise UsageError(f"a metric is a name or a function, not a {type(metric).__name__}")
+    if not resolved:
+        raise UsageError("no metrics to measure")
+    return resolved
+
+
+def counted_positions(
+    length: int, edited: int, sample: Sequence[int] | None = None
+) -> Int[Tensor, " counted"]:
+    """The positions whose predictions count: those after the edited one, or a sample of them.
+
+    Raises:
+        UsageError: None is left that has a next token.
+    """
+    positions = [p for p in range(edited + 1, length) if sample is None or p in sample]
+    if not any(p < length - 1 for p in positions):
+        raise UsageError(
+            f"no predictions are left to count after position {edited} in prompts of {length} "
+            "tokens; use longer prompts or other positions"
+        )
+    return torch.tensor(positions)
