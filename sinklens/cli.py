@@ -1,0 +1,216 @@
+"""The command line. It imports nothing heavy before a command needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import SinklensError, UsageError
+
+if TYPE_CHECKING:
+    from .text import Prompts
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find the attention sinks of a transformer, remove them, and see what breaks.",
+)
+
+Model = Annotated[str, typer.Argument(help="A shipped name, a folder, a .gguf file or a hub id.")]
+Text = Annotated[Path | None, typer.Option(help="A text file instead of the shipped corpus.")]
+Number = Annotated[int | None, typer.Option("--n-prompts", help="How many prompts.")]
+Length = Annotated[int, typer.Option(help="Tokens in each prompt, BOS included.")]
+Bos = Annotated[bool | None, typer.Option("--bos/--no-bos", help="Whether prompts start with BOS.")]
+Seed = Annotated[int, typer.Option(help="Decides every draw.")]
+Device = Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="float32, float64, float16 or bfloat16.")]
+Out = Annotated[Path | None, typer.Option(help="Write the result into this folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result in that folder.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="KEY=VALUE; lists are separated by commas.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+
+@app.command()
+def diagnose(
+    model: Model = "rope",
+    text: Text = None,
+    n_prompts: Number = None,
+    length: Length = 64,
+    bos: Bos = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    set_: Set = None,
+    quiet: Quiet = False,
+) -> None:
+    """Which sinks a model has, what holds them up and what removing them does."""
+    with _prepared(out, overwrite, quiet):
+        settings = _settings(set_)
+        from .battery import N_PROMPTS
+        from .battery import diagnose as run_battery
+
+        bridge = _load(model, device, dtype, quiet)
+        prompts = _prompts(bridge, text, N_PROMPTS if n_prompts is None else n_prompts, length, bos)
+        progress = False if quiet else None
+        card = run_battery(bridge, prompts, seed=seed, progress=progress, **settings)
+        print(card)
+        if out is not None:
+            card.save(out, overwrite=overwrite)
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help="Its name; `sinklens list` prints them.")],
+    model: Model = "rope",
+    text: Text = None,
+    n_prompts: Number = None,
+    length: Length = 64,
+    bos: Bos = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    set_: Set = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run one experiment and print its table."""
+    with _prepared(out, overwrite, quiet):
+        from .experiments import registry
+
+        settings = _settings(set_)
+        # Before the model is loaded, which can take minutes.
+        registry.configure(registry.get(experiment), settings)
+        bridge = _load(model, device, dtype, quiet)
+        prompts = _prompts(bridge, text, 64 if n_prompts is None else n_prompts, length, bos)
+        result = registry.run(
+            experiment, bridge, prompts, seed=seed, progress=False if quiet else None, **settings
+        )
+        print(result)
+        if out is not None:
+            result.save(out, overwrite=overwrite)
+
+
+@app.command("list")
+def list_experiments() -> None:
+    """The experiments there are."""
+    with _prepared(None, False, True):
+        from .experiments.registry import all_experiments
+
+        for name, entry in all_experiments().items():
+            print(f"{name:24}{entry.question} ({entry.paper})")
+
+
+@app.command()
+def models() -> None:
+    """The models that come with the package."""
+    with _prepared(None, False, True):
+        from . import zoo
+
+        for name in zoo.names():
+            print(f"{name:16}{zoo.card(name)['description']}")
+
+
+@app.command()
+def check(model: Model = "rope", device: Device = None, dtype: Dtype = "float32") -> None:
+    """What can be edited and measured on a model."""
+    with _prepared(None, False, True):
+        from . import capabilities
+
+        found = capabilities.check(_load(model, device, dtype, True))
+        print(
+            f"{model}: {found.architecture}, {found.n_layers} layers of {found.n_heads} heads "
+            f"({found.n_key_value_heads} key-value heads)"
+        )
+        for site, possible in found.edits.items():
+            print(f"  edit {site:10} {'works' if possible else 'does nothing'}")
+        windowed = sum(window is not None for window in found.windows)
+        for name, value in (
+            ("causal", found.causal),
+            ("BOS", found.bos),
+            ("learned sinks", found.learned_sinks),
+            ("layers with a window", windowed),
+        ):
+            print(f"  {name}: {value if isinstance(value, int) and value > 1 else _yes(value)}")
+
+
+@app.command()
+def show(folder: Annotated[Path, typer.Argument(help="A folder that --out wrote.")]) -> None:
+    """Print a result, or all results of a diagnosis."""
+    with _prepared(None, False, True):
+        from .results import ExperimentResult
+
+        parts = sorted(path.parent for path in folder.glob("*/result.json"))
+        if not (folder / "result.json").exists() and parts:
+            for part in parts:
+                print(ExperimentResult.load(part), end="\n\n")
+        else:
+            print(ExperimentResult.load(folder))
+
+
+def main() -> None:
+    """The entry point of the `sinklens` command."""
+    app()
+
+
+@contextlib.contextmanager
+def _prepared(out: Path | None, overwrite: bool, quiet: bool) -> Iterator[None]:
+    """Turn errors into one line and a status: 1 it cannot be done here, 2 wrong usage."""
+    try:
+        if out is not None:
+            from .results import require_free
+
+            require_free(out, overwrite)
+        yield
+    except UsageError as error:
+        print(f"sinklens: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except SinklensError as error:
+        print(f"sinklens: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("sinklens: stopped", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _load(model: str, device: str | None, dtype: str, quiet: bool) -> Any:
+    """Load a model; without progress where none is wanted."""
+    from .models import load
+
+    silent = quiet or not sys.stderr.isatty()
+    with contextlib.redirect_stderr(io.StringIO()) if silent else contextlib.nullcontext():
+        return load(model, device=device, dtype=dtype)
+
+
+def _prompts(model: Any, text: Path | None, n: int, length: int, bos: bool | None) -> Prompts:
+    from .text import prompts
+
+    return prompts(model, text, n=n, length=length, bos=bos)
+
+
+def _settings(pairs: list[str] | None) -> dict[str, str]:
+    """`KEY=VALUE` pairs as a dictionary."""
+    settings = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set takes KEY=VALUE, not {pair!r}")
+        settings[key] = value
+    for fixed in {"seed", "progress"} & settings.keys():
+        raise UsageError(f"use --{'quiet' if fixed == 'progress' else fixed} instead of --set")
+    return settings
+
+
+def _yes(value: object) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,112 @@
+"""Replace the BOS embedding and read loss, KL and the sink.
+
+What is written and the control (the same edit at a later position) are in `sinklens.hooks.bos`.
+Predictions count after the edited position. Units: nats for `loss` and `kl`, shares for the sink
+metrics, the model's own for `position0_norm`. A small effect shows that the model does not need
+what BOS brings into the stream; it does not show that it does not need a first token.
+
+Source: the act is that of 2606.06160, whose abstract does not say what takes BOS's place; the
+conditions are sinklens's own, so no number here is a reproduction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..capabilities import check
+from ..controls import control_positions
+from ..effects import Comparison
+from ..errors import SinklensError
+from ..hooks.bos import random_token, replace_bos_embedding
+from ..protocol import HookedModel
+from ..results import ExperimentResult
+from ..text import Prompts
+from .comparison import run_comparisons, sentences
+from .registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
+
+RANDOM = ("random_token", "gaussian")
+
+
+@dataclass(frozen=True)
+class BosReplacementConfig(ExperimentConfig):
+    """Settings; the conditions are in `sinklens.hooks.bos`."""
+
+
+DEFAULT_CONDITIONS = ("mean", "zero", "random_token", "gaussian")
+DEFAULT_METRICS = ("loss", "kl", "sink_mass", "sink_rate", "position0_norm")
+
+
+def summary(result: ExperimentResult) -> list[str]:
+    """Loss and sink mass under each condition, and what zeroing cannot show."""
+    lines = sentences(result, "Replacing BOS by", ["loss"])
+    lines += sentences(result, "Replacing BOS by", ["sink_mass"])
+    norm = [
+        e
+        for e in result.effects
+        if (e.metric, e.condition, e.kind) == ("position0_norm", "zero", "treatment")
+    ]
+    if norm and norm[0].value < 1e-3:
+        lines.append(
+            "After zero the position-0 stream stays at 0 in every layer, which is no "
+            "token's trajectory; read zero beside mean and random_token."
+        )
+    return lines
+
+
+@experiment(
+    paper="2606.06160",
+    question="Does the sink need the BOS embedding, and what does the model lose without it?",
+    summary=summary,
+)
+def bos_replacement(
+    model: HookedModel, prompts: Prompts, config: BosReplacementConfig
+) -> ExperimentResult:
+    """Replace the BOS embedding under each condition, and the same edit at later positions.
+
+    Raises:
+        SinklensError: The prompts do not start with BOS, or the embedding cannot be edited.
+    """
+    if not prompts.bos:
+        raise SinklensError(
+            "bos_replacement needs prompts that start with BOS; these do not. Use bos=True "
+            "(--bos), or position0_patching, which edits position 0 whatever token it holds"
+        )
+    capabilities = check(model)
+    capabilities.require("embedding", "bos_replacement", "Use position0_patching.")
+    conditions, left_out = choose_conditions(config, DEFAULT_CONDITIONS, lambda _: None)
+    metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=capabilities.causal)
+    positions = control_positions(prompts.length, config.draws, config.seed)
+    comparisons = []
+    drawn: dict[str, Any] = {"control_positions": positions}
+    for condition in conditions:
+        draws = max(1, config.draws) if condition in RANDOM else 1
+        comparisons.append(
+            Comparison(
+                condition,
+                [
+                    replace_bos_embedding(model, condition, seed=config.seed, draw=draw)
+                    for draw in range(draws)
+                ],
+                [
+                    replace_bos_embedding(
+                        model, condition, position=position, seed=config.seed, draw=draw
+                    )
+                    for draw, position in enumerate(positions)
+                ],
+            )
+        )
+        if condition == "random_token":
+            drawn["tokens"] = [
+                random_token(model, condition, config.seed, draw) for draw in range(draws)
+            ]
+    return run_comparisons(
+        "bos_replacement",
+        model,
+        prompts,
+        config,
+        comparisons,
+        metrics,
+        left_out={**left_out, **missing},
+        draws=drawn,
+    )

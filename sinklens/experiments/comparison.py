@@ -1,0 +1,131 @@
+"""What the causal experiments share: run conditions with their controls, and say what came out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..effects import Comparison, EffectSize, compare, is_significant
+from ..engine import evaluate
+from ..metrics import Metric
+from ..protocol import HookedModel
+from ..results import Array, ExperimentResult, assemble, describe
+from ..text import Prompts
+from .registry import ExperimentConfig
+
+
+def run_comparisons(
+    experiment: str,
+    model: HookedModel,
+    prompts: Prompts,
+    config: ExperimentConfig,
+    comparisons: Sequence[Comparison],
+    metrics: Sequence[Metric],
+    *,
+    left_out: Mapping[str, str],
+    notes: Sequence[str] = (),
+    draws: Mapping[str, Any],
+    arrays: Mapping[str, Array] | None = None,
+    extra_forwards: int = 0,
+) -> ExperimentResult:
+    """Evaluate all treatments and controls together and make the result.
+
+    Args:
+        experiment: The experiment's name.
+        model: The model.
+        prompts: The prompts.
+        config: The settings.
+        comparisons: The conditions.
+        metrics: What to measure.
+        left_out: What was left out, with reasons.
+        notes: Sentences for the foot of the table.
+        draws: What was drawn (tokens, positions, heads), for whoever wants to repeat it.
+        arrays: Arrays to keep.
+        extra_forwards: Forwards of the batch that were run before.
+    """
+    notes = list(notes)
+    if config.draws == 0:
+        notes.append("No controls and no contrasts: draws is 0.")
+    order = [item for comparison in comparisons for item in comparison.interventions()]
+    evaluation = evaluate(model, prompts, order, metrics, **config.for_engine())
+    rows = compare(comparisons, evaluation, order, config.seed)
+    fired: Counter[str] = Counter()
+    for intervention, count in zip(order, evaluation.fired, strict=True):
+        fired[intervention.name] += count
+    settings = {
+        **config.recorded(),
+        "left_out": dict(left_out),
+        "notes": notes,
+        "draws_made": dict(draws),
+    }
+    kept = dict(arrays or {})
+    control = _control_draws(comparisons, evaluation, order)
+    if control is not None:
+        kept["control_draws"] = control
+    return assemble(
+        experiment,
+        model,
+        prompts,
+        rows,
+        arrays=kept,
+        settings=settings,
+        fired=fired,
+        forwards=evaluation.forwards + extra_forwards,
+    )
+
+
+def _control_draws(
+    comparisons: Sequence[Comparison], evaluation: Any, order: Sequence[Any]
+) -> Array | None:
+    """Each control draw's effect averaged over prompts; NaN where a condition has fewer draws."""
+    most = max((len(comparison.control) for comparison in comparisons), default=0)
+    if most == 0:
+        return None
+    number = {id(intervention): i for i, intervention in enumerate(order)}
+    shape = (len(evaluation.metrics), len(comparisons), most)
+    means = torch.full(shape, torch.nan)
+    effects = (evaluation.values - evaluation.baselines).mean(-1)
+    for place, comparison in enumerate(comparisons):
+        for draw, intervention in enumerate(comparison.control):
+            means[:, place, draw] = effects[number[id(intervention)]]
+    return Array(means, ("metric", "comparison", "draw"))
+
+
+def sentences(result: ExperimentResult, what: str, metrics: Sequence[str]) -> list[str]:
+    """A sentence for each condition and metric: the effect, and whether it exceeds its control."""
+    lines = []
+    for metric in metrics:
+        for condition in dict.fromkeys(e.condition for e in result.effects if e.metric == metric):
+            rows = [e for e in result.effects if (e.metric, e.condition) == (metric, condition)]
+            treatments = [e for e in rows if e.kind == "treatment"]
+            strongest = max(treatments, key=lambda e: abs(e.effect))
+            contrast = next(
+                (
+                    e
+                    for e in rows
+                    if e.kind == "contrast"
+                    and (e.layer, e.head) == (strongest.layer, strongest.head)
+                ),
+                None,
+            )
+            lines.append(sentence(what, strongest, contrast, of=len(treatments)))
+    return lines
+
+
+def sentence(what: str, treatment: EffectSize, contrast: EffectSize | None, *, of: int = 1) -> str:
+    """One effect in words, led by its contrast with the control."""
+    where = f"{what} {treatment.condition}"
+    if treatment.layer is not None:
+        where += f" at L{treatment.layer}" if treatment.head is None else ""
+        where += f" at L{treatment.layer}H{treatment.head}" if treatment.head is not None else ""
+    if of > 1:
+        where += f" (the largest of {of} rows)"
+    text = f"{where} changes {treatment.metric} by {describe(treatment)}"
+    if contrast is None:
+        return f"{text}; there is no control."
+    if is_significant(contrast):
+        return f"{text}; beyond its control by {describe(contrast)}."
+    return f"{text}; not told apart from its control (beyond it by {describe(contrast)})."

@@ -1,0 +1,275 @@
+"""Patch position 0 layer by layer and read loss, KL and the sink.
+
+Each row is one condition at one layer. What is written is in `sinklens.hooks.position0`; with
+`other_token` every prompt gets another ordinary token, so that the interval covers the choice of
+token. Control at a later position p, one a draw: for `other_token` and `mean_token` the residual at
+p from a run with another token at p, for the others the same edit at p. Units: nats; sink mass is a
+share of attention. An effect at layer l is that of the stream from l on: a patch at an early layer
+also changes what later layers would have written at position 0.
+
+Source: the act is named by 2606.06160; the conditions and controls are sinklens's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..capabilities import check
+from ..controls import control_positions
+from ..effects import Comparison
+from ..engine import evaluate
+from ..errors import SinklensError, UsageError, unknown_name
+from ..hooks.intervention import seeded
+from ..hooks.position0 import (
+    MEAN_TOKENS,
+    PARTS,
+    POSITION0_CONDITIONS,
+    RESIDUAL_ONLY,
+    patch_position0,
+)
+from ..models import ordinary_tokens
+from ..probes import PositionValues, ResidualNorms
+from ..probes.positions import PartValues, first_token_values
+from ..protocol import HookedModel
+from ..results import ExperimentResult
+from ..text import Prompts
+from .comparison import run_comparisons, sentences
+from .registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
+
+
+@dataclass(frozen=True)
+class Position0PatchingConfig(ExperimentConfig):
+    """Settings.
+
+    Attributes:
+        part: `residual`, `key` or `value`, for conditions that do not name theirs (`zero:key`).
+        layers: Which layers; empty means all.
+    """
+
+    part: str = "residual"
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a part that does not exist."""
+        super().__post_init__()
+        if self.part not in PARTS:
+            raise unknown_name("part", self.part, PARTS)
+
+
+DEFAULT_METRICS = ("loss", "kl", "sink_mass")
+
+
+def summary(result: ExperimentResult) -> list[str]:
+    """The layer at which each condition does most."""
+    lines = sentences(result, "Patching position 0 with", ["loss"])
+    return (lines + sentences(result, "Patching position 0 with", ["sink_mass"]))[:12]
+
+
+@experiment(
+    paper="2606.06160",
+    question="In which layers does the model depend on what position 0 holds?",
+    summary=summary,
+)
+def position0_patching(
+    model: HookedModel, prompts: Prompts, config: Position0PatchingConfig
+) -> ExperimentResult:
+    """Patch position 0 at each layer under each condition, and a later position as control.
+
+    Raises:
+        SinklensError: The model is not causal, or a part cannot be edited.
+    """
+    capabilities = check(model)
+    if not capabilities.causal:
+        raise SinklensError(
+            "position0_patching needs a causal model, in which position 0 sees only itself; on "
+            f"{capabilities.architecture} use bos_replacement or sink_head_ablation"
+        )
+    layers = _layers(config, capabilities.n_layers)
+    defaults = [
+        f"{name}:{config.part}"
+        for name in POSITION0_CONDITIONS
+        if config.part == "residual" or name not in RESIDUAL_ONLY
+    ]
+    asked = tuple(c if ":" in c else f"{c}:{config.part}" for c in config.conditions)
+    config = replace(config, conditions=asked)
+
+    def refusal(condition: str) -> str | None:
+        with_, part = _parse(condition)
+        try:
+            capabilities.require(part, f"{with_}:{part}", "Use part=residual.")
+        except SinklensError as error:
+            return str(error)
+        return None
+
+    conditions, left_out = choose_conditions(config, defaults, refusal)
+    metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=True)
+    values = _Values(model, prompts, config, layers, conditions)
+    comparisons = [
+        values.comparison(*_parse(condition), layer) for condition in conditions for layer in layers
+    ]
+    return run_comparisons(
+        "position0_patching",
+        model,
+        prompts,
+        config,
+        comparisons,
+        metrics,
+        left_out={**left_out, **missing},
+        draws=values.drawn,
+        extra_forwards=values.forwards,
+    )
+
+
+class _Values:
+    """What the patches write, read once for all layers."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: Prompts,
+        config: Position0PatchingConfig,
+        layers: list[int],
+        conditions: list[str],
+    ) -> None:
+        self._model, self._config = model, config
+        parts = sorted({_parse(condition)[1] for condition in conditions})
+        names = {_parse(condition)[0] for condition in conditions}
+        self._positions = control_positions(prompts.length, config.draws, config.seed)
+        others = _other_tokens(model, prompts.tokens[:, 0], config.seed, "position0")
+        self.drawn: dict[str, Any] = {
+            "control_positions": self._positions,
+            "other_tokens": others.tolist(),
+        }
+        self._other = first_token_values(model, others, parts, layers)
+        self._mean: PartValues = {}
+        if "mean_token" in names:
+            random = seeded(config.seed, "position0", "mean_token")
+            chosen = random.choice(ordinary_tokens(model).numpy(), MEAN_TOKENS)
+            self._mean = {
+                key: value.mean(0)
+                for key, value in first_token_values(
+                    model, torch.from_numpy(chosen), parts, layers
+                ).items()
+            }
+        self._read_clean_run(prompts, parts, layers, names)
+        self._read_control_runs(prompts, parts, layers, names)
+
+    def _read_clean_run(
+        self, prompts: Prompts, parts: list[str], layers: list[int], names: set[str]
+    ) -> None:
+        """Norms, and what edited positions put out themselves, from one clean run."""
+        places = sorted({0, *self._positions})
+        outputs = {place: PositionValues(self._model, ["z"], layers, place) for place in places}
+        norms = ResidualNorms(self._model)
+        needs_outputs = parts != ["residual"]
+        probes = ([norms] if "rescaled" in names else []) + (
+            list(outputs.values()) if needs_outputs else []
+        )
+        self.forwards = 0
+        if probes:
+            self.forwards += evaluate(
+                self._model, prompts, [], [], probes=probes, **self._config.for_engine()
+            ).forwards
+        self._norms = norms.compute().others.mean(0) if "rescaled" in names else None
+        self._outputs = (
+            {place: probe.compute() for place, probe in outputs.items()} if needs_outputs else {}
+        )
+
+    def _read_control_runs(
+        self, prompts: Prompts, parts: list[str], layers: list[int], names: set[str]
+    ) -> None:
+        """What a later position holds in a run with another token there, one run a draw."""
+        self._control: list[PartValues] = []
+        if not names & {"other_token", "mean_token"}:
+            return
+        for draw, place in enumerate(self._positions):
+            tokens = prompts.tokens.clone()
+            tokens[:, place] = _other_tokens(
+                self._model, tokens[:, place], self._config.seed, f"control{draw}"
+            )
+            probe = PositionValues(self._model, parts, layers, place)
+            # Causal: nothing after the place can matter, so the prompts end there.
+            cut = replace(prompts, tokens=tokens[:, : place + 1], answers=None)
+            self.forwards += evaluate(
+                self._model, cut, [], [], probes=[probe], **self._config.for_engine()
+            ).forwards
+            self._control.append(probe.compute())
+
+    def comparison(self, with_: str, part: str, layer: int) -> Comparison:
+        """The treatment of one condition at one layer, and its control."""
+        random_draws = max(1, self._config.draws) if with_ == "redirected" else 1
+        treatment = [
+            self._patch(with_, part, layer, 0, draw, self._written(with_, part, layer))
+            for draw in range(random_draws)
+        ]
+        control = []
+        for draw, place in enumerate(self._positions):
+            written = self._written(with_, part, layer)
+            if with_ in ("other_token", "mean_token"):
+                written = self._control[draw][part, layer]
+            control.append(self._patch(with_, part, layer, place, draw, written))
+        return Comparison(f"{with_}:{part}", treatment, control)
+
+    def _written(self, with_: str, part: str, layer: int) -> Tensor | None:
+        if with_ == "rescaled":
+            assert self._norms is not None
+            return self._norms[layer]
+        if with_ == "mean_token":
+            return self._mean[part, layer]
+        other = self._other[part, layer]
+        return torch.zeros_like(other[0]) if with_ == "zero" else other
+
+    def _patch(
+        self, with_: str, part: str, layer: int, place: int, draw: int, written: Tensor | None
+    ) -> Any:
+        own = None if part == "residual" else self._outputs[place]["z", layer]
+        return patch_position0(
+            self._model,
+            layer,
+            with_,
+            part=part,
+            values=written,
+            own_output=own,
+            position=place,
+            seed=self._config.seed,
+            draw=draw if with_ == "redirected" else None,
+        )
+
+
+def _other_tokens(
+    model: HookedModel, tokens: Int[Tensor, " prompt"], seed: int, label: str
+) -> Int[Tensor, " prompt"]:
+    """For each prompt an ordinary token that differs from the one it has."""
+    ordinary = ordinary_tokens(model).to(tokens.device)
+    random = seeded(seed, "other_token", label)
+    chosen = ordinary[torch.from_numpy(random.integers(0, len(ordinary), len(tokens)))]
+    same = chosen == tokens
+    # The next ordinary token, where the draw hit the one that is there.
+    following = ordinary[(torch.searchsorted(ordinary, chosen) + 1) % len(ordinary)]
+    return torch.where(same, following, chosen)
+
+
+def _parse(condition: str) -> tuple[str, str]:
+    """A condition's name and part, as in `other_token:residual`."""
+    with_, _, part = condition.partition(":")
+    if with_ not in POSITION0_CONDITIONS:
+        raise unknown_name("condition", with_, POSITION0_CONDITIONS)
+    if part not in PARTS:
+        raise unknown_name("part", part, PARTS)
+    if part != "residual" and with_ in RESIDUAL_ONLY:
+        raise UsageError(f"{with_} is an edit of the residual stream, not of the {part}")
+    return with_, part
+
+
+def _layers(config: Position0PatchingConfig, n_layers: int) -> list[int]:
+    """The layers to patch."""
+    layers = list(config.layers) or list(range(n_layers))
+    wrong = [layer for layer in layers if not 0 <= layer < n_layers]
+    if wrong:
+        raise UsageError(f"there is no layer {wrong[0]}: this model has {n_layers}, from 0")
+    return layers
