@@ -1,0 +1,1 @@
+"""Second implementations that the package is tested against; they share no code with it."""
