@@ -289,7 +289,7 @@ def _compare_one(
         values - baselines,
         control.values - control.baselines,
         tested=True,
-        n_draws=len(comparison.control),
+        n_draws=max(len(comparison.control), len(comparison.against or ())),
         **place,  # type: ignore[arg-type]
     )
     return [treated, control, contrast]

@@ -129,6 +129,37 @@ def evaluate(
     )
 
 
+def read_under(
+    model: HookedModel,
+    prompts: Prompts,
+    intervention: Intervention | None,
+    probe: Probe,
+    *,
+    last_layer: int,
+    batch_size: int | None = None,
+) -> Any:
+    """What a probe computes while an intervention is in place, without going on to the logits.
+
+    Args:
+        model: In eval mode; it comes back as it was.
+        prompts: The prompts.
+        intervention: What is in place; None is a clean run.
+        probe: Reads blocks up to `last_layer`.
+        last_layer: The last block that has to run.
+        batch_size: Prompts in a forward; by default all.
+    """
+    probe.reset()
+    with torch.no_grad():
+        for index in torch.arange(len(prompts)).split(batch_size or len(prompts)):
+            hooks = [] if intervention is None else intervention.for_prompts(index).fwd_hooks
+            model.run_with_hooks(
+                prompts.tokens[index].to(model.cfg.device),
+                fwd_hooks=[*hooks, *probe.fwd_hooks],
+                stop_at_layer=last_layer + 1,
+            )
+    return probe.compute()
+
+
 class _Measure:
     """Runs the model on a batch and reads every metric off the run."""
 

@@ -7,9 +7,10 @@ intervention here is used with.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable  # so that shape checks in tests can look at it
 class HookedModel(Protocol):
     """A causal or bidirectional transformer with TransformerLens hook points."""
 

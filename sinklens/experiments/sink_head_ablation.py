@@ -21,7 +21,7 @@ from typing import Any
 from ..capabilities import Capabilities, check
 from ..controls import control_positions, derangement, matched_heads
 from ..effects import Comparison
-from ..engine import evaluate
+from ..engine import evaluate, read_under
 from ..errors import SinklensError, UsageError
 from ..hooks.heads import (
     EDGE_CONDITIONS,
@@ -41,6 +41,7 @@ from .comparison import run_comparisons, sentences
 from .registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
 
 SINK_MASS = 0.3
+SATURATED = 0.999
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,12 @@ def sink_head_ablation(
     )
     comparisons = [item for condition in conditions for item in edits.comparisons(condition)]
     edits.drawn["heads"] = [head_label(head) for head in heads]
+    saturated = sum(float(mass[head]) > SATURATED for head in heads)
+    if "drop_edge" in conditions and saturated:
+        edits.notes.append(
+            f"{saturated} of the heads give more than {SATURATED:.1%} of their attention to "
+            "position 0; drop_edge scales what is left of their rows more than a thousandfold."
+        )
     return run_comparisons(
         "sink_head_ablation",
         model,
@@ -201,25 +208,22 @@ class _Edits:
 
     def comparisons(self, condition: str) -> list[Comparison]:
         """One comparison for all heads together, or one a head."""
+        if self._config.each:
+            return self._each(condition)
         if condition in EDGE_CONDITIONS:
             self.drawn["control_positions"] = self._positions
-            groups = [[head] for head in self._heads] if self._config.each else [self._heads]
             return [
                 Comparison(
                     condition,
-                    [self._edge(condition, heads, 0)],
-                    [self._edge(condition, heads, place) for place in self._positions],
+                    [self._edge(condition, self._heads, 0)],
+                    [self._edge(condition, self._heads, place) for place in self._positions],
                 )
-                for heads in groups
             ]
-        if self._config.each:
-            return self._each(condition)
         return [self._together(condition)]
 
     def _together(self, condition: str) -> Comparison:
         """All heads at once, against as many other heads a draw."""
-        draws = range(max(1, self._config.draws)) if condition == "resample" else range(1)
-        treatment = [self._output(condition, self._heads, draw) for draw in draws]
+        treatment = [self._output(condition, self._heads, draw) for draw in self._draws(condition)]
         matched = [
             matched_heads(
                 self._heads,
@@ -234,21 +238,24 @@ class _Edits:
             if matched:
                 self._note(f"No control for {condition}: no head is left that is not ablated.")
             return Comparison(condition, treatment)
-        self.drawn["control_heads"] = [list(map(head_label, one.control)) for one in matched]
-        control = [self._output(condition, one.control, draw) for draw, one in enumerate(matched)]
-        if len(matched[0].control) == len(self._heads):
+        fewer = len(matched[0].control) < len(self._heads)
+        # Where all other heads are the control, every draw has the same; only the first is run.
+        pools = [one.control for one in (matched[:1] if fewer else matched)]
+        self.drawn["control_heads"] = [list(map(head_label, pool)) for pool in pools]
+        control = [self._output(condition, pool, draw) for draw, pool in enumerate(pools)]
+        if not fewer:
             return Comparison(condition, treatment, control)
         self.drawn["treated_heads"] = [list(map(head_label, one.treated)) for one in matched]
         self._note(
-            f"Only {len(matched[0].control)} heads are not ablated, fewer than the "
-            f"{len(self._heads)} that are: the control of {', '.join(OUTPUT_CONDITIONS)} edits all "
-            "of them, and the contrast sets it against as many ablated heads drawn at random."
+            f"Only {len(pools[0])} heads are not ablated, fewer than the {len(self._heads)} that "
+            f"are: the control of {', '.join(OUTPUT_CONDITIONS)} edits all of them, and the "
+            "contrast sets it against as many ablated heads drawn at random."
         )
         against = [self._output(condition, one.treated, draw) for draw, one in enumerate(matched)]
         return Comparison(condition, treatment, control, against)
 
     def _each(self, condition: str) -> list[Comparison]:
-        """One head at a time, all against one pool of other heads."""
+        """One head at a time, all against one pool of other heads, each alone."""
         others = [
             (layer, head)
             for layer in range(self._capabilities.n_layers)
@@ -256,16 +263,26 @@ class _Edits:
             if (layer, head) not in self._heads
         ]
         count = min(self._config.draws, len(others))
-        random = seeded(self._config.seed, "pool")
-        pool = [others[i] for i in sorted(random.choice(len(others), count, replace=False))]
-        if count == 0 and self._config.draws:
+        chosen = seeded(self._config.seed, "pool").choice(len(others), count, replace=False)
+        pool = [others[i] for i in sorted(chosen)]
+        if self._config.draws and not pool:
             self._note(f"No control for {condition}: no head is left that is not ablated.")
         self.drawn["control_heads"] = [[head_label(head)] for head in pool]
-        control = [self._output(condition, [head], draw) for draw, head in enumerate(pool)]
+
+        def alone(head: Head, draw: int) -> Intervention:
+            if condition in EDGE_CONDITIONS:
+                return self._edge(condition, [head], 0)
+            return self._output(condition, [head], draw)
+
+        control = [alone(head, draw) for draw, head in enumerate(pool)]
         return [
-            Comparison(condition, [self._output(condition, [head], 0)], control)
+            Comparison(condition, [alone(head, draw) for draw in self._draws(condition)], control)
             for head in self._heads
         ]
+
+    def _draws(self, condition: str) -> range:
+        """The draws of a treatment: only `resample` is random."""
+        return range(max(1, self._config.draws) if condition == "resample" else 1)
 
     def _output(self, condition: str, heads: Sequence[Head], draw: int) -> Intervention:
         """An edit of head outputs."""
@@ -295,16 +312,20 @@ class _Edits:
         values: HeadValues = {}
         for layer in sorted({layer for layer, _ in heads}):
             below = [head for head in heads if head[0] < layer]
-            probe = SinkReads(self._model, layer, place)
-            hooks = []
+            edit = None
             if below:
                 edit = ablate_heads(
                     self._model, below, "drop_edge_unnormalised", values=values, position=place
                 )
-                hooks = edit.fwd_hooks
-            self._model.run_with_hooks(self._prompts.tokens, fwd_hooks=[*hooks, *probe.fwd_hooks])
+            values[layer] = read_under(
+                self._model,
+                self._prompts,
+                edit,
+                SinkReads(self._model, layer, place),
+                last_layer=layer,
+                batch_size=self._config.batch_size,
+            )
             self.forwards += 1
-            values[layer] = probe.compute()
         return values
 
     def _note(self, sentence: str) -> None:

@@ -1,0 +1,103 @@
+"""Statistics against scipy, hand-made cases and simulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sinklens.effects import (
+    EffectSize,
+    hopeless_families,
+    interval,
+    paired_row,
+    sign_flip_p,
+    smallest_p,
+    with_q_values,
+)
+from tests.benchmarks.calibration import simulate
+
+
+def test_the_sign_flip_test_equals_all_sign_patterns_counted_by_hand() -> None:
+    differences = np.array([0.4, -0.1, 0.9, 0.3, -0.2, 0.7])
+    means = [
+        np.mean(differences * signs)
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
+    # Both tails, as scipy does: twice the share of sign patterns with at least this mean.
+    expected = 2 * np.mean(np.array(means) >= differences.mean() - 1e-12)
+    assert sign_flip_p(differences) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_row_is_the_paired_difference_with_students_interval() -> None:
+    values, baselines = np.array([3.0, 5.0, 4.5, 7.0]), np.array([2.0, 2.5, 4.0, 5.0])
+    row = paired_row("loss", "zero", "treatment", values, baselines, unit="nats").effect
+    differences = values - baselines
+    half = stats.t.ppf(0.975, 3) * differences.std(ddof=1) / math.sqrt(4)
+    assert (row.baseline, row.value) == (baselines.mean(), values.mean())
+    assert row.effect == pytest.approx(differences.mean())
+    assert (row.ci_low, row.ci_high) == pytest.approx(
+        (differences.mean() - half, differences.mean() + half)
+    )
+    assert row.d_z == pytest.approx(differences.mean() / differences.std(ddof=1))
+    assert row.p_value is None
+
+
+def test_degenerate_samples_have_decided_answers() -> None:
+    one = paired_row("loss", "c", "treatment", np.array([1.0]), np.zeros(1), tested=True).effect
+    assert (one.ci_low, one.ci_high, one.p_value, one.d_z) == (None, None, None, None)
+    same = paired_row("loss", "c", "treatment", np.full(5, 2.0), np.zeros(5), tested=True).effect
+    assert (same.ci_low, same.ci_high, same.d_z) == (2.0, 2.0, None)
+    nothing = paired_row("loss", "c", "treatment", np.zeros(5), np.zeros(5), tested=True).effect
+    assert (nothing.effect, nothing.p_value) == (0.0, 1.0)
+    assert interval(np.zeros(0)) == (None, None)
+
+
+def test_q_values_are_benjamini_hochberg_within_metric_and_kind() -> None:
+    random = np.random.default_rng(0)
+    rows = [
+        paired_row(
+            metric, str(number), kind, random.normal(shift, 1, 12), np.zeros(12), tested=True
+        )
+        for metric in ("loss", "sink_mass")
+        for kind in ("treatment", "contrast")
+        for number, shift in enumerate((0.0, 0.5, 1.0))
+    ]
+    found = [row.effect for row in with_q_values(rows)]
+    for start in range(0, len(rows), 3):
+        family = found[start : start + 3]
+        p = [effect.p_value for effect in family]
+        order = np.argsort(p)
+        expected = np.empty(3)
+        smallest = 1.0
+        for rank in (2, 1, 0):  # from the largest p down
+            smallest = min(smallest, p[order[rank]] * 3 / (rank + 1))
+            expected[order[rank]] = smallest
+        assert [effect.q_value for effect in family] == pytest.approx(expected.tolist())
+
+
+def test_a_family_that_is_too_large_for_its_prompts_is_announced() -> None:
+    def family(size: int, n: int) -> list[EffectSize]:
+        values = np.arange(1.0, n + 1)
+        return [
+            paired_row("loss", str(i), "treatment", values, np.zeros(n), tested=True).effect
+            for i in range(size)
+        ]
+
+    assert smallest_p(8) == 2 / 2**8
+    assert sign_flip_p(np.arange(1.0, 9.0)) == smallest_p(8)
+    assert hopeless_families(family(6, 8)) == []
+    assert len(hopeless_families(family(7, 8))) == 1
+    assert hopeless_families(family(7, 12)) == []
+
+
+@pytest.mark.parametrize(("n_prompts", "repeats"), [(8, 1500), (16, 250)])
+def test_calibration_on_true_nulls(n_prompts: int, repeats: int) -> None:
+    found = simulate("normal", n_prompts, repeats)
+    # Four standard errors of a share of 5 %.
+    error = 4 * math.sqrt(0.05 * 0.95 / repeats)
+    assert abs(found.rejected - 0.05) < error
+    assert abs(found.covered - 0.95) < error
