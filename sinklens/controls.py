@@ -26,13 +26,16 @@ def control_positions(length: int, draws: int, seed: int) -> list[int]:
     return [int(value) for value in seeded(seed, "positions").integers(1, last + 1, size=draws)]
 
 
-def derangement(n: int, seed: int, draw: int) -> Int[Tensor, " n"]:
-    """A random order of `n` prompts in which none keeps its place: a seeded cycle through all.
+def derangement(tokens: Int[Tensor, "prompt pos"], seed: int, draw: int) -> Int[Tensor, " prompt"]:
+    """For each prompt the number of another one: a seeded cycle through all.
 
-    With a single prompt there is no other one, and it keeps its place.
+    The cycle is drawn over the prompts in the order of their tokens, so that each prompt's partner
+    does not depend on where it stands. With a single prompt there is no other one.
     """
-    order = torch.from_numpy(seeded(seed, "derangement", draw).permutation(n))
-    result = torch.empty(n, dtype=torch.long)
+    by_content = torch.from_numpy(np.lexsort(tokens.cpu().numpy().T[::-1]).copy())
+    cycle = torch.from_numpy(seeded(seed, "derangement", draw).permutation(len(tokens)))
+    order = by_content[cycle]
+    result = torch.empty(len(tokens), dtype=torch.long)
     result[order] = order.roll(1)
     return result
 

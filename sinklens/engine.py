@@ -95,7 +95,7 @@ def evaluate(
     values: list[Tensor] = []
     baselines: list[Tensor] = []
     clean: list[Tensor] = []
-    with torch.no_grad(), _bar(forwards, prompts, size, progress) as advance:
+    with torch.no_grad(), _bar(forwards, progress) as advance:
         for index in batches:
             reading = [hook for probe in probes for hook in probe.fwd_hooks]
             clean_logits = measure.run(index, reading, "the clean run")
@@ -184,8 +184,18 @@ class _Measure:
         for probe in self._probes.values():
             probe.reset()
         tokens = self._prompts.tokens[index].to(self._model.cfg.device)
-        logits: Tensor = self._model.run_with_hooks(tokens, fwd_hooks=[*hooks, *reading])
-        if not bool(torch.isfinite(logits).all()):
+        try:
+            logits: Tensor = self._model.run_with_hooks(tokens, fwd_hooks=[*hooks, *reading])
+        except IndexError as error:
+            context = self._model.cfg.n_ctx
+            if self._prompts.length <= context:
+                raise
+            raise SinklensError(
+                f"prompts of {self._prompts.length} tokens are longer than the context of "
+                f"{origin(self._model).name}, {context}; use shorter ones (--length)"
+            ) from error
+        # The maximum carries NaN on, at one number a position where the logits are thousands.
+        if not bool(torch.isfinite(logits.amax(-1)).all()):
             raise SinklensError(
                 f"{origin(self._model).name} gives NaN or infinite logits in {what}; "
                 "its weights or its dtype cannot carry this"
@@ -196,6 +206,8 @@ class _Measure:
         self, index: Int[Tensor, " batch"], logits: Tensor, clean_logits: Tensor, position: int
     ) -> Float[Tensor, "metric batch"]:
         """Every metric of the run that has just ended, `position` being edited."""
+        if not self._metrics:
+            return torch.zeros(0, len(index))
         counted = counted_positions(self._prompts.length, position, self._sample).to(logits.device)
         computed = {factory: probe.compute() for factory, probe in self._probes.items()}
         answers = self._prompts.answers
@@ -216,8 +228,13 @@ class _Measure:
                     )
             else:
                 row = metric.reduce(computed[metric.probe])
+            if not bool(torch.isfinite(row).all()):
+                raise SinklensError(
+                    f"the metric {metric.name} is NaN or infinite on these prompts; it has to be a "
+                    "number"
+                )
             rows.append(row.float().cpu())
-        return torch.stack(rows) if rows else torch.zeros(0, len(index))
+        return torch.stack(rows)
 
 
 class _Watch:
@@ -254,6 +271,9 @@ class _Watch:
     def verify(self) -> None:
         """Fail if the intervention did not happen."""
         name = self.intervention.name
+        if self.intervention.position:
+            at = self.intervention.position
+            name += f" at position {at} (a control; draws=0 leaves controls out)"
         for hook, count in zip(self.names, self.fired, strict=True):
             if not count:
                 raise SinklensError(
@@ -281,14 +301,24 @@ def show_progress(progress: bool | None) -> bool:
     return progress
 
 
+def announce(what: str, forwards: int, prompts: Prompts, progress: bool | None) -> None:
+    """Say how many forwards something will take, where progress is shown."""
+    if show_progress(progress):
+        print(
+            f"{what}: {forwards} forwards of {len(prompts)} x {prompts.length} tokens",
+            file=sys.stderr,
+        )
+
+
 @contextmanager
-def _bar(
-    forwards: int, prompts: Prompts, size: int, progress: bool | None
-) -> Iterator[Callable[[], object]]:
-    """A bar that appears after two seconds; the number of forwards is said at once."""
-    shown = show_progress(progress)
-    if shown:
-        count = min(size, len(prompts))
-        print(f"{forwards} forwards of {count} x {prompts.length} tokens", file=sys.stderr)
-    with tqdm(total=forwards, delay=2, disable=not shown, unit="forward", leave=False) as bar:
+def _bar(forwards: int, progress: bool | None) -> Iterator[Callable[[], object]]:
+    """A bar that appears after two seconds."""
+    with tqdm(
+        total=forwards,
+        delay=2,
+        mininterval=0.5,
+        disable=not show_progress(progress),
+        unit="forward",
+        leave=False,
+    ) as bar:
         yield bar.update

@@ -83,9 +83,11 @@ def loss(
 ) -> Float[Tensor, " prompt"]:
     """Mean next-token cross-entropy in nats of the predictions made at `positions`."""
     made = positions[positions < tokens.shape[1] - 1]
-    chosen = logits[:, made].float()
-    targets = tokens[:, made + 1, None]
-    return (chosen.logsumexp(-1) - chosen.gather(-1, targets).squeeze(-1)).mean(-1)
+    losses = [
+        torch.nn.functional.cross_entropy(mine[made].float(), row[made + 1])
+        for mine, row in zip(logits, tokens, strict=True)  # a prompt at a time stays in the caches
+    ]
+    return torch.stack(losses)
 
 
 def kl(
@@ -97,9 +99,12 @@ def kl(
     answers: Int[Tensor, "prompt 2"] | None,
 ) -> Float[Tensor, " prompt"]:
     """Mean KL(clean || edited) in nats over the predictions made at `positions`."""
-    clean = clean_logits[:, positions].float().log_softmax(-1)
-    edited = logits[:, positions].float().log_softmax(-1)
-    return (clean.exp() * (clean - edited)).sum(-1).mean(-1)
+    divergences = []
+    for before, after in zip(clean_logits, logits, strict=True):  # a prompt at a time, as in `loss`
+        clean = before[positions].float().log_softmax(-1)
+        edited = after[positions].float().log_softmax(-1)
+        divergences.append((clean.exp() * (clean - edited)).sum(-1).mean())
+    return torch.stack(divergences)
 
 
 def logit_diff(

@@ -320,7 +320,7 @@ def _guess_bos(model: HookedModel) -> int | None:
     if tokenizer is not None:
         if getattr(tokenizer, "cls_token_id", None) is not None:
             return int(tokenizer.cls_token_id)
-        if value is not None or tokenizer.bos_token_id != tokenizer.eos_token_id:
+        if value is None and tokenizer.bos_token_id != tokenizer.eos_token_id:
             return int(tokenizer.bos_token_id)
     return None if value is None else int(value)
 

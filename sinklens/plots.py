@@ -55,8 +55,15 @@ def forest(result: ExperimentResult) -> Figure:
     drawn.update_layout(
         title=f"{result.experiment}: effects with 95 % intervals, {_source(result)}",
         template="simple_white",
-        height=160 + 34 * len(rows),
-        legend={"orientation": "h", "y": -0.25},
+        height=200 + 34 * len(rows),
+        legend={
+            "orientation": "h",
+            "y": 1,
+            "yanchor": "bottom",
+            "yref": "container",
+            "x": 1,
+            "xanchor": "right",
+        },
     )
     return drawn
 

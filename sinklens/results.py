@@ -37,6 +37,7 @@ from .text import Prompts
 SCHEMA = 1
 FILES = ("result.json", "run.json", "values.safetensors")
 LONGEST_SUMMARY = 12
+TABLE_STYLE = "<style>.sinklens td, .sinklens th {white-space: nowrap; text-align: left}</style>"
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,9 @@ class ExperimentResult:
         for row in self.effects:
             key = (row.condition, row.metric, row.layer, row.head, row.queries)
             groups.setdefault(key, {})[row.kind] = row
-        return pd.DataFrame([_table_row(kinds) for kinds in groups.values()]).dropna(
-            axis="columns", how="all"
-        )
+        starred = self.settings.get("footnotes", {})
+        rows = [_table_row(kinds, starred) for kinds in groups.values()]
+        return pd.DataFrame(rows).dropna(axis="columns", how="all")
 
     def notes(self) -> list[str]:
         """What a reader of the table has to know: BOS, prompts, what is missing and why."""
@@ -118,6 +119,7 @@ class ExperimentResult:
             f"{self.provenance['model']['name']}: {prompts['n']} prompts of "
             f"{prompts['length']} tokens {bos} BOS from {prompts['source']}."
         ]
+        lines += [f"* {line}" for line in self.settings.get("footnotes", {}).values()]
         lines += self.settings.get("notes", [])
         lines += [
             f"Left out: {what}, since {why}."
@@ -141,10 +143,13 @@ class ExperimentResult:
     def _repr_html_(self) -> str:
         """Summary, table and notes for Jupyter."""
         sentences = "".join(f"<li>{html.escape(line)}</li>" for line in self.summary)
-        table = self.table().to_html(index=False, na_rep="", border=0)
+        table = self.table().to_html(
+            index=False, na_rep="", border=0, justify="left", classes="sinklens"
+        )
         notes = "<br>".join(html.escape(line) for line in self.notes())
         return (
-            f"<h4>{html.escape(self.experiment)}</h4><ul>{sentences}</ul>{table}"
+            f"<h4>{html.escape(self.experiment)}</h4><ul>{sentences}</ul>"
+            f"{TABLE_STYLE}<div style='overflow-x: auto'>{table}</div>"
             f"<p><small>{notes}</small></p>"
         )
 
@@ -160,6 +165,11 @@ class ExperimentResult:
         """
         target = Path(folder)
         require_free(target, overwrite)
+        write_files(target, self._files())
+        return target
+
+    def _files(self) -> dict[str, bytes]:
+        """The files of the result; `result.json` last, since it vouches for the values."""
         values = save_safetensors(self._tensors())
         content = {
             "schema": SCHEMA,
@@ -171,13 +181,11 @@ class ExperimentResult:
             "dims": {name: list(array.dims) for name, array in self.arrays.items()},
             "values_sha256": hashlib.sha256(values).hexdigest(),
         }
-        texts = {"run.json": self.run, "result.json": content}
-        files = {"values.safetensors": values}
-        for name, value in texts.items():
-            text = json.dumps(value, indent=1, allow_nan=False, sort_keys=name == "run.json")
-            files[name] = f"{text}\n".encode()
-        write_files(target, files)
-        return target
+        return {
+            "values.safetensors": values,
+            "run.json": _json_bytes(self.run),
+            "result.json": _json_bytes(content),
+        }
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"arrays.{name}": array.values for name, array in self.arrays.items()}
@@ -222,7 +230,7 @@ class ExperimentResult:
                 provenance=content["provenance"],
                 run=_read_json(source / "run.json"),
             )
-        except (OSError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
             raise SinklensError(f"the result in {source} is damaged: {error}") from error
 
 
@@ -305,9 +313,11 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
             partial = Path(temporary) / "result"
             partial.mkdir()
             for name, content in files.items():
+                (partial / name).parent.mkdir(exist_ok=True)
                 (partial / name).write_bytes(content)
             if folder.exists() and any(folder.iterdir()):
                 for name in files:
+                    (folder / name).parent.mkdir(exist_ok=True)
                     os.replace(partial / name, folder / name)
             else:
                 os.replace(partial, folder)
@@ -357,12 +367,10 @@ class Diagnosis:
         """
         target = Path(folder)
         require_free(target, overwrite)
+        files = {"findings.txt": f"{self}\n".encode()}
         for name, result in self.results.items():
-            result.save(target / name, overwrite=overwrite)
-        path = target / "findings.txt"
-        partial = path.with_suffix(".partial")
-        partial.write_text(f"{self}\n", encoding="utf-8")
-        os.replace(partial, path)
+            files |= {f"{name}/{file}": content for file, content in result._files().items()}
+        write_files(target, files)
         return target
 
 
@@ -374,7 +382,7 @@ def describe(effect: EffectSize) -> str:
     return f"{effect.effect:+.3g} {effect.unit}{ends}"
 
 
-def _table_row(kinds: Mapping[str, EffectSize]) -> dict[str, Any]:
+def _table_row(kinds: Mapping[str, EffectSize], starred: Mapping[str, str]) -> dict[str, Any]:
     """A row of the table for a person."""
     lead = next(
         kinds[kind]
@@ -385,6 +393,7 @@ def _table_row(kinds: Mapping[str, EffectSize]) -> dict[str, Any]:
     if lead.layer is not None and lead.head is not None:
         where = head_label((lead.layer, lead.head))
     control, contrast = kinds.get("control"), kinds.get("contrast")
+    star = " *" if lead.condition in starred else ""
     row = {
         "condition": lead.condition,
         "at": where or None,
@@ -399,7 +408,7 @@ def _table_row(kinds: Mapping[str, EffectSize]) -> dict[str, Any]:
         "control": None if control is None else f"{control.effect:+.3g}",
         "more than control [95 %]": None
         if contrast is None
-        else describe(contrast).replace(f" {lead.unit}", ""),
+        else describe(contrast).replace(f" {lead.unit}", "") + star,
         "q (contrast)": None if contrast is None else _number(contrast.q_value),
     }
     return row
@@ -407,6 +416,10 @@ def _table_row(kinds: Mapping[str, EffectSize]) -> dict[str, Any]:
 
 def _number(value: float | None) -> str | None:
     return None if value is None else f"{value:.2g}"
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

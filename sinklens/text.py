@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -24,6 +26,8 @@ from torch import Tensor
 from .errors import SinklensError, UsageError
 from .models import bos_token_id, ordinary_tokens
 from .protocol import HookedModel
+
+_cut_corpora: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -129,11 +133,10 @@ def prompts(
         UsageError: The text gives fewer than `n` windows, the file cannot be read, or BOS is asked
             for where there is none.
     """
-    if n < 1 or length < 2:
-        raise UsageError(f"n must be at least 1 and length at least 2, not n={n}, length={length}")
+    _require_size(n, length)
     use_bos = _resolve_bos(model, bos)
     content, source = _read(text)
-    tokens = torch.tensor(_encode(model, content))
+    tokens = torch.tensor(_corpus_tokens(model) if text is None else _encode(model, content))
     width = length - use_bos
     count = len(tokens) // width
     if count < n:
@@ -150,6 +153,7 @@ def random_prompts(
     model: HookedModel, n: int = 64, length: int = 64, *, bos: bool | None = None, seed: int = 0
 ) -> Prompts:
     """Prompts of tokens drawn uniformly from the vocabulary without special tokens."""
+    _require_size(n, length)
     use_bos = _resolve_bos(model, bos)
     generator = np.random.default_rng([seed, *b"random_prompts"])
     choice = generator.choice(ordinary_tokens(model).numpy(), size=(n, length - use_bos))
@@ -160,6 +164,7 @@ def repeated_prompts(
     model: HookedModel, n: int = 64, length: int = 64, *, bos: bool | None = None, seed: int = 0
 ) -> Prompts:
     """Prompts of one token repeated; another ordinary token in each prompt."""
+    _require_size(n, length)
     use_bos = _resolve_bos(model, bos)
     generator = np.random.default_rng([seed, *b"repeated_prompts"])
     choice = generator.choice(ordinary_tokens(model).numpy(), size=(n, 1))
@@ -184,6 +189,12 @@ def corpus() -> str:
     return resources.files(__package__).joinpath("data/sotu.txt").read_text("utf-8")
 
 
+def _require_size(n: int, length: int) -> None:
+    """Refuse sizes that no prompts can have."""
+    if n < 1 or length < 2:
+        raise UsageError(f"n must be at least 1 and length at least 2, not n={n}, length={length}")
+
+
 def _read(text: str | Path | None) -> tuple[str, str]:
     """A text and the name that tables give it."""
     if text is None:
@@ -194,6 +205,15 @@ def _read(text: str | Path | None) -> tuple[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read the text file {text}: {error}") from error
     return text, "text"
+
+
+def _corpus_tokens(model: HookedModel) -> list[int]:
+    """Token ids of the shipped corpus, cut once for each tokenizer."""
+    known = None if model.tokenizer is None else _cut_corpora.get(model.tokenizer)
+    if known is None:
+        known = _encode(model, corpus())
+        _cut_corpora[model.tokenizer] = known
+    return known
 
 
 def _encode(model: HookedModel, text: str) -> list[int]:

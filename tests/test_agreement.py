@@ -152,7 +152,7 @@ def test_sink_head_ablation(smollm2: Any, prompts: sinklens.Prompts, plain_smoll
     heads = plain_hf.sink_heads(plain_smollm2, prompts.tokens)
     drawn = result.settings["draws_made"]
     assert drawn["heads"] == [f"L{layer}H{head}" for layer, head in heads]
-    order = derangement(N_PROMPTS, 2, 0)
+    order = derangement(prompts.tokens, 2, 0)
     assert sorted(order.tolist()) == list(range(N_PROMPTS))
     assert all(place != other for place, other in enumerate(order.tolist()))
     for condition in ("zero", "mean", "resample", "drop_edge", "drop_edge_unnormalised"):
@@ -160,7 +160,7 @@ def test_sink_head_ablation(smollm2: Any, prompts: sinklens.Prompts, plain_smoll
             plain_smollm2, prompts.tokens, heads, condition, permutation=order
         )
         _check(result, condition, "treatment", theirs)
-    (control,), (position,) = drawn["control_heads"], drawn["control_positions"]
+    (control,), (position,) = drawn["control_heads"]["mean"], drawn["control_positions"]
     parsed = [tuple(map(int, label[1:].split("H"))) for label in control]
     assert not set(parsed) & set(heads)
     theirs = plain_hf.sink_head_ablation(plain_smollm2, prompts.tokens, parsed, "mean")

@@ -39,8 +39,7 @@ DEFAULT_METRICS = ("loss", "kl", "sink_mass", "sink_rate", "position0_norm")
 
 def summary(result: ExperimentResult) -> list[str]:
     """Loss and sink mass under each condition, and what zeroing cannot show."""
-    lines = sentences(result, "Replacing BOS by", ["loss"])
-    lines += sentences(result, "Replacing BOS by", ["sink_mass"])
+    lines = []
     norm = [
         e
         for e in result.effects
@@ -51,7 +50,7 @@ def summary(result: ExperimentResult) -> list[str]:
             "After zero the position-0 stream stays at 0 in every layer, which is no "
             "token's trajectory; read zero beside mean and random_token."
         )
-    return lines
+    return (lines + sentences(result, "Replacing BOS by", ["loss", "sink_mass"]))[:12]
 
 
 @experiment(
@@ -69,8 +68,9 @@ def bos_replacement(
     """
     if not prompts.bos:
         raise SinklensError(
-            "bos_replacement needs prompts that start with BOS; these do not. Use bos=True "
-            "(--bos), or position0_patching, which edits position 0 whatever token it holds"
+            "bos_replacement needs prompts that start with BOS; these do not. Use "
+            "sinklens.prompts(model, bos=True) (--bos), or position0_patching, which edits "
+            "position 0 whatever token it holds"
         )
     capabilities = check(model)
     capabilities.require("embedding", "bos_replacement", "Use position0_patching.")

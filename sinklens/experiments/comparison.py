@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..effects import Comparison, EffectSize, compare, is_significant
-from ..engine import evaluate
+from ..engine import announce, evaluate
 from ..metrics import Metric
 from ..protocol import HookedModel
 from ..results import Array, ExperimentResult, assemble, describe
@@ -27,6 +27,7 @@ def run_comparisons(
     *,
     left_out: Mapping[str, str],
     notes: Sequence[str] = (),
+    footnotes: Mapping[str, str] | None = None,
     draws: Mapping[str, Any],
     arrays: Mapping[str, Array] | None = None,
     extra_forwards: int = 0,
@@ -42,6 +43,7 @@ def run_comparisons(
         metrics: What to measure.
         left_out: What was left out, with reasons.
         notes: Sentences for the foot of the table.
+        footnotes: By condition, what a reader of its rows has to know; they get a star.
         draws: What was drawn (tokens, positions, heads), for whoever wants to repeat it.
         arrays: Arrays to keep.
         extra_forwards: Forwards of the batch that were run before.
@@ -50,6 +52,7 @@ def run_comparisons(
     if config.draws == 0:
         notes.append("No controls and no contrasts: draws is 0.")
     order = [item for comparison in comparisons for item in comparison.interventions()]
+    announce(experiment, 1 + len(order) + extra_forwards, prompts, config.progress)
     evaluation = evaluate(model, prompts, order, metrics, **config.for_engine())
     rows = compare(comparisons, evaluation, order, config.seed)
     fired: Counter[str] = Counter()
@@ -59,6 +62,7 @@ def run_comparisons(
         **config.recorded(),
         "left_out": dict(left_out),
         "notes": notes,
+        "footnotes": dict(footnotes or {}),
         "draws_made": dict(draws),
     }
     kept = dict(arrays or {})
@@ -127,5 +131,6 @@ def sentence(what: str, treatment: EffectSize, contrast: EffectSize | None, *, o
     if contrast is None:
         return f"{text}; there is no control."
     if is_significant(contrast):
-        return f"{text}; beyond its control by {describe(contrast)}."
+        beyond = contrast.effect * treatment.effect > 0
+        return f"{text}; {'beyond' if beyond else 'less than'} its control by {describe(contrast)}."
     return f"{text}; not told apart from its control (beyond it by {describe(contrast)})."

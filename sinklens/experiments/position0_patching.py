@@ -140,16 +140,16 @@ class _Values:
         parts = sorted({_parse(condition)[1] for condition in conditions})
         names = {_parse(condition)[0] for condition in conditions}
         self._positions = control_positions(prompts.length, config.draws, config.seed)
-        others = _other_tokens(model, prompts.tokens[:, 0], config.seed, "position0")
-        self.drawn: dict[str, Any] = {
-            "control_positions": self._positions,
-            "other_tokens": others.tolist(),
-        }
+        others = _other_tokens(model, prompts.tokens, 0, config.seed, "position0")
+        self.drawn: dict[str, Any] = {"control_positions": self._positions}
+        if "other_token" in names:
+            self.drawn["other_tokens"] = others.tolist()
         self._other = first_token_values(model, others, parts, layers)
         self._mean: PartValues = {}
         if "mean_token" in names:
             random = seeded(config.seed, "position0", "mean_token")
             chosen = random.choice(ordinary_tokens(model).numpy(), MEAN_TOKENS)
+            self.drawn["mean_tokens"] = chosen.tolist()
             self._mean = {
                 key: value.mean(0)
                 for key, value in first_token_values(
@@ -190,8 +190,9 @@ class _Values:
         for draw, place in enumerate(self._positions):
             tokens = prompts.tokens.clone()
             tokens[:, place] = _other_tokens(
-                self._model, tokens[:, place], self._config.seed, f"control{draw}"
+                self._model, prompts.tokens, place, self._config.seed, f"control{draw}"
             )
+            self.drawn.setdefault("control_tokens", []).append(tokens[:, place].tolist())
             probe = PositionValues(self._model, parts, layers, place)
             # Causal: nothing after the place can matter, so the prompts end there.
             cut = replace(prompts, tokens=tokens[:, : place + 1], answers=None)
@@ -242,16 +243,18 @@ class _Values:
 
 
 def _other_tokens(
-    model: HookedModel, tokens: Int[Tensor, " prompt"], seed: int, label: str
+    model: HookedModel, tokens: Int[Tensor, "prompt pos"], place: int, seed: int, label: str
 ) -> Int[Tensor, " prompt"]:
-    """For each prompt an ordinary token that differs from the one it has."""
-    ordinary = ordinary_tokens(model).to(tokens.device)
-    random = seeded(seed, "other_token", label)
-    chosen = ordinary[torch.from_numpy(random.integers(0, len(ordinary), len(tokens)))]
-    same = chosen == tokens
-    # The next ordinary token, where the draw hit the one that is there.
-    following = ordinary[(torch.searchsorted(ordinary, chosen) + 1) % len(ordinary)]
-    return torch.where(same, following, chosen)
+    """For each prompt an ordinary token that differs from the one it has at a place.
+
+    Seeded by the prompt's own tokens, so that it does not depend on where the prompt stands.
+    """
+    ordinary = ordinary_tokens(model).numpy()
+    chosen = []
+    for prompt in tokens.tolist():
+        random = seeded(seed, "other_token", label, prompt)
+        chosen.append(int(random.choice(ordinary[ordinary != prompt[place]])))
+    return torch.tensor(chosen, device=tokens.device)
 
 
 def _parse(condition: str) -> tuple[str, str]:

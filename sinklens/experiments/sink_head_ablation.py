@@ -26,7 +26,6 @@ from ..errors import SinklensError, UsageError
 from ..hooks.heads import (
     EDGE_CONDITIONS,
     HEAD_CONDITIONS,
-    OUTPUT_CONDITIONS,
     Head,
     HeadValues,
     ablate_heads,
@@ -126,6 +125,7 @@ def sink_head_ablation(
         metrics,
         left_out={**left_out, **missing},
         notes=edits.notes,
+        footnotes=edits.footnotes,
         draws=edits.drawn,
         arrays={"sink_mass": Array(mass, ("layer", "head"))},
         extra_forwards=first.forwards + edits.forwards,
@@ -204,6 +204,7 @@ class _Edits:
         self._positions = control_positions(prompts.length, config.draws, config.seed)
         self.drawn: dict[str, Any] = {}
         self.notes: list[str] = []
+        self.footnotes: dict[str, str] = {}
         self.forwards = 0
 
     def comparisons(self, condition: str) -> list[Comparison]:
@@ -239,17 +240,19 @@ class _Edits:
                 self._note(f"No control for {condition}: no head is left that is not ablated.")
             return Comparison(condition, treatment)
         fewer = len(matched[0].control) < len(self._heads)
-        # Where all other heads are the control, every draw has the same; only the first is run.
-        pools = [one.control for one in (matched[:1] if fewer else matched)]
-        self.drawn["control_heads"] = [list(map(head_label, pool)) for pool in pools]
+        # Where all other heads are the control, every draw has the same heads; unless the edit
+        # itself is random, only the first is run.
+        once = fewer and condition != "resample"
+        pools = [one.control for one in (matched[:1] if once else matched)]
+        self._record("control_heads", condition, pools)
         control = [self._output(condition, pool, draw) for draw, pool in enumerate(pools)]
         if not fewer:
             return Comparison(condition, treatment, control)
-        self.drawn["treated_heads"] = [list(map(head_label, one.treated)) for one in matched]
-        self._note(
-            f"Only {len(pools[0])} heads are not ablated, fewer than the {len(self._heads)} that "
-            f"are: the control of {', '.join(OUTPUT_CONDITIONS)} edits all of them, and the "
-            "contrast sets it against as many ablated heads drawn at random."
+        self._record("treated_heads", condition, [one.treated for one in matched])
+        self.footnotes[condition] = (
+            f"{condition}: only {len(pools[0])} heads are not ablated, fewer than the "
+            f"{len(self._heads)} that are. The control edits all of them, and 'more than control' "
+            "compares it with as many ablated heads drawn at random, not with the effect shown."
         )
         against = [self._output(condition, one.treated, draw) for draw, one in enumerate(matched)]
         return Comparison(condition, treatment, control, against)
@@ -267,7 +270,7 @@ class _Edits:
         pool = [others[i] for i in sorted(chosen)]
         if self._config.draws and not pool:
             self._note(f"No control for {condition}: no head is left that is not ablated.")
-        self.drawn["control_heads"] = [[head_label(head)] for head in pool]
+        self._record("control_heads", condition, [[head] for head in pool])
 
         def alone(head: Head, draw: int) -> Intervention:
             if condition in EDGE_CONDITIONS:
@@ -290,7 +293,7 @@ class _Edits:
         if condition == "mean":
             values = self._means
         elif condition == "resample":
-            order = derangement(len(self._prompts), self._config.seed, draw)
+            order = derangement(self._prompts.tokens, self._config.seed, draw)
             layers = {layer for layer, _ in heads}
             values = {layer: self._outputs[layer][order] for layer in layers}
         edit = ablate_heads(self._model, heads, condition, values=values, draw=draw)
@@ -327,6 +330,10 @@ class _Edits:
             )
             self.forwards += 1
         return values
+
+    def _record(self, what: str, condition: str, draws: list[list[Head]]) -> None:
+        """Keep which heads a condition's draws took."""
+        self.drawn.setdefault(what, {})[condition] = [list(map(head_label, one)) for one in draws]
 
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:

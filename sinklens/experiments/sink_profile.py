@@ -24,7 +24,7 @@ import torch
 from ..capabilities import Capabilities, check
 from ..controls import uniform_sink_mass, uniform_sink_scores
 from ..effects import EffectSize, Row, paired_row
-from ..engine import evaluate
+from ..engine import announce, evaluate
 from ..errors import UsageError, unknown_name
 from ..hooks.heads import head_label
 from ..metrics import SINK_THRESHOLDS
@@ -92,9 +92,9 @@ def summary(result: ExperimentResult) -> list[str]:
     others = result.arrays["other_norm"].values
     peak = int((norm / others).argmax())
     lines.append(
-        f"The residual norm at position 0 is at most {float(norm[peak] / others[peak]):.3g}"
-        f" times that of the other positions ({float(norm[peak]):.3g}, entering layer "
-        f"{peak})."
+        f"The residual norm at position 0 peaks at {float(norm[peak]):.3g}, "
+        f"{float(norm[peak] / others[peak]):.3g} times that of the other positions, "
+        f"{'entering layer ' + str(peak) if peak < len(mass) else 'leaving the last layer'}."
     )
     return lines
 
@@ -137,6 +137,7 @@ def sink_profile(
     inputs, left_out = choose_conditions(config, INPUTS, refusal)
     if "natural" not in inputs:  # everything else is read beside it
         inputs = ["natural", *inputs]
+    announce("sink_profile", len(inputs), prompts, config.progress)
     rows: list[Row] = []
     arrays: dict[str, Array] = {}
     forwards = 0

@@ -1,0 +1,237 @@
+"""A result on disk, as a table and as a figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import sinklens
+from sinklens.text import corpus
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sink_profile": {},
+    "bos_replacement": {"conditions": ["mean", "random_token"]},
+    "position0_patching": {"conditions": ["other_token", "zero"]},
+    "sink_head_ablation": {"heads": "L0H1,L1H2"},
+}
+FIELDS = [
+    *("metric", "condition", "kind", "layer", "head", "queries", "baseline", "value", "effect"),
+    *("ci_low", "ci_high", "p_value", "q_value", "d_z", "n_prompts", "n_draws", "unit"),
+]
+
+
+@pytest.fixture(scope="module")
+def results(boot_family: Callable[[str], Any]) -> dict[str, sinklens.ExperimentResult]:
+    model = boot_family("llama")
+    prompts = sinklens.prompts(model, corpus()[:2000], n=8, length=12, bos=True)
+    return {
+        name: sinklens.run(name, model, prompts, draws=2, progress=False, **settings)
+        for name, settings in SETTINGS.items()
+    }
+
+
+@pytest.fixture(params=list(SETTINGS))
+def result(
+    request: pytest.FixtureRequest, results: dict[str, sinklens.ExperimentResult]
+) -> sinklens.ExperimentResult:
+    return results[request.param]
+
+
+def test_fields_are_those_of_the_design() -> None:
+    assert [field.name for field in dataclasses.fields(sinklens.EffectSize)] == FIELDS
+
+
+def test_round_trip(result: sinklens.ExperimentResult, tmp_path: Path) -> None:
+    result.save(tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"result.json", "run.json", "values.safetensors"}
+    loaded = sinklens.ExperimentResult.load(tmp_path / "out")
+    assert loaded.experiment == result.experiment
+    assert loaded.effects == result.effects and len(loaded.effects) > 2
+    assert loaded.summary == result.summary and loaded.summary
+    assert loaded.settings == result.settings
+    assert loaded.provenance == result.provenance
+    assert loaded.run == result.run
+    assert loaded.arrays.keys() == result.arrays.keys() and loaded.arrays
+    for name, array in result.arrays.items():
+        assert loaded.arrays[name].dims == array.dims
+        assert len(array.dims) == array.values.ndim
+        same = torch.allclose(loaded.arrays[name].values, array.values, 0, 0, equal_nan=True)
+        assert same and loaded.arrays[name].values.dtype == array.values.dtype
+    assert set(loaded.per_prompt) == {"value", "baseline"}
+    for name, values in result.per_prompt.items():
+        assert torch.equal(loaded.per_prompt[name], values)
+        assert values.shape == (len(result.effects), 8)
+
+
+def test_rows_follow_from_the_prompts_values(result: sinklens.ExperimentResult) -> None:
+    """The numbers of a row, from its values by prompt, without scipy."""
+    values, baselines = result.per_prompt["value"], result.per_prompt["baseline"]
+    quantile = 2.3646242510102993  # Student's t, 7 degrees of freedom, 97.5 %
+    for number, effect in enumerate(result.effects):
+        differences = values[number] - baselines[number]
+        mean, deviation = float(differences.mean()), float(differences.std())
+        assert effect.effect == pytest.approx(mean, abs=1e-9)
+        assert effect.value == pytest.approx(float(values[number].mean()), abs=1e-9)
+        half = quantile * deviation / math.sqrt(8)
+        assert effect.ci_low == pytest.approx(mean - half, abs=1e-9)
+        assert effect.ci_high == pytest.approx(mean + half, abs=1e-9)
+        if deviation > 1e-12:
+            assert effect.d_z == pytest.approx(mean / deviation, rel=1e-6)
+
+
+def test_only_signed_treatments_and_contrasts_are_tested(
+    result: sinklens.ExperimentResult,
+) -> None:
+    for effect in result.effects:
+        tested = effect.kind == "contrast" or (effect.kind == "treatment" and effect.metric != "kl")
+        assert (effect.p_value is not None) == tested
+        assert (effect.q_value is not None) == tested
+        if tested:
+            # With 8 prompts the signs can be flipped in 256 ways.
+            assert effect.p_value * 256 == pytest.approx(round(effect.p_value * 256), abs=1e-6)
+            assert effect.p_value <= effect.q_value <= 1
+
+
+def test_json_is_plain(result: sinklens.ExperimentResult, tmp_path: Path) -> None:
+    text = (result.save(tmp_path / "out") / "result.json").read_text("utf-8")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"result.json holds {constant}")
+
+    content = json.loads(text, parse_constant=refuse)
+    assert isinstance(content["schema"], int)
+    assert isinstance(content["effects"], list) and len(content["effects"]) == len(result.effects)
+    for row, effect in zip(content["effects"], result.effects, strict=True):
+        assert list(row) == FIELDS
+        assert row == {name: getattr(effect, name) for name in FIELDS}
+    assert text.count("\n") > len(result.effects)  # readable: not one line
+
+
+def test_provenance(result: sinklens.ExperimentResult, boot_family: Callable[[str], Any]) -> None:
+    known = result.provenance
+    assert known["model"]["name"] == "tiny-llama" and known["model"]["weights"]
+    assert (known["dtype"], known["device"], known["bos"]) == ("float32", "cpu", True)
+    assert known["compatibility_mode"] is False
+    assert known["prompts"]["n"] == 8 and known["prompts"]["hash"] and known["seed"] == 0
+    assert known["versions"]["torch"] == torch.__version__
+    fired = known["fired"]
+    conditions = {effect.condition for effect in result.effects if effect.kind == "treatment"}
+    assert set(fired) == conditions and all(count > 0 for count in fired.values())
+
+
+def test_html(result: sinklens.ExperimentResult) -> None:
+    html = result._repr_html_()
+    assert "<table" in html and html.count("<tr") >= len(result.table()) + 1
+    for effect in result.effects:
+        assert effect.condition in html and effect.metric in html
+    assert "with BOS" in html
+    for text in (html, str(result)):
+        assert "effect [95 %]" in text
+        assert "nan" not in text.lower().replace("resonance", "")
+
+
+def test_dataframe(result: sinklens.ExperimentResult) -> None:
+    frame = result.to_dataframe()
+    assert isinstance(frame, pd.DataFrame)
+    assert list(frame.columns) == FIELDS and len(frame) == len(result.effects)
+    for number, effect in enumerate(result.effects):
+        assert frame.loc[number, "effect"] == effect.effect
+        assert frame.loc[number, "condition"] == effect.condition
+
+
+def test_find(results: dict[str, sinklens.ExperimentResult]) -> None:
+    result = results["bos_replacement"]
+    row = result.find(metric="loss", condition="mean", kind="contrast")
+    assert (row.metric, row.condition, row.kind) == ("loss", "mean", "contrast")
+    with pytest.raises(sinklens.SinklensError, match="rows have"):
+        result.find(metric="loss")
+    with pytest.raises(sinklens.SinklensError, match="0 rows"):
+        result.find(metric="nothing")
+
+
+def test_contrast_is_treatment_minus_control(
+    results: dict[str, sinklens.ExperimentResult],
+) -> None:
+    """Of each prompt; the control's effect is its contrast's baseline."""
+    result = results["bos_replacement"]
+    for condition in ("mean", "random_token"):
+        rows = {
+            effect.kind: number
+            for number, effect in enumerate(result.effects)
+            if (effect.metric, effect.condition) == ("loss", condition)
+        }
+        differences = result.per_prompt["value"] - result.per_prompt["baseline"]
+        treated, control = differences[rows["treatment"]], differences[rows["control"]]
+        torch.testing.assert_close(result.per_prompt["value"][rows["contrast"]], treated)
+        torch.testing.assert_close(result.per_prompt["baseline"][rows["contrast"]], control)
+
+
+def test_plot(result: sinklens.ExperimentResult, tmp_path: Path) -> None:
+    from plotly.graph_objects import Figure
+
+    loaded = sinklens.ExperimentResult.load(result.save(tmp_path / "out"))
+    for shown in (result.plot(), loaded.plot()):
+        assert isinstance(shown, Figure) and len(shown.data) > 0
+    assert loaded.plot().to_json() == result.plot().to_json()
+
+
+def test_plot_and_table_in_a_fresh_process(
+    results: dict[str, sinklens.ExperimentResult], tmp_path: Path
+) -> None:
+    """Its own figure, not the default, although nothing has imported the experiment."""
+    folder = results["sink_profile"].save(tmp_path / "out")
+    code = (
+        "import sys, sinklens; r = sinklens.ExperimentResult.load(sys.argv[1]); "
+        "print(r.plot().data[0].type); r._repr_html_(); "
+        "assert 'transformer_lens' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["heatmap"]
+
+
+def test_overwrite(result: sinklens.ExperimentResult, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    result.save(folder)  # empty is fine
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(sinklens.SinklensError, match="not empty"):
+        result.save(folder)
+    changed = dataclasses.replace(result, summary=["Another."])
+    changed.save(folder, overwrite=True)
+    assert sinklens.ExperimentResult.load(folder).summary == ["Another."]
+    result.save(folder, overwrite=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_no_draws_says_so(boot_family: Callable[[str], Any]) -> None:
+    model = boot_family("llama")
+    prompts = sinklens.prompts(model, corpus()[:2000], n=2, length=12, bos=True)
+    result = sinklens.run("bos_replacement", model, prompts, draws=0, progress=False)
+    assert {effect.kind for effect in result.effects} == {"treatment"}
+    assert all(effect.n_draws == 1 for effect in result.effects)
+    assert "No controls" in str(result) and "No controls" in result._repr_html_()
+    assert "No single loss treatment can be significant" in str(result)
+
+
+def test_one_prompt_has_no_interval(boot_family: Callable[[str], Any], tmp_path: Path) -> None:
+    model = boot_family("llama")
+    prompts = sinklens.prompts(model, corpus()[:2000], n=1, length=12, bos=True)
+    result = sinklens.run("bos_replacement", model, prompts, draws=1, progress=False)
+    for effect in result.effects:
+        assert (effect.ci_low, effect.ci_high, effect.p_value, effect.d_z) == (None,) * 4
+    assert sinklens.ExperimentResult.load(result.save(tmp_path / "out")).effects == result.effects
+    assert result.plot().data and "<table" in result._repr_html_()
