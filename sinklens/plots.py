@@ -26,6 +26,7 @@ COLOURS = {
     "measurement": "#0b5394",
     "null": "#999999",
 }
+OFFSETS = {"treatment": 0.22, "contrast": -0.22}  # so that kinds do not hide each other
 
 
 def figure(result: ExperimentResult) -> Figure:
@@ -40,72 +41,58 @@ def forest(result: ExperimentResult) -> Figure:
     from plotly.subplots import make_subplots
 
     metrics = list(dict.fromkeys(effect.metric for effect in result.effects))
-    rows = list(dict.fromkeys(_label(effect) for effect in result.effects))
+    labels = list(dict.fromkeys(_label(effect) for effect in result.effects))
+    heights = {label: -number for number, label in enumerate(labels)}
     drawn = make_subplots(rows=1, cols=len(metrics), subplot_titles=metrics, shared_yaxes=True)
     named: set[str] = set()
     for column, metric in enumerate(metrics, start=1):
-        for kind, colour in COLOURS.items():
+        for kind in COLOURS:
             effects = [e for e in result.effects if e.metric == metric and e.kind == kind]
             if effects:
-                drawn.add_trace(_points(effects, kind, colour, kind not in named), 1, column)
+                drawn.add_trace(_points(effects, kind, heights, kind not in named), 1, column)
                 named.add(kind)
                 drawn.update_xaxes(title_text=effects[0].unit, row=1, col=column)
         drawn.add_vline(x=0, line_width=1, line_color="#444", row=1, col=column)
-    drawn.update_yaxes(categoryorder="array", categoryarray=rows[::-1])
+    drawn.update_yaxes(tickvals=list(heights.values()), ticktext=labels, zeroline=False)
     drawn.update_layout(
         title=f"{result.experiment}: effects with 95 % intervals, {_source(result)}",
         template="simple_white",
-        height=200 + 34 * len(rows),
-        legend={
-            "orientation": "h",
-            "y": 1,
-            "yanchor": "bottom",
-            "yref": "container",
-            "x": 1,
-            "xanchor": "right",
-        },
+        height=240 + 46 * len(labels),
+        margin={"b": 110},
+        legend={"orientation": "h", "yref": "container", "y": 0.01, "yanchor": "bottom"},
     )
     return drawn
 
 
 def heatmap(array: Array, title: str, colour_title: str) -> Figure:
-    """A two-dimensional array, its first axis upwards."""
+    """A two-dimensional array of shares, its first axis upwards; the colours run from 0 to 1."""
     from plotly import graph_objects
 
     drawn = graph_objects.Figure(
         graph_objects.Heatmap(
-            z=array.values.numpy(), colorscale="Blues", zmin=0, colorbar={"title": colour_title}
+            z=array.values.numpy(),
+            colorscale="Blues",
+            zmin=0,
+            zmax=1,
+            colorbar={"title": colour_title},
         )
     )
-    drawn.update_layout(title=title, template="simple_white")
-    drawn.update_xaxes(title_text=array.dims[1], dtick=1 if array.values.shape[1] <= 32 else None)
-    drawn.update_yaxes(title_text=array.dims[0])
-    return drawn
-
-
-def curves(array: Array, effects_title: str, value_title: str, names: list[str]) -> Figure:
-    """Rows of a two-dimensional array as lines over its second axis."""
-    from plotly import graph_objects
-
-    drawn = graph_objects.Figure(
-        [
-            graph_objects.Scatter(y=row.tolist(), name=name)
-            for row, name in zip(array.values, names, strict=True)
-        ]
+    rows, columns = array.values.shape
+    drawn.update_layout(
+        title=title, template="simple_white", height=200 + 24 * rows, width=260 + 48 * columns
     )
-    drawn.update_layout(title=effects_title, template="simple_white")
-    drawn.update_xaxes(title_text=array.dims[1])
-    drawn.update_yaxes(title_text=value_title)
+    drawn.update_xaxes(title_text=array.dims[1], dtick=1 if columns <= 32 else None)
+    drawn.update_yaxes(title_text=array.dims[0], dtick=1 if rows <= 32 else None)
     return drawn
 
 
-def _points(effects: list[EffectSize], kind: str, colour: str, in_legend: bool) -> Any:
-    """The effects of one kind as points with error bars."""
+def _points(effects: list[EffectSize], kind: str, heights: dict[str, int], in_legend: bool) -> Any:
+    """The effects of one kind as points with error bars; each kind at its own height."""
     from plotly import graph_objects
 
     return graph_objects.Scatter(
         x=[e.effect for e in effects],
-        y=[_label(e) for e in effects],
+        y=[heights[_label(e)] + OFFSETS.get(kind, 0) for e in effects],
         error_x={
             "type": "data",
             "symmetric": False,
@@ -116,11 +103,7 @@ def _points(effects: list[EffectSize], kind: str, colour: str, in_legend: bool) 
         name=kind,
         legendgroup=kind,
         showlegend=in_legend,
-        marker={
-            "color": colour,
-            "size": 8,
-            "symbol": "diamond" if kind == "contrast" else "circle",
-        },
+        marker={"color": COLOURS[kind], "size": 8},
     )
 
 

@@ -127,10 +127,13 @@ def sentence(what: str, treatment: EffectSize, contrast: EffectSize | None, *, o
         where += f" at L{treatment.layer}H{treatment.head}" if treatment.head is not None else ""
     if of > 1:
         where += f" (the largest of {of} rows)"
-    text = f"{where} changes {treatment.metric} by {describe(treatment)}"
+    itself = describe(treatment)
     if contrast is None:
-        return f"{text}; there is no control."
+        return f"{where}: {treatment.metric} {itself}; there is no control."
+    against = describe(contrast)
     if is_significant(contrast):
-        beyond = contrast.effect * treatment.effect > 0
-        return f"{text}; {'beyond' if beyond else 'less than'} its control by {describe(contrast)}."
-    return f"{text}; not told apart from its control (beyond it by {describe(contrast)})."
+        return f"{where}: {treatment.metric} {against} against its control; by itself {itself}."
+    return (
+        f"{where}: {treatment.metric} not told apart from its control ({against} against it); by "
+        f"itself {itself}."
+    )
