@@ -1,0 +1,67 @@
+"""`diagnose`: the default battery."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import sinklens
+from sinklens.cli import app
+
+
+def _forwards(card: sinklens.Diagnosis) -> int:
+    return sum(result.provenance["forwards"] for result in card.results.values())
+
+
+def test_the_shipped_model_has_sinks_and_loses_them() -> None:
+    card = sinklens.diagnose("rope", progress=False)
+    assert list(card.results) == [
+        "sink_profile",
+        "bos_replacement",
+        "sink_head_ablation",
+        "position0_patching",
+    ]
+    assert _forwards(card) <= 60
+    profile = card.results["sink_profile"]
+    natural = profile.find(condition="position0", metric="sink_mass")
+    assert natural.n_prompts == 16
+    assert natural.ci_low is not None and natural.ci_low > 0.1
+    for condition in ("mean", "zero", "random_token"):
+        row = card.results["bos_replacement"].find(
+            condition=condition, metric="sink_mass", kind="contrast"
+        )
+        assert row.ci_high is not None and row.ci_high < -0.1
+    page = str(card)
+    assert page.startswith("rope: 6 layers of 4 heads, 16 prompts of 64 tokens with BOS from sotu.")
+    assert "uniform attention" in page and "against its control" in page
+    assert len(card.to_dataframe()) == sum(len(r.effects) for r in card.results.values())
+
+
+@pytest.mark.parametrize("name", ["opt", "bert", "neox"])
+def test_other_families_get_a_page_with_reasons(boot_family: Any, name: str) -> None:
+    model = boot_family(name)
+    text = "the quick brown fox jumps over the lazy dog. " * 30
+    prompts = sinklens.prompts(model, text, n=8, length=24)
+    page = str(sinklens.diagnose(model, prompts, progress=False))
+    if name == "opt":
+        assert "drop_edge" in page and "does nothing" in page
+    if name == "bert":
+        assert "Not run: position0_patching needs a causal model" in page
+    if name == "neox":  # no BOS by default
+        assert "Not run: bos_replacement needs prompts that start with BOS" in page
+
+
+def test_the_command_writes_what_show_prints(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    runner = CliRunner()
+    arguments = ["--n-prompts", "4", "--length", "16", "--quiet", "--out", str(folder)]
+    done = runner.invoke(app, ["diagnose", "rope", *arguments])
+    assert done.exit_code == 0, done.output
+    assert (folder / "findings.txt").read_text() == done.stdout
+    shown = runner.invoke(app, ["show", str(folder)])
+    assert shown.exit_code == 0 and "sink_head_ablation" in shown.stdout
+    again = runner.invoke(app, ["diagnose", "rope", *arguments])
+    assert again.exit_code == 1 and "not empty" in again.stderr

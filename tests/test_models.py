@@ -1,0 +1,81 @@
+"""Every way to load a model gives the same logits as plain Hugging Face."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sinklens
+from sinklens.models import bos_token_id, ordinary_tokens, weights_hash
+from tests import families
+
+TOKENS = torch.tensor([[families.BOS, 5, 9, 17, 30]])
+
+
+def _logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        out = model(TOKENS)
+    return out if isinstance(out, torch.Tensor) else out.logits
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_a_folder_and_an_object(tmp_path: Path, name: str, with_tokenizer: bool) -> None:
+    plain = families.FAMILIES[name]()
+    expected = _logits(plain)
+    plain.save_pretrained(tmp_path)
+    tokenizer = families.tiny_tokenizer() if with_tokenizer else None
+    if tokenizer is not None:
+        tokenizer.save_pretrained(tmp_path)
+    state = torch.get_rng_state()
+    folder = sinklens.load(tmp_path)
+    taken_over = sinklens.load(copy.deepcopy(plain).train(), tokenizer=tokenizer)
+    assert torch.equal(torch.get_rng_state(), state)
+    for model, kind in ((folder, "folder"), (taken_over, "hugging_face")):
+        torch.testing.assert_close(_logits(model), expected, atol=1e-5, rtol=0)
+        assert sinklens.origin(model).kind == kind
+        assert not model.training and not model.original_model.training
+        assert bos_token_id(model) == families.BOS
+        assert not set(ordinary_tokens(model).tolist()) & {families.PAD, families.BOS, families.EOS}
+    if tokenizer is None:
+        with pytest.raises(sinklens.SinklensError, match="no tokenizer"):
+            sinklens.prompts(folder, "some text", n=1, length=2)
+        prompts = sinklens.Prompts(TOKENS.repeat(2, 2), bos=True, source="tokens")
+        assert sinklens.run("sink_profile", folder, prompts, progress=False).effects
+
+
+def test_a_bridge_passes_untouched(boot_family: Any) -> None:
+    bridge = boot_family("llama")
+    assert sinklens.load(bridge) is bridge
+    with pytest.raises(sinklens.SinklensError, match="need a name"):
+        sinklens.load(bridge, step=3)
+
+
+def test_the_hash_follows_the_weights() -> None:
+    model = families.boot("llama")
+    before = weights_hash(model)
+    assert before == weights_hash(families.boot("llama")) == weights_hash(model)
+    with torch.no_grad():
+        next(iter(model.original_model.parameters())).add_(1e-3)
+    assert weights_hash(model) != before
+
+
+def test_a_gguf_file_is_converted_once(
+    smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sinklens.models._convert_gguf(smollm2_gguf)
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    assert sinklens.models._convert_gguf(smollm2_gguf) == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_capabilities_are_tried_once_for_each_mode() -> None:
+    model = families.boot("gpt2")
+    raw = sinklens.check(model)
+    assert sinklens.check(model) is raw
+    model.enable_compatibility_mode()
+    assert sinklens.check(model) is not raw
