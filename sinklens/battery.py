@@ -15,7 +15,7 @@ import numpy as np
 from .capabilities import check
 from .effects import is_significant
 from .engine import show_progress
-from .errors import SinklensError
+from .errors import SinklensError, UsageError
 from .experiments.comparison import sentence
 from .experiments.registry import run
 from .models import load, origin
@@ -24,6 +24,7 @@ from .results import Diagnosis, ExperimentResult
 from .text import Prompts
 from .text import prompts as make_prompts
 
+SHARED = ("draws", "seed", "progress", "batch_size", "memory")
 N_PROMPTS, LENGTH, DRAWS, PATCHED_LAYERS = 16, 64, 3, 6
 
 
@@ -41,6 +42,9 @@ def diagnose(
     Raises:
         SinklensError: The model or the prompts cannot be used.
     """
+    for name in settings:
+        if name not in SHARED:
+            raise UsageError(f"diagnose takes {', '.join(SHARED)}; {name} is for sinklens.run")
     bridge: Any = model if hasattr(model, "hook_dict") else load(model)
     if prompts is None:
         prompts = make_prompts(bridge, n=N_PROMPTS, length=LENGTH)
@@ -131,5 +135,6 @@ def _causal(result: ExperimentResult, what: str) -> list[str]:
             None,
         )
         target = told_apart if contrast is not None and is_significant(contrast) else other
-        target.append(sentence(what, treatment, contrast))
+        star = " *" if treatment.condition in result.settings["footnotes"] else ""
+        target.append(sentence(what, treatment, contrast) + star)
     return lines + told_apart + other

@@ -120,8 +120,8 @@ def _try_everything(model: HookedModel) -> Capabilities:
     with torch.no_grad(), warnings.catch_warnings():
         # TransformerLens warns about exactly the edits that this looks for.
         warnings.simplefilter("ignore", UserWarning)
-        name = hook_name("pattern", 0)
-        hooks = [(name, reading)] if name in model.hook_dict else []
+        names = [hook_name("pattern", layer) for layer in range(n_layers)]
+        hooks = [(name, reading) for name in names if name in model.hook_dict]
         clean = model.run_with_hooks(tokens, fwd_hooks=hooks)
         if not bool(torch.isfinite(clean).all()):
             raise SinklensError(
@@ -147,7 +147,8 @@ def _try_everything(model: HookedModel) -> Capabilities:
         causal=causal,
         bos=bos_token_id(model) is not None,
         windows=_windows(config, n_layers),
-        learned_sinks=bool(pattern_sums) and min(pattern_sums) < 0.999,
+        learned_sinks=bool(pattern_sums)
+        and min(pattern_sums) < (0.999 if clean.dtype == torch.float32 else 0.97),
     )
 
 
@@ -181,7 +182,7 @@ def _add_noise(activation: Float[Tensor, "*shape"], hook: Any) -> Float[Tensor, 
 
 def _read_row_sum(pattern: Float[Tensor, "batch head query key"], hook: Any, sums: Any) -> None:
     """Remember the smallest sum of an attention row."""
-    sums.append(float(pattern.sum(-1).min()))
+    sums.append(float(pattern.float().sum(-1).min()))
 
 
 def _windows(config: Any, n_layers: int) -> tuple[int | None, ...]:

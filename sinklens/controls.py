@@ -20,10 +20,24 @@ from .hooks.heads import Head
 from .hooks.intervention import seeded
 
 
-def control_positions(length: int, draws: int, seed: int) -> list[int]:
-    """One later position a draw, uniform in 1 .. length / 4."""
-    last = max(1, length // 4)
-    return [int(value) for value in seeded(seed, "positions").integers(1, last + 1, size=draws)]
+def control_positions(
+    length: int, draws: int, seed: int, sample: Sequence[int] | None = None
+) -> list[int]:
+    """One later position a draw, uniform in 1 .. length / 4.
+
+    Only positions after which a prediction is left to count; none where there is no such position.
+
+    Args:
+        length: Positions in each prompt.
+        draws: How many.
+        seed: Decides them.
+        sample: The positions whose predictions count, if not all.
+    """
+    counted = [q for q in range(length - 1) if sample is None or q in sample]
+    allowed = [p for p in range(1, max(1, length // 4) + 1) if any(q > p for q in counted)]
+    if not allowed:
+        return []
+    return [int(place) for place in seeded(seed, "positions").choice(allowed, size=draws)]
 
 
 def derangement(tokens: Int[Tensor, "prompt pos"], seed: int, draw: int) -> Int[Tensor, " prompt"]:
@@ -48,37 +62,37 @@ class MatchedHeads(NamedTuple):
 
 
 def matched_heads(
-    treated: Sequence[Head], n_layers: int, n_heads: int, seed: int, draw: int
+    treated: Sequence[Head], others: Sequence[Head], seed: int, draw: int
 ) -> MatchedHeads:
-    """As many untreated heads as treated ones, from the same layers, then from the nearest.
+    """As many other heads as treated ones, from the same layers, then from the nearest.
 
     Where fewer exist, all of them are the control, and they are set against as many treated heads
     drawn at random.
+
+    Args:
+        treated: The heads that are edited.
+        others: The heads that may be a control: neither treated nor sink heads.
+        seed: Decides the choice.
+        draw: The number of the draw.
     """
     random = seeded(seed, "heads", draw)
-    taken = set(treated)
-    free = {
-        layer: [
-            (layer, int(head))
-            for head in random.permutation(n_heads)
-            if (layer, int(head)) not in taken
-        ]
-        for layer in range(n_layers)
-    }
-    available = sum(map(len, free.values()))
+    free: defaultdict[int, list[Head]] = defaultdict(list)
+    for number in random.permutation(len(others)):
+        free[others[number][0]].append(others[number])
+    available = len(others)
     if available < len(treated):
         chosen = random.choice(len(treated), available, replace=False)
         return MatchedHeads(
-            [head for heads in free.values() for head in sorted(heads)],
+            sorted(others),
             sorted(treated[i] for i in chosen),
         )
     wanted: defaultdict[int, int] = defaultdict(int)
     for layer, _ in treated:
         wanted[layer] += 1
     control: list[Head] = []
-    for distance in range(n_layers):
+    for distance in range(max((layer for layer, _ in [*others, *treated]), default=0) + 1):
         for layer in sorted(wanted):
-            for near in {layer - distance, layer + distance}:
+            for near in sorted({layer - distance, layer + distance}):
                 while wanted[layer] and free.get(near):
                     control.append(free[near].pop())
                     wanted[layer] -= 1

@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from .errors import SinklensError
+from .capabilities import SITES, check
+from .errors import SinklensError, UsageError
 from .hooks.intervention import Intervention
 from .metrics import LogitMetric, Metric, ProbeMetric, counted_positions, resolve_metrics
 from .models import origin, require_eval_mode
@@ -84,6 +85,7 @@ def evaluate(
             in train mode, or its output is not finite.
     """
     require_eval_mode(model)
+    _require_fitting(model, prompts, positions)
     resolved = resolve_metrics(metrics) if metrics or interventions else []
     size = batch_size or _batch_size(model, prompts, memory or DEFAULT_MEMORY)
     batches = torch.arange(len(prompts)).split(size)
@@ -250,6 +252,8 @@ class _Watch:
                     f"{intervention.name} needs the hook {name}, which {model.cfg.architecture} "
                     "does not have; sinklens.check(model) says what can be edited"
                 )
+        if intervention.site in SITES:
+            check(model).require(intervention.site, intervention.name)
         self.fired = [0] * len(self.names)
         self.changed = False
 
@@ -286,6 +290,16 @@ class _Watch:
                 "nothing. A hook function has to return a new tensor that differs; an edit that is "
                 "meant to change nothing is marked identity=True"
             )
+
+
+def _require_fitting(model: HookedModel, prompts: Prompts, positions: Sequence[int] | None) -> None:
+    """Refuse tokens that the model does not know and positions that prompts do not have."""
+    largest, size = int(prompts.tokens.max()), int(model.cfg.d_vocab)
+    if largest >= size or int(prompts.tokens.min()) < 0:
+        raise UsageError(f"token {largest} is outside the vocabulary of {size}")
+    wrong = [p for p in positions or () if not 0 <= p < prompts.length]
+    if wrong:
+        raise UsageError(f"there is no position {wrong[0]} in prompts of {prompts.length} tokens")
 
 
 def _batch_size(model: HookedModel, prompts: Prompts, memory: int) -> int:

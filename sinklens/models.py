@@ -96,6 +96,8 @@ def load(
         return _load_named(source, tokenizer, device, dtype, revision, step, seed)
     if any(value is not None for value in (revision, step, seed)):
         raise UsageError("revision, step and seed need a name to load, not a model object")
+    if dtype != "float32" or device is not None:
+        raise UsageError("dtype and device need a name to load; convert a model object yourself")
     if hasattr(source, "hook_dict"):
         require_eval_mode(source)
         return source
@@ -155,7 +157,7 @@ def ordinary_tokens(model: HookedModel) -> Int[Tensor, " token"]:
 def weights_hash(model: HookedModel) -> str:
     """SHA-256 over all weights, by name, as they are now (16 hexadecimal digits).
 
-    Kept per model until a weight is written in place.
+    Kept per model until a weight is written in place (writing through `.data` goes unseen).
     """
     state = model.original_model.state_dict()
     versions = tuple(tensor._version for tensor in state.values())
@@ -164,7 +166,7 @@ def weights_hash(model: HookedModel) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(state.items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            flat = tensor.detach().cpu().contiguous().view(torch.uint8)
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(flat.numpy())
         known = (versions, digest.hexdigest()[:16])
         _hashes[model] = known
@@ -184,6 +186,8 @@ def _load_named(
     from . import zoo
 
     path = Path(source)
+    if path.exists() and (step is not None or seed is not None):
+        raise UsageError(f"step and seed pick a checkpoint of a shipped model; {path} is a path")
     if path.exists() or isinstance(source, Path):
         folder = _model_folder(path)
         kind = "folder" if path.is_dir() else "gguf"
@@ -320,7 +324,8 @@ def _guess_bos(model: HookedModel) -> int | None:
     if tokenizer is not None:
         if getattr(tokenizer, "cls_token_id", None) is not None:
             return int(tokenizer.cls_token_id)
-        if value is None and tokenizer.bos_token_id != tokenizer.eos_token_id:
+        own = tokenizer.bos_token_id
+        if value is None and own is not None and own != tokenizer.eos_token_id:
             return int(tokenizer.bos_token_id)
     return None if value is None else int(value)
 

@@ -35,7 +35,7 @@ from .protocol import HookedModel
 from .text import Prompts
 
 SCHEMA = 1
-FILES = ("result.json", "run.json", "values.safetensors")
+FILES = ("result.json", "run.json", "values.safetensors", "findings.txt")
 LONGEST_SUMMARY = 12
 TABLE_STYLE = "<style>.sinklens td, .sinklens th {white-space: nowrap; text-align: left}</style>"
 
@@ -295,6 +295,9 @@ def require_free(folder: Path, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise SinklensError(f"{folder} is a file; give a folder")
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise SinklensError(f"cannot make {folder}: {parent} is no folder that can be written")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise SinklensError(
             f"the folder {folder} is not empty; give another one, or --overwrite (overwrite=True)"
@@ -316,6 +319,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
                 (partial / name).parent.mkdir(exist_ok=True)
                 (partial / name).write_bytes(content)
             if folder.exists() and any(folder.iterdir()):
+                _remove_results(folder)
                 for name in files:
                     (folder / name).parent.mkdir(exist_ok=True)
                     os.replace(partial / name, folder / name)
@@ -323,6 +327,17 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
                 os.replace(partial, folder)
     except OSError as error:
         raise SinklensError(f"cannot write {folder}: {error}") from error
+
+
+def _remove_results(folder: Path) -> None:
+    """Remove the files of earlier results, which would stand beside the new ones."""
+    parts = [path.parent for path in folder.glob("*/result.json")]
+    for part in (folder, *parts):
+        for name in FILES:
+            (part / name).unlink(missing_ok=True)
+    for part in parts:
+        if not any(part.iterdir()):
+            part.rmdir()
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def random_prompts(
     model: HookedModel, n: int = 64, length: int = 64, *, bos: bool | None = None, seed: int = 0
 ) -> Prompts:
     """Prompts of tokens drawn uniformly from the vocabulary without special tokens."""
-    _require_size(n, length)
+    _require_size(n, length, seed)
     use_bos = _resolve_bos(model, bos)
     generator = np.random.default_rng([seed, *b"random_prompts"])
     choice = generator.choice(ordinary_tokens(model).numpy(), size=(n, length - use_bos))
@@ -164,7 +164,7 @@ def repeated_prompts(
     model: HookedModel, n: int = 64, length: int = 64, *, bos: bool | None = None, seed: int = 0
 ) -> Prompts:
     """Prompts of one token repeated; another ordinary token in each prompt."""
-    _require_size(n, length)
+    _require_size(n, length, seed)
     use_bos = _resolve_bos(model, bos)
     generator = np.random.default_rng([seed, *b"repeated_prompts"])
     choice = generator.choice(ordinary_tokens(model).numpy(), size=(n, 1))
@@ -189,8 +189,10 @@ def corpus() -> str:
     return resources.files(__package__).joinpath("data/sotu.txt").read_text("utf-8")
 
 
-def _require_size(n: int, length: int) -> None:
-    """Refuse sizes that no prompts can have."""
+def _require_size(n: int, length: int, seed: int = 0) -> None:
+    """Refuse sizes and seeds that no prompts can have."""
+    if seed < 0:
+        raise UsageError(f"seed must be 0 or more, not {seed}")
     if n < 1 or length < 2:
         raise UsageError(f"n must be at least 1 and length at least 2, not n={n}, length={length}")
 

@@ -19,6 +19,7 @@ from ..controls import control_positions
 from ..effects import Comparison
 from ..errors import SinklensError
 from ..hooks.bos import random_token, replace_bos_embedding
+from ..models import bos_token_id
 from ..protocol import HookedModel
 from ..results import ExperimentResult
 from ..text import Prompts
@@ -66,7 +67,8 @@ def bos_replacement(
     Raises:
         SinklensError: The prompts do not start with BOS, or the embedding cannot be edited.
     """
-    if not prompts.bos:
+    bos = bos_token_id(model)
+    if not prompts.bos or any(token != bos for token in prompts.tokens[:, 0].tolist()):
         raise SinklensError(
             "bos_replacement needs prompts that start with BOS; these do not. Use "
             "sinklens.prompts(model, bos=True) (--bos), or position0_patching, which edits "
@@ -76,7 +78,7 @@ def bos_replacement(
     capabilities.require("embedding", "bos_replacement", "Use position0_patching.")
     conditions, left_out = choose_conditions(config, DEFAULT_CONDITIONS, lambda _: None)
     metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=capabilities.causal)
-    positions = control_positions(prompts.length, config.draws, config.seed)
+    positions = control_positions(prompts.length, config.draws, config.seed, config.positions)
     comparisons = []
     drawn: dict[str, Any] = {"control_positions": positions}
     for condition in conditions:

@@ -51,7 +51,14 @@ def run_comparisons(
     notes = list(notes)
     if config.draws == 0:
         notes.append("No controls and no contrasts: draws is 0.")
-    order = [item for comparison in comparisons for item in comparison.interventions()]
+    bare = [one.condition for one in comparisons if not one.control]
+    if config.draws and bare and not any("control" in note for note in notes):
+        notes.append(
+            f"No control for {', '.join(dict.fromkeys(bare))}: no later position is left whose "
+            "predictions could count."
+        )
+    # A control that several conditions share is run once.
+    order = list({id(i): i for one in comparisons for i in one.interventions()}.values())
     announce(experiment, 1 + len(order) + extra_forwards, prompts, config.progress)
     evaluation = evaluate(model, prompts, order, metrics, **config.for_engine())
     rows = compare(comparisons, evaluation, order, config.seed)

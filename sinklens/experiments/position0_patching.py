@@ -139,7 +139,9 @@ class _Values:
         self._model, self._config = model, config
         parts = sorted({_parse(condition)[1] for condition in conditions})
         names = {_parse(condition)[0] for condition in conditions}
-        self._positions = control_positions(prompts.length, config.draws, config.seed)
+        self._positions = control_positions(
+            prompts.length, config.draws, config.seed, config.positions
+        )
         others = _other_tokens(model, prompts.tokens, 0, config.seed, "position0")
         self.drawn: dict[str, Any] = {"control_positions": self._positions}
         if "other_token" in names:

@@ -60,8 +60,11 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
-        if self.draws < 0:
-            raise UsageError(f"draws must be 0 or more, not {self.draws}")
+        for name in ("draws", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise UsageError(f"{name} must be a whole number, 0 or more, not {value!r}")
+        object.__setattr__(self, "conditions", tuple(dict.fromkeys(self.conditions)))
         for name in ("batch_size", "memory"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -186,6 +189,10 @@ def run(
             f"run needs a model, not a {type(model).__name__}; sinklens.load(...) gives one"
         )
     require_eval_mode(model)
+    if prompts is not None and not isinstance(prompts, Prompts):
+        raise UsageError(
+            f"prompts is a {type(prompts).__name__}; sinklens.prompts(model, text) makes prompts"
+        )
     config = configure(chosen, {**settings, "seed": seed, "progress": progress})
     if prompts is None:
         prompts = make_prompts(model)
@@ -273,14 +280,22 @@ def _fit(key: str, value: Any, hint: Any) -> Any:
             items = value.split(",") if isinstance(value, str) else value
             if callable(items) or isinstance(items, int):
                 items = [items]
-            return None if items is None else tuple(_fit(key, part, item) for part in items)
-        if not isinstance(value, str) or target is str or target is Any:
+            if items is None and type(None) in get_args(hint):
+                return None
+            return tuple(_fit(key, part, item) for part in items)
+        if target is Any or (value is None and type(None) in get_args(hint)):
+            return value
+        if not isinstance(value, str) or target is str:
+            if not isinstance(value, target) or isinstance(value, bool) != (target is bool):
+                raise UsageError(f"{key}={value!r} does not fit: it takes {target.__name__}")
             return value
         if target is bool:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[
                 value.lower()
             ]
         return target(value)
+    except UsageError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{key}={value!r} does not fit: {error}") from error
 

@@ -22,7 +22,7 @@ from ..capabilities import Capabilities, check
 from ..controls import control_positions, derangement, matched_heads
 from ..effects import Comparison
 from ..engine import evaluate, read_under
-from ..errors import SinklensError, UsageError
+from ..errors import SinklensError, UsageError, unknown_name
 from ..hooks.heads import (
     EDGE_CONDITIONS,
     HEAD_CONDITIONS,
@@ -107,9 +107,21 @@ def sink_head_ablation(
         heads,
         {} if means is None else means.compute(),
         {} if outputs is None else outputs.compute(),
+        # A control head is neither ablated nor a sink head.
+        [
+            (layer, head)
+            for layer, head in (mass <= SINK_MASS).nonzero().tolist()
+            if (layer, head) not in heads
+        ],
     )
     comparisons = [item for condition in conditions for item in edits.comparisons(condition)]
     edits.drawn["heads"] = [head_label(head) for head in heads]
+    if set(EDGE_CONDITIONS) & set(conditions):
+        edits.notes.append(
+            "Under an edge condition sink_mass falls by construction: the dropped weight is gone."
+            if capabilities.edits["pattern"]
+            else "Under an edge condition sink_mass still counts the edge, which is removed in z."
+        )
     saturated = sum(float(mass[head]) > SATURATED for head in heads)
     if "drop_edge" in conditions and saturated:
         edits.notes.append(
@@ -135,7 +147,7 @@ def sink_head_ablation(
 def _refusal(capabilities: Capabilities, condition: str, prompts: Prompts) -> str | None:
     """Why a condition cannot act on a model."""
     if condition not in HEAD_CONDITIONS:
-        raise _unknown(condition)
+        raise unknown_name("condition", condition, HEAD_CONDITIONS)
     if condition == "resample" and len(prompts) < 2:
         return "resample needs at least two prompts"
     site = "pattern" if condition == "drop_edge" else "z"
@@ -150,12 +162,6 @@ def _refusal(capabilities: Capabilities, condition: str, prompts: Prompts) -> st
     except SinklensError as error:
         return str(error)
     return None
-
-
-def _unknown(condition: str) -> UsageError:
-    from ..errors import unknown_name
-
-    return unknown_name("condition", condition, HEAD_CONDITIONS)
 
 
 def _parse_heads(config: SinkHeadAblationConfig, capabilities: Capabilities) -> list[Head]:
@@ -197,11 +203,14 @@ class _Edits:
         heads: list[Head],
         means: HeadValues,
         outputs: HeadValues,
+        others: list[Head],
     ) -> None:
         self._model, self._prompts, self._config = model, prompts, config
         self._capabilities, self._heads = capabilities, heads
-        self._means, self._outputs = means, outputs
-        self._positions = control_positions(prompts.length, config.draws, config.seed)
+        self._means, self._outputs, self._others = means, outputs, others
+        self._positions = control_positions(
+            prompts.length, config.draws, config.seed, config.positions
+        )
         self.drawn: dict[str, Any] = {}
         self.notes: list[str] = []
         self.footnotes: dict[str, str] = {}
@@ -226,18 +235,12 @@ class _Edits:
         """All heads at once, against as many other heads a draw."""
         treatment = [self._output(condition, self._heads, draw) for draw in self._draws(condition)]
         matched = [
-            matched_heads(
-                self._heads,
-                self._capabilities.n_layers,
-                self._capabilities.n_heads,
-                self._config.seed,
-                draw,
-            )
+            matched_heads(self._heads, self._others, self._config.seed, draw)
             for draw in range(self._config.draws)
         ]
         if not matched or not matched[0].control:
             if matched:
-                self._note(f"No control for {condition}: no head is left that is not ablated.")
+                self._note(f"No control for {condition}: every other head is a sink.")
             return Comparison(condition, treatment)
         fewer = len(matched[0].control) < len(self._heads)
         # Where all other heads are the control, every draw has the same heads; unless the edit
@@ -250,26 +253,22 @@ class _Edits:
             return Comparison(condition, treatment, control)
         self._record("treated_heads", condition, [one.treated for one in matched])
         self.footnotes[condition] = (
-            f"{condition}: only {len(pools[0])} heads are not ablated, fewer than the "
-            f"{len(self._heads)} that are. The control edits all of them, and 'more than control' "
-            "compares it with as many ablated heads drawn at random, not with the effect shown."
+            f"{condition}: only {len(pools[0])} heads are neither ablated nor sinks, fewer than "
+            f"the {len(self._heads)} ablated. The control edits all of them, and 'more than "
+            "control' compares it with as many ablated heads drawn at random, not with the effect "
+            "shown."
         )
         against = [self._output(condition, one.treated, draw) for draw, one in enumerate(matched)]
         return Comparison(condition, treatment, control, against)
 
     def _each(self, condition: str) -> list[Comparison]:
         """One head at a time, all against one pool of other heads, each alone."""
-        others = [
-            (layer, head)
-            for layer in range(self._capabilities.n_layers)
-            for head in range(self._capabilities.n_heads)
-            if (layer, head) not in self._heads
-        ]
+        others = self._others
         count = min(self._config.draws, len(others))
         chosen = seeded(self._config.seed, "pool").choice(len(others), count, replace=False)
         pool = [others[i] for i in sorted(chosen)]
         if self._config.draws and not pool:
-            self._note(f"No control for {condition}: no head is left that is not ablated.")
+            self._note(f"No control for {condition}: every other head is a sink.")
         self._record("control_heads", condition, [[head] for head in pool])
 
         def alone(head: Head, draw: int) -> Intervention:

@@ -8,8 +8,9 @@ keys that each layer lets a query see.
 
 Three further inputs tell what the sink follows: `no_bos` (the same windows without column 0),
 `random` (uniform random tokens) and `repeated` (one token repeated). A low score at key 0 can mean
-that the mass went elsewhere: `later_sinks` counts positions 1 <= k <= T/2 whose score exceeds 0.3
-in a quarter of the prompts. Scores fall as T grows; compare only at the same T.
+that the mass went elsewhere: `later_sink_share` tells in how many prompts positions 1 <= k <= T/2
+score above 0.3; a quarter of the prompts makes a later sink. Its null, `later_sink_null`, is the
+score under uniform attention. Scores fall as T grows; compare only at the same T.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def summary(result: ExperimentResult) -> list[str]:
     later = int((result.arrays["later_sink_share"].values >= LATER_SHARE).any(-1).sum())
     lines.append(
         f"{later} of {mass.numel()} heads have a later sink (a key in 1 .. T/2 whose "
-        f"score exceeds 0.3 in a quarter of the prompts)."
+        f"score exceeds 0.3 in a quarter of the prompts; uniform attention scores at most "
+        f"{float(result.arrays['later_sink_null'].values[1]):.3f} there)."
     )
     norm = result.arrays["position0_norm"].values
     others = result.arrays["other_norm"].values
@@ -126,12 +128,16 @@ def sink_profile(
         UsageError: An input is unknown, or the prompts are too short.
     """
     capabilities = check(model)
+    if prompts.length < 2:
+        raise UsageError("sink_profile needs prompts of at least two tokens")
 
     def refusal(name: str) -> str | None:
         if name not in INPUTS:
             raise unknown_name("condition", name, INPUTS)
         if name == "no_bos" and not prompts.bos:
             return "the prompts have no BOS to take away"
+        if name == "no_bos" and prompts.length < 3:
+            return "one token is left without BOS"
         return None
 
     inputs, left_out = choose_conditions(config, INPUTS, refusal)
@@ -151,7 +157,7 @@ def sink_profile(
         suffix = "" if name == "natural" else f":{name}"
         rows += _rows(scores, capabilities, tokens.length, suffix)
         if name == "natural":
-            arrays = _arrays(scores, norms, values)
+            arrays = _arrays(scores, norms, values, capabilities.causal)
         else:
             arrays[f"sink_mass_{name}"] = Array(scores.mass.mean(0), ("layer", "head"))
     null = float(uniform_sink_scores(prompts.length, causal=capabilities.causal)[0])
@@ -235,18 +241,22 @@ def _row(metric: str, condition: str, values: np.ndarray, null: float, unit: str
     )
 
 
-def _arrays(scores: SinkScoreValues, norms: ResidualNorms, values: ValueNorms) -> dict[str, Array]:
+def _arrays(
+    scores: SinkScoreValues, norms: ResidualNorms, values: ValueNorms, causal: bool
+) -> dict[str, Array]:
     """What a figure or a closer look needs, averaged over prompts."""
     length = scores.scores.shape[-1]
     later = (scores.scores > SINK_THRESHOLDS["gu"]).float().mean(0)
     keys = torch.arange(length)
     later[..., (keys == 0) | (keys > length // 2)] = 0
     residual, value = norms.compute(), values.compute()
+    null = torch.from_numpy(uniform_sink_scores(length, causal=causal))
     rate = (scores.scores[..., 0] > SINK_THRESHOLDS["gu"]).float().mean(0)
     return {
         "sink_mass": Array(scores.mass.mean(0), ("layer", "head")),
         "sink_rate": Array(rate, ("layer", "head")),
         "sink_score": Array(scores.scores.mean(0), ("layer", "head", "key")),
+        "later_sink_null": Array(null, ("key",)),
         "later_sink_share": Array(later, ("layer", "head", "key")),
         "position0_norm": Array(residual.position0.mean(0), ("layer_input",)),
         "other_norm": Array(residual.others.mean(0), ("layer_input",)),

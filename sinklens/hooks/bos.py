@@ -24,14 +24,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import unknown_name
-from ..models import ordinary_tokens
+from ..models import ordinary_tokens, weights_hash
 from ..protocol import HookedModel
 from ..text import single_token
 from .intervention import Intervention, redirect_position, replace_position, seeded
 
 BOS_CONDITIONS = ("mean", "zero", "random_token", "gaussian", "token:<text>")
 _CHUNK = 8192
-_means: WeakKeyDictionary[Any, dict[int, Tensor]] = WeakKeyDictionary()
+_means: WeakKeyDictionary[Any, dict[tuple[str, bool, int], Tensor]] = WeakKeyDictionary()
 
 
 def replace_bos_embedding(
@@ -94,17 +94,21 @@ def _replacement(
 
 
 def mean_embedding(model: HookedModel, position: int = 0) -> Float[Tensor, " d_model"]:
-    """The mean over the whole vocabulary of what the embedding site puts out.
+    """The mean over all rows of the vocabulary of what the embedding site puts out.
 
-    Kept per model: it needs one pass through the embedding for every token there is.
+    Special tokens count, and so do rows that pad the embedding beyond the tokenizer. Kept until the
+    weights or the compatibility mode change: it takes one pass through the embedding for every
+    token there is.
     """
+    place = position if _depends_on_position(model) else 0
+    key = (weights_hash(model), bool(getattr(model, "compatibility_mode", False)), place)
     known = _means.setdefault(model, {})
-    if position not in known:
+    if key not in known:
         total = torch.zeros(int(model.cfg.d_model), dtype=torch.float64)
-        for tokens in torch.arange(int(model.cfg.d_vocab)).split(_CHUNK):
-            total += embedding_outputs(model, tokens, position).double().sum(0).cpu()
-        known[position] = (total / int(model.cfg.d_vocab)).float()
-    return known[position]
+        for tokens in torch.arange(int(model.cfg.d_vocab)).split(_CHUNK // (place + 1) + 1):
+            total += _outputs_at(model, tokens, place).double().sum(0).cpu()
+        known[key] = (total / int(model.cfg.d_vocab)).float()
+    return known[key]
 
 
 def embedding_outputs(
@@ -113,9 +117,23 @@ def embedding_outputs(
     """What the embedding site puts out for tokens at a position.
 
     Runs the model as far as its first block, so that scaling, and norms after the embedding, are
-    what they are in a forward pass. Families that add positions before the site (BERT) depend on
-    `position`, so the token is put there.
+    what they are in a forward pass. In families that add positions before the site (BERT) it
+    depends on `position`.
     """
+    return _outputs_at(model, tokens, position if _depends_on_position(model) else 0)
+
+
+def _depends_on_position(model: HookedModel) -> bool:
+    """Whether the embedding site puts out something else for a token at another position."""
+    token = ordinary_tokens(model)[:1]
+    first, second = (_outputs_at(model, token, position) for position in (0, 1))
+    return not torch.allclose(first, second, atol=1e-6)
+
+
+def _outputs_at(
+    model: HookedModel, tokens: Int[Tensor, " token"], position: int
+) -> Float[Tensor, "token d_model"]:
+    """Run prompts that repeat each token up to a position, and keep the embedding there."""
     collected: list[Tensor] = []
     prompts = tokens[:, None].expand(-1, position + 1).to(model.cfg.device)
     with torch.no_grad():

@@ -197,12 +197,13 @@ def drop_edge(
     A row that had all its weight on the key has nothing to scale and becomes 0.
     """
     edited = pattern.clone()
-    rows = pattern[:, heads, position + 1 :]
+    # In half precision the sum of what is left can be below the smallest normal number.
+    rows = pattern[:, heads, position + 1 :].float()
     kept = rows.clone()
     kept[..., position] = 0
-    tiny = torch.finfo(pattern.dtype).tiny
+    tiny = torch.finfo(torch.float32).tiny
     scale = rows.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp_min(tiny)
-    edited[:, heads, position + 1 :] = kept * scale
+    edited[:, heads, position + 1 :] = (kept * scale).to(pattern)
     return edited
 
 

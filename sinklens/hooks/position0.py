@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..capabilities import hook_name
-from ..errors import UsageError, unknown_name
+from ..capabilities import check, hook_name
+from ..errors import SinklensError, UsageError, unknown_name
 from ..models import bos_token_id, ordinary_tokens
 from ..probes.positions import first_token_values
 from ..protocol import HookedModel
@@ -72,6 +72,7 @@ def patch_position0(
 
     Raises:
         UsageError: There is no such condition, part or layer, or values are missing.
+        SinklensError: The model is not causal.
     """
     _check_request(model, layer, with_, part)
     name = hook_name(part, layer)
@@ -123,6 +124,11 @@ def _check_request(model: HookedModel, layer: int, with_: str, part: str) -> Non
         raise UsageError(
             f"{with_} is an edit of the residual stream; part={part!r} takes other_token, "
             "mean_token and zero"
+        )
+    if not check(model).causal:
+        raise SinklensError(
+            "patch_position0 needs a causal model, in which position 0 sees only itself; on "
+            f"{model.cfg.architecture} use replace_bos_embedding or ablate_heads"
         )
     if not 0 <= layer < model.cfg.n_layers:
         raise UsageError(f"there is no layer {layer}: this model has {model.cfg.n_layers}")

@@ -711,6 +711,8 @@ def test_profile_arrays_are_the_closed_form(setup: Setup) -> None:
             values[..., 1:].mean(axis=(0, 2))[:, None],
         ),
     }
+    nulls = [np.mean([1 / (i + 1) for i in range(k, LENGTH)]) for k in range(LENGTH)]
+    expected["later_sink_null"] = (("key",), np.array(nulls))
     for name in INPUTS[1:]:
         mass = np.mean([run.sink_mass for run in input_runs(setup, name)], axis=0)
         expected[f"sink_mass_{name}"] = (dims, mass)
