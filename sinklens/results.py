@@ -438,6 +438,8 @@ def _json_bytes(content: Mapping[str, Any]) -> bytes:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if path.parent.is_file():
+        raise SinklensError(f"{path.parent} is a file; give the folder that a result was saved to")
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:

@@ -65,3 +65,24 @@ def test_the_command_writes_what_show_prints(tmp_path: Path) -> None:
     assert shown.exit_code == 0 and "sink_head_ablation" in shown.stdout
     again = runner.invoke(app, ["diagnose", "rope", *arguments])
     assert again.exit_code == 1 and "not empty" in again.stderr
+
+
+def test_overwriting_leaves_no_result_of_another_run(tmp_path: Path) -> None:
+    folder, runner = tmp_path / "out", CliRunner()
+    size = ["rope", "--n-prompts", "3", "--length", "12", "--quiet", "--out", str(folder)]
+    assert runner.invoke(app, ["diagnose", *size]).exit_code == 0
+    (folder / "mine.txt").write_text("keep")
+    again = runner.invoke(app, ["run", "sink_profile", *size, "--overwrite"])
+    assert again.exit_code == 0, again.output
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "mine.txt",
+        "result.json",
+        "run.json",
+        "values.safetensors",
+    ]
+    assert sinklens.ExperimentResult.load(folder).experiment == "sink_profile"
+
+
+def test_only_shared_settings_reach_the_battery() -> None:
+    with pytest.raises(sinklens.SinklensError, match="conditions is for sinklens.run"):
+        sinklens.diagnose("rope", conditions="natural")

@@ -1,0 +1,91 @@
+"""Where controls edit, and the nulls, against cases counted by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sinklens
+from sinklens.controls import (
+    control_positions,
+    derangement,
+    matched_heads,
+    uniform_sink_mass,
+    uniform_sink_scores,
+)
+
+
+def test_uniform_attention_by_hand() -> None:
+    assert uniform_sink_scores(64)[0] == pytest.approx(0.0741, abs=5e-5)  # H_64 / 64
+    assert uniform_sink_scores(3).tolist() == pytest.approx([11 / 18, 5 / 12, 1 / 3])
+    assert uniform_sink_mass(3) == pytest.approx((1 / 2 + 1 / 3) / 2)
+    # A window of 2: query 2 no longer sees key 0.
+    assert uniform_sink_scores(3, window=2)[0] == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert uniform_sink_mass(4, causal=False) == pytest.approx(1 / 4)
+
+
+def test_control_positions_leave_a_prediction_to_count() -> None:
+    places = control_positions(64, 200, seed=0)
+    assert set(places) == set(range(1, 17))
+    assert control_positions(4, 3, seed=0) == [1, 1, 1]
+    assert control_positions(3, 3, seed=0) == []  # position 2 has no next token
+    assert control_positions(64, 3, seed=0, sample=(1, 2)) == [1, 1, 1]
+    assert control_positions(64, 3, seed=0, sample=(1,)) == []
+
+
+def test_control_heads_come_from_the_same_layer_then_the_nearest() -> None:
+    others = [(0, 0), (1, 3), (2, 1), (2, 2), (5, 0)]
+    for draw in range(20):
+        found = matched_heads([(2, 0), (2, 3), (4, 1)], others, seed=0, draw=draw)
+        assert found.treated == [(2, 0), (2, 3), (4, 1)]
+        assert Counter(layer for layer, _ in found.control) == {2: 2, 5: 1}
+    few = matched_heads([(0, 1), (0, 2), (1, 1)], [(3, 0), (1, 0)], seed=0, draw=1)
+    assert few.control == [(1, 0), (3, 0)]
+    assert len(set(few.treated)) == 2 and set(few.treated) < {(0, 1), (0, 2), (1, 1)}
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_a_control_head_is_no_sink_head(each: bool) -> None:
+    model = sinklens.load("rope")
+    prompts = sinklens.prompts(model, n=4, length=32)
+    result = sinklens.run(
+        "sink_head_ablation",
+        model,
+        prompts,
+        heads="L2H0,L3H1",
+        conditions="zero",
+        each=each,
+        draws=4,
+        progress=False,
+    )
+    mass = result.arrays["sink_mass"].values
+    labels = [
+        label for draw in result.settings["draws_made"]["control_heads"]["zero"] for label in draw
+    ]
+    assert labels
+    for label in labels:
+        layer, head = map(int, label[1:].split("H"))
+        assert mass[layer, head] <= 0.3
+
+
+def test_a_derangement_follows_the_prompts() -> None:
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 9, (7, 5)))
+    partner = derangement(tokens, 0, 0)
+    assert sorted(partner.tolist()) == list(range(7))
+    assert (partner != torch.arange(7)).all()
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    moved = derangement(tokens[order], 0, 0)
+    assert torch.equal(tokens[order][moved], tokens[partner][order])
+    assert derangement(tokens[:1], 0, 0).tolist() == [0]
+
+
+def test_short_prompts_get_a_sentence_instead_of_controls(boot_family: Any) -> None:
+    model = boot_family("llama")
+    prompts = sinklens.Prompts(torch.tensor([[1, 5, 9], [1, 7, 30]]), bos=True, source="tokens")
+    result = sinklens.run("bos_replacement", model, prompts, conditions="mean", progress=False)
+    assert {effect.kind for effect in result.effects} == {"treatment"}
+    assert any(note.startswith("No control for mean") for note in result.notes())
