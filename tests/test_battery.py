@@ -84,5 +84,5 @@ def test_overwriting_leaves_no_result_of_another_run(tmp_path: Path) -> None:
 
 
 def test_only_shared_settings_reach_the_battery() -> None:
-    with pytest.raises(sinklens.SinklensError, match="conditions is for sinklens.run"):
+    with pytest.raises(sinklens.SinklensError, match="conditions is for"):
         sinklens.diagnose("rope", conditions="natural")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..capabilities import Capabilities, check
@@ -288,15 +288,13 @@ class _Edits:
 
     def _output(self, condition: str, heads: Sequence[Head], draw: int) -> Intervention:
         """An edit of head outputs."""
-        values: HeadValues | None = None
-        if condition == "mean":
-            values = self._means
-        elif condition == "resample":
+        if condition == "resample":
             order = derangement(self._prompts.tokens, self._config.seed, draw)
-            layers = {layer for layer, _ in heads}
-            values = {layer: self._outputs[layer][order] for layer in layers}
-        edit = ablate_heads(self._model, heads, condition, values=values, draw=draw)
-        return edit if condition == "resample" else replace(edit, draw=None)
+            return ablate_heads(
+                self._model, heads, condition, values=self._outputs, order=order, draw=draw
+            )
+        values = self._means if condition == "mean" else None
+        return ablate_heads(self._model, heads, condition, values=values)
 
     def _edge(self, condition: str, heads: Sequence[Head], place: int) -> Intervention:
         """An edit of the edge from later queries to one key."""

@@ -51,6 +51,7 @@ def ablate_heads(
     with_: str = "mean",
     *,
     values: HeadValues | None = None,
+    order: Int[Tensor, " prompt"] | None = None,
     position: int = 0,
     draw: int | None = None,
 ) -> Intervention:
@@ -61,9 +62,11 @@ def ablate_heads(
         heads: Pairs of layer and query head.
         with_: `zero`, `mean`, `resample`, `drop_edge` or `drop_edge_unnormalised`.
         values: By layer, what is written: for `mean` what `HeadMeans` computes, for `resample` the
-            outputs of the other prompts (`HeadOutputs`, its prompts put in another order), and for
+            outputs of all prompts (`HeadOutputs`), and for
             `drop_edge_unnormalised` on models whose pattern cannot be edited what `SinkReads`
             computes. The other conditions need none.
+        order: For `resample`, the number of the prompt whose outputs each prompt gets; by default
+            `values` are in order already.
         position: The key whose edge is dropped; 0 is the sink.
         draw: The number of the draw.
 
@@ -90,7 +93,12 @@ def ablate_heads(
     listed = [(layer, head) for layer, these in by_layer.items() for head in these]
     only = listed[0] if len(listed) == 1 else (None, None)
     bind = partial(
-        _head_hooks, by_layer=dict(by_layer), with_=with_, values=values, position=position
+        _head_hooks,
+        by_layer=dict(by_layer),
+        with_=with_,
+        values=values,
+        order=order,
+        position=position,
     )
     per_prompt = values is not None and with_ != "mean"
     return Intervention(
@@ -112,6 +120,7 @@ def _head_hooks(
     by_layer: dict[int, list[int]],
     with_: str,
     values: HeadValues | None,
+    order: Int[Tensor, " prompt"] | None,
     position: int,
 ) -> FwdHooks:
     """The hooks of an ablation, for some of the prompts."""
@@ -129,10 +138,18 @@ def _head_hooks(
         if site == "pattern":
             settings["position"] = position
         elif values is not None:
-            by_prompt = with_ != "mean" and index is not None
-            settings["values"] = values[layer][index] if by_prompt else values[layer]
+            settings["values"] = values[layer]
+            if with_ != "mean":
+                # Which prompt stands in for each of the batch.
+                settings["rows"] = order if index is None else _composed(order, index)
         hooks.append((hook_name(site, layer), partial(edits[with_], **settings)))
     return hooks
+
+
+def _composed(
+    order: Int[Tensor, " prompt"] | None, index: Int[Tensor, " batch"]
+) -> Int[Tensor, " batch"]:
+    return index if order is None else order[index]
 
 
 def zero_heads(
@@ -164,11 +181,12 @@ def resample_heads(
     hook: Any,
     *,
     heads: list[int],
-    values: Float[Tensor, "batch pos n_heads d_head"],
+    values: Float[Tensor, "prompt pos n_heads d_head"],
+    rows: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Write the outputs of heads in other prompts."""
+    """Write the outputs of heads in other prompts: those of `rows`, or `values` as they stand."""
     edited = z.clone()
-    edited[:, :, heads] = values[:, :, heads].to(z)
+    edited[:, :, heads] = _taken(values, heads, rows).to(z)
     return edited
 
 
@@ -177,12 +195,23 @@ def subtract_reads(
     hook: Any,
     *,
     heads: list[int],
-    values: Float[Tensor, "batch pos n_heads d_head"],
+    values: Float[Tensor, "prompt pos n_heads d_head"],
+    rows: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Take what heads read from one key out of their output."""
     edited = z.clone()
-    edited[:, :, heads] -= values[:, :, heads].to(z)
+    edited[:, :, heads] -= _taken(values, heads, rows).to(z)
     return edited
+
+
+def _taken(
+    values: Float[Tensor, "prompt pos n_heads d_head"],
+    heads: list[int],
+    rows: Int[Tensor, " batch"] | None,
+) -> Float[Tensor, "batch pos head d_head"]:
+    """The values of some heads in some prompts, copied only when a batch runs."""
+    chosen = values[:, :, heads]
+    return chosen if rows is None else chosen[rows]
 
 
 def drop_edge(
