@@ -14,6 +14,7 @@ import typer
 from .errors import SinklensError, UsageError
 
 if TYPE_CHECKING:
+    from .results import ExperimentResult
     from .text import Prompts
 
 app = typer.Typer(
@@ -149,14 +150,46 @@ def check(model: Model = "rope", device: Device = None, dtype: Dtype = "float32"
 def show(folder: Annotated[Path, typer.Argument(help="A folder that --out wrote.")]) -> None:
     """Print a result, or all results of a diagnosis."""
     with _prepared(None, False, True):
-        from .results import ExperimentResult
+        print(*_saved(folder).values(), sep="\n\n")
 
-        parts = sorted(path.parent for path in folder.glob("*/result.json"))
-        if not (folder / "result.json").exists() and parts:
-            for part in parts:
-                print(ExperimentResult.load(part), end="\n\n")
+
+@app.command()
+def report(
+    source: Annotated[str, typer.Argument(help="A model, or a folder that --out wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")],
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write one HTML page about a saved result, or about a model's diagnosis."""
+    with _prepared(None, False, quiet):
+        from .report import write_report
+
+        if output.exists() and not overwrite:
+            raise SinklensError(f"{output} exists; give another name, or --overwrite")
+        folder = Path(source)
+        findings: list[str] = []
+        if folder.is_dir() and not (folder / "config.json").exists():
+            results = _saved(folder)
+            page = folder / "findings.txt"
+            findings = page.read_text("utf-8").splitlines() if page.exists() else []
         else:
-            print(ExperimentResult.load(folder))
+            from .battery import diagnose as run_battery
+
+            bridge = _load(source, None, "float32", quiet)
+            card = run_battery(bridge, progress=False if quiet else None)
+            results, findings = card.results, card.findings
+        write_report(results, output, findings=findings, overwrite=overwrite)
+
+
+def _saved(folder: Path) -> dict[str, ExperimentResult]:
+    """The result in a folder, or the results of a diagnosis."""
+    from .results import ExperimentResult
+
+    parts = sorted(path.parent for path in folder.glob("*/result.json"))
+    if (folder / "result.json").exists() or not parts:
+        parts = [folder]
+    loaded = [ExperimentResult.load(part) for part in parts]
+    return {result.experiment: result for result in loaded}
 
 
 def main() -> None:

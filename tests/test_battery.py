@@ -86,3 +86,17 @@ def test_overwriting_leaves_no_result_of_another_run(tmp_path: Path) -> None:
 def test_only_shared_settings_reach_the_battery() -> None:
     with pytest.raises(sinklens.SinklensError, match="conditions is for"):
         sinklens.diagnose("rope", conditions="natural")
+
+
+def test_the_report_is_one_page_without_a_network(tmp_path: Path) -> None:
+    folder, page, runner = tmp_path / "out", tmp_path / "page.html", CliRunner()
+    size = ["--n-prompts", "3", "--length", "12", "--quiet", "--out", str(folder)]
+    assert runner.invoke(app, ["diagnose", "rope", *size]).exit_code == 0
+    done = runner.invoke(app, ["report", str(folder), "-o", str(page)])
+    assert done.exit_code == 0, done.output
+    content = page.read_text()
+    assert "What holds them up" in content and content.count("<table") == 4
+    assert content.count("plotly-graph-div") == 4 and 'src="http' not in content
+    again = runner.invoke(app, ["report", str(folder), "-o", str(page)])
+    assert again.exit_code == 1 and "exists" in again.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
