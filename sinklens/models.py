@@ -197,7 +197,10 @@ def _load_named(
     if name in zoo.names():
         known = Origin("shipped", name, step=step, seed=seed)
         with zoo.folder(name, step=step, seed=seed) as folder:
-            return _boot(str(folder), known, tokenizer, device, dtype, revision)
+            bridge = _boot(str(folder), known, tokenizer, device, dtype, revision)
+        # TransformerLens goes by the architecture; the card knows what this model was trained on.
+        bridge.cfg.default_prepend_bos = bool(zoo.card(name)["bos"])
+        return bridge
     if "/" not in name:
         raise SinklensError(
             f"{unknown_name('model', name, zoo.names())}; a model may also be a folder, a .gguf "

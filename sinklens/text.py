@@ -3,7 +3,8 @@
 The rule of `prompts`: tokenise the whole text without special tokens, cut consecutive windows that
 do not overlap from the start (`length - 1` tokens each, `length` without BOS), put BOS in front,
 take the first `n`. Without a text it is the shipped corpus (33 State of the Union addresses), of
-whose M windows number floor(i M / n) is taken for i < n, so that prompts come from many documents.
+whose M windows number floor(i M / n) is taken for i < n, so that prompts come from many documents;
+shipped models that were trained on something else get it instead (`zoo.own_prompts`).
 
 Also here: the control inputs `random_prompts` and `repeated_prompts`.
 """
@@ -23,8 +24,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from . import zoo
 from .errors import SinklensError, UsageError
-from .models import bos_token_id, ordinary_tokens
+from .models import bos_token_id, ordinary_tokens, origin
 from .protocol import HookedModel
 
 _cut_corpora: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
@@ -146,7 +148,9 @@ def prompts(
         )
     chosen = [i * count // n for i in range(n)] if text is None else list(range(n))
     windows = tokens[: count * width].view(count, width)[chosen]
-    return Prompts(_prepend_bos(model, windows, use_bos), use_bos, source)
+    cut = Prompts(_prepend_bos(model, windows, use_bos), use_bos, source)
+    known = origin(model)
+    return zoo.own_prompts(known.name, cut) if text is None and known.kind == "shipped" else cut
 
 
 def random_prompts(

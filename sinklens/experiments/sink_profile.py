@@ -4,7 +4,8 @@
 threshold, decided per prompt and then averaged over prompts, layers and heads (2410.10781, and its
 published code, which thresholds first): `gu` 0.3, `strict` 0.8. `sink_mass` is the mean over
 queries i >= 1 of A_i0. Both lie in [0, 1]. The baseline of every row is uniform attention over the
-keys that each layer lets a query see.
+keys that each layer lets a query see. Bidirectional models have a row for the last position, and
+models with learned sinks one for what these take (both are explained in `probes/sinks.py`).
 
 Three further inputs tell what the sink follows: `no_bos` (the same windows without column 0),
 `random` (uniform random tokens) and `repeated` (one token repeated). A low score at key 0 can mean
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 INPUTS = ("natural", "no_bos", "random", "repeated")
+OTHER_PLACES = {"last_position": "The last position gets", "learned_sink": "Learned sinks take"}
 LATER_SHARE = 0.25
 ROUNDING = 1e-6
 
@@ -65,6 +67,11 @@ def summary(result: ExperimentResult) -> list[str]:
         if row.metric == "sink_mass" and row.condition == "position0":
             lines.append(
                 f"Position 0 gets {row.value:.1%} of the attention of later queries, "
+                f"{_beside_null(row)} uniform attention ({row.baseline:.1%})."
+            )
+        if row.condition in OTHER_PLACES:
+            lines.append(
+                f"{OTHER_PLACES[row.condition]} {row.value:.1%} of the attention, "
                 f"{_beside_null(row)} uniform attention ({row.baseline:.1%})."
             )
         if row.metric == "sink_rate" and row.condition in SINK_THRESHOLDS:
@@ -222,16 +229,25 @@ def _rows(
                 )
             )
         mass = values.mass[:, layers].double().mean((1, 2)).numpy()
-        rows.append(
-            _row(
-                "sink_mass",
-                f"position0{suffix}{part}",
-                mass,
-                float(null_mass[layers].mean()),
-                "share of attention",
-            )
-        )
+        null = float(null_mass[layers].mean())
+        rows.append(_mass_row(f"position0{suffix}{part}", mass, null))
+    if not capabilities.causal:
+        last = values.last.double().mean((1, 2)).numpy()
+        rows.append(_mass_row(f"last_position{suffix}", last, 1 / length))
+    if capabilities.learned_sinks:
+        unplaced = values.unplaced.double().mean((1, 2)).numpy()
+        # Uniform over the keys and a learned sink with the logit that they have.
+        keys = [
+            min(query + 1, window or length) for window in windows for query in range(1, length)
+        ]
+        null = float(np.mean(1 / (1 + np.array(keys))))
+        rows.append(_mass_row(f"learned_sink{suffix}", unplaced, null))
     return rows
+
+
+def _mass_row(condition: str, values: np.ndarray, null: float) -> Row:
+    """A share of attention beside that of uniform attention."""
+    return _row("sink_mass", condition, values, null, "share of attention")
 
 
 def _row(metric: str, condition: str, values: np.ndarray, null: float, unit: str) -> Row:

@@ -13,3 +13,4 @@ from .norms import ValueNorms as ValueNorms
 from .positions import PositionValues as PositionValues
 from .sinks import SinkScores as SinkScores
 from .sinks import sink_scores as sink_scores
+from .spikes import ResidualPeaks as ResidualPeaks

@@ -7,7 +7,9 @@ For key k of a head, over T positions (2410.10781, section 2):
 Sink mass leaves query 0 out, which can only attend to itself: mean over queries i >= 1 of A_i0.
 Both are shares of attention in [0, 1]. Uniform causal attention gives score_0 = H_T / T, 0.074 at
 T = 64, so a score means nothing without its null. A score of 0 at key 0 can also mean that the mass
-went to other positions (repeated tokens), not that there is no sink.
+went to other positions (repeated tokens), not that there is no sink. Two such places are read as
+well: the last key, which a bidirectional model may use (mean over queries i < T - 1 of A_i,T-1),
+and a learned sink, which takes what the row sums lack (mean over queries i >= 1 of 1 - sum_k A_ik).
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ class SinkScoreValues(NamedTuple):
 
     scores: Float[Tensor, "prompt layer head key"]
     mass: Float[Tensor, "prompt layer head"]
+    last: Float[Tensor, "prompt layer head"]
+    unplaced: Float[Tensor, "prompt layer head"]
 
 
 class SinkScores:
@@ -50,16 +54,18 @@ class SinkScores:
         """Reduce one layer's pattern over its queries."""
         length = pattern.shape[-1]
         self._seen.add(("mass", layer), pattern[:, :, 1:, 0].float().mean(-1))
+        self._seen.add(("last", layer), pattern[:, :, :-1, -1].float().mean(-1))
+        self._seen.add(("unplaced", layer), 1 - pattern[:, :, 1:].float().sum(-1).mean(-1))
         # A causal pattern is 0 above the diagonal, so that the sum over all queries is over i >= k.
         visible = pattern if self._causal else pattern.tril()
         queries = torch.arange(length, 0, -1, device=pattern.device)
         self._seen.add(("scores", layer), visible.float().sum(-2) / queries)
 
     def compute(self) -> SinkScoreValues:
-        """Scores and mass of all prompts."""
+        """The scores of all prompts."""
         gathered = [
             torch.stack([self._seen.concatenated((what, layer)) for layer in self._layers], dim=1)
-            for what in ("scores", "mass")
+            for what in SinkScoreValues._fields
         ]
         return SinkScoreValues(*gathered)
 

@@ -1,15 +1,34 @@
-"""Models that come with the package, and the recipes that trained them."""
+"""Models that come with the package, and the recipes that trained them.
+
+A family of matched small models: each differs from `rope` in one thing, as far as its architecture
+allows. `names` lists them, `card` tells how each was made and what was measured on it, `compare`
+runs an experiment on several and sets their differences beside the difference between seeds.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SinklensError, UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from ..text import Prompts
+    from .comparison import MemberComparison as MemberComparison
+    from .comparison import compare as compare
+    from .constructed import ConstructedSink as ConstructedSink
+    from .constructed import constructed_sink as constructed_sink
+
+_HOMES = {
+    "MemberComparison": "comparison",
+    "compare": "comparison",
+    "ConstructedSink": "constructed",
+    "constructed_sink": "constructed",
+}
 
 
 def names() -> list[str]:
@@ -31,37 +50,112 @@ def card(name: str) -> dict[str, Any]:
     return content
 
 
+def steps(name: str, seed: int | None = None) -> list[int]:
+    """The training steps of a shipped model that can be loaded, 0 (untrained) among them."""
+    runs = card(name)["weights"]
+    wanted = runs[0]["seed"] if seed is None else seed
+    return sorted({0, *(run["step"] for run in runs if run["seed"] == wanted)})
+
+
+def seeds(name: str) -> list[int]:
+    """The training seeds of a shipped model."""
+    return sorted({run["seed"] for run in card(name)["weights"]})
+
+
+def own_prompts(name: str, prompts: Prompts) -> Prompts:
+    """Prompts of the shipped corpus, as the task that a shipped model was trained on has them.
+
+    Text for most. `encoder` has [SEP] in place of the last token; the `backcopy` models get
+    sequences of their task, which are no text at all.
+    """
+    from .recipes import RECIPES
+
+    return RECIPES[name].task.own_prompts(prompts)
+
+
 @contextmanager
 def folder(name: str, *, step: int | None = None, seed: int | None = None) -> Iterator[Path]:
-    """The Hugging Face folder of a shipped model, checked against the hash on its card.
+    """The Hugging Face folder of a shipped model, checked against the hashes on its card.
+
+    Args:
+        name: The shipped name.
+        step: A training step; None is the last. Step 0 is made again from the seed.
+        seed: A training seed; None is the first.
 
     Raises:
         UsageError: There is no such model, step or seed.
         SinklensError: The weights file is damaged.
     """
+    runs = card(name)["weights"]
+    seed = runs[0]["seed"] if seed is None else seed
+    if seed not in seeds(name):
+        raise UsageError(f"{name} has no seed {seed}; there is: {_listed(seeds(name))}")
+    step = max(steps(name, seed)) if step is None else step
+    if step not in steps(name, seed):
+        raise UsageError(
+            f"{name} has no checkpoint of step {step} for seed {seed}; there is: "
+            f"{_listed(steps(name, seed))}"
+        )
+    with resources.as_file(resources.files(__name__) / "members" / name) as path:
+        if step == 0:
+            with without_weights(path) as copy:
+                _write_untrained(name, seed, copy)
+                yield copy
+            return
+        run = next(run for run in runs if (run["step"], run["seed"]) == (step, seed))
+        weights = path / run["file"]
+        _require_whole(name, weights, run["sha256"])
+        if run["file"] == "model.safetensors":
+            yield path
+            return
+        with without_weights(path) as copy:
+            (copy / "model.safetensors").write_bytes(weights.read_bytes())
+            yield copy
+
+
+@contextmanager
+def without_weights(member: Path) -> Iterator[Path]:
+    """A temporary copy of a member's folder with all that Hugging Face needs but the weights."""
+    import shutil
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="sinklens-") as temporary:
+        for pattern in ("config.json", "tokenizer*"):
+            for file in member.glob(pattern):
+                shutil.copy(file, temporary)
+        yield Path(temporary)
+
+
+def _write_untrained(name: str, seed: int, copy: Path) -> None:
+    """Write the weights that training starts from."""
+    from .recipes import RECIPES
+    from .train import new_model, save_weights
+
+    save_weights(new_model(RECIPES[name], seed), copy / "model.safetensors")
+
+
+def _require_whole(name: str, weights: Path, expected: str) -> None:
+    """Refuse a weights file that is missing or not what the card says."""
     import hashlib
 
-    shipped = card(name)
-    if step not in (None, shipped["recipe"]["steps"]):
-        raise UsageError(
-            f"{name} has no checkpoint of step {step}; there is: {shipped['recipe']['steps']}"
+    if not weights.exists():
+        raise SinklensError(
+            f"{weights.name} of the shipped model {name} is missing; install sinklens again"
         )
-    if seed not in (None, shipped["seed"]):
-        raise UsageError(f"{name} has no seed {seed}; there is: {shipped['seed']}")
-    with resources.as_file(resources.files(__name__) / "members" / name) as path:
-        found = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
-        if found != shipped["sha256"]:
-            raise SinklensError(
-                f"the weights of the shipped model {name} are damaged (SHA-256 {found[:12]}, "
-                f"expected {shipped['sha256'][:12]}); install sinklens again"
-            )
-        yield path
+    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if found != expected:
+        raise SinklensError(
+            f"{weights.name} of the shipped model {name} is damaged (SHA-256 {found[:12]}, "
+            f"expected {expected[:12]}); install sinklens again"
+        )
+
+
+def _listed(values: list[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def __getattr__(name: str) -> Any:
-    """Import the constructed model only when it is asked for; it needs transformers."""
-    if name in ("constructed_sink", "ConstructedSink"):
-        from . import constructed
-
-        return getattr(constructed, name)
+    """Import what needs torch or transformers only when it is asked for."""
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,9 @@
-"""Cards of the shipped models: what was trained, how, and what was measured on the stored file.
+"""Cards of the shipped models: what was trained, how, and what was measured on the stored files.
 
 Every figure is measured on the fp16 weights as they were read back, in float32, on text that was
-not trained on.
+not trained on. `spike` is the largest entry of the residual stream over the median one, at the site
+where that is largest; `norm ratio` the residual norm at position 0 over that of other positions,
+likewise (both averaged over prompts first).
 """
 
 from __future__ import annotations
@@ -9,94 +11,196 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import corpus
-from .recipes import BOS, WINDOW, Recipe
+from .comparison import BASE, seed_p_value
+from .recipes import Recipe
+from .tasks import HELD_OUT_PROMPTS
 
-LOSS_PROMPTS, PROFILE_PROMPTS = 512, 64
+PROFILE_PROMPTS = 64
+LICENCE = "MIT; trained on text in the public domain (CC0)"
+FIGURES = {
+    "sink mass": "sink_mass position0",
+    "sink rate": "sink_rate gu",
+    "spike": "spike",
+    "norm ratio": "norm ratio",
+    "held-out loss": "held-out loss",
+}
+SIGNIFICANT = 0.05
 
 
-def write_card(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Measure the model in `folder` and write `card.json` and `README.md` beside it."""
-    import torch
-
+def measure(model: Any, recipe: Recipe) -> dict[str, dict[str, float]]:
+    """Every figure of a model's card: `value`, and `uniform` where there is an analytic null."""
     from ..engine import evaluate
     from ..experiments.registry import run
-    from ..models import load
+    from ..probes import ResidualPeaks
     from ..text import prompts
 
-    model = load(folder)
-    text = prompts(model, n=LOSS_PROMPTS, length=WINDOW)
-    loss = float(evaluate(model, text, [], ["loss"], progress=False).clean.mean())
-    profile = run(
-        "sink_profile", model, prompts(model, n=PROFILE_PROMPTS, length=WINDOW), progress=False
+    task = recipe.task
+    many, few = (
+        task.own_prompts(prompts(model, n=n, length=task.length, bos=task.bos))
+        for n in (HELD_OUT_PROMPTS, PROFILE_PROMPTS)
     )
-    training = json.loads((folder / "training.json").read_text())
-    weights = (folder / "model.safetensors").read_bytes()
-    with torch.no_grad():
-        parameters = sum(p.numel() for p in model.original_model.parameters())
-    measured = {
-        f"{e.metric} {e.condition}": {"value": round(e.value, 4), "uniform": round(e.baseline, 4)}
-        for e in profile.effects
+    peaks = ResidualPeaks(model)
+    evaluate(model, few, [], [], probes=[peaks], progress=False)
+    profile = run("sink_profile", model, few, progress=False)
+    norms, others = (profile.arrays[f"{name}_norm"].values for name in ("position0", "other"))
+    figures = {
+        f"held-out {name}": {"value": value} for name, value in task.held_out(model, many).items()
     }
-    card = {
+    figures |= {
+        f"{row.metric} {row.condition}": {"value": row.value, "uniform": row.baseline}
+        for row in profile.effects
+    }
+    figures["spike"] = {"value": float(peaks.compute().ratio.mean(0).max())}
+    figures["norm ratio"] = {"value": float((norms / others).max())}
+    return figures
+
+
+def make_card(
+    recipe: Recipe, weights: Sequence[Mapping[str, Any]], parameters: int
+) -> dict[str, Any]:
+    """A card without findings, which need the cards of the other members.
+
+    Args:
+        recipe: The recipe.
+        weights: For each stored file its `file`, `seed`, `step`, `bytes`, `sha256`, `figures`, and
+            for the ends of training runs `training_seconds`, `training_loss` and
+            `half_precision_change`; the first is `model.safetensors`.
+        parameters: How many numbers the model has.
+    """
+    hidden = ("name", "description", "config", "differs", "also_differs", "control", "task")
+    return {
         "name": recipe.name,
         "description": recipe.description,
-        "licence": "MIT; trained on text in the public domain (CC0)",
-        "data": f"200 State of the Union addresses, SHA-256 {corpus.TEXT_SHA256}; "
-        f"windows of {WINDOW} tokens with BOS (id {BOS})",
-        "recipe": {
-            key: value
-            for key, value in dataclasses.asdict(recipe).items()
-            if key not in ("name", "description", "config")
+        "differs": {
+            "on purpose": recipe.differs,
+            "besides": list(recipe.also_differs),
+            "control": recipe.control,
         },
-        "seed": training["seed"],
+        "licence": LICENCE,
+        "task": recipe.task.description,
+        "bos": recipe.task.bos,
+        "length": recipe.task.length,
+        "data": f"200 State of the Union addresses, SHA-256 {corpus.TEXT_SHA256}",
+        "recipe": {
+            key: value for key, value in dataclasses.asdict(recipe).items() if key not in hidden
+        },
         "parameters": parameters,
-        "bytes": len(weights),
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "training_seconds": training["seconds"],
-        "training_loss": training["loss"],
-        "held_out_loss": {"nats": round(loss, 4), "prompts": LOSS_PROMPTS},
-        "sinks": {"prompts": PROFILE_PROMPTS, "length": WINDOW, **measured},
+        "weights": list(weights),
     }
+
+
+def findings(card: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How a member differs from `rope`, and from its control, beside the spread of seeds."""
+    if card["name"] == BASE or card["name"].startswith("backcopy"):
+        return []
+    others = [BASE, *([card["differs"]["control"]] if card["differs"]["control"] else [])]
+    return [line for other in others for line in _differences(card, cards[other])]
+
+
+def _differences(card: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+    for name, key in FIGURES.items():
+        if name == "held-out loss" and card["task"].split(";")[0] != other["task"].split(";")[0]:
+            continue  # losses of different tasks
+        own, base = (
+            [run["figures"][key]["value"] for run in last_steps(one)] for one in (card, other)
+        )
+        p = seed_p_value(own, base)
+        if p is None:
+            verdict = "one seed each, so seed noise is unknown"
+        elif p < SIGNIFICANT:
+            verdict = f"beyond seed noise (p = {p:.2g})"
+        else:
+            verdict = f"not told apart from seed noise (p = {p:.2g})"
+        yield (f"{name}: {_spread(own)}; {other['name']} has {_spread(base)}: {verdict}.")
+
+
+def last_steps(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The end of training of each seed."""
+    return [run for run in card["weights"] if run["step"] == card["recipe"]["steps"]]
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def write(card: Mapping[str, Any], folder: Path) -> None:
+    """Write `card.json` and `README.md` into a member's folder."""
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    (folder / "README.md").write_text(_page(card, profile.summary))
-    return card
+    (folder / "README.md").write_text(_page(card))
 
 
-def _page(card: dict[str, Any], summary: list[str]) -> str:
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}, {len(values)} seeds)"
+
+
+def _page(card: Mapping[str, Any]) -> str:
     """The card as a page."""
-    recipe = card["recipe"]
-    rows = "\n".join(
-        f"| {name} | {entry['value']:.3f} | {entry['uniform']:.3f} |"
-        for name, entry in card["sinks"].items()
-        if isinstance(entry, dict)
-    )
-    sentences = "\n".join(f"- {line}" for line in summary)
+    recipe, first = card["recipe"], card["weights"][0]
+    decay = f"weight decay {recipe['weight_decay']} on all parameters"
+    if recipe["frozen"]:
+        decay += f" (those named *{', *'.join(recipe['frozen'])} stay as initialised)"
     made = (
         f"{recipe['steps']} steps of {recipe['batch_size']} windows, AdamW, learning rate "
-        f"{recipe['learning_rate']} (cosine, {recipe['warmup']} steps of warm-up), weight decay "
-        f"{recipe['weight_decay']} on all parameters, betas {tuple(recipe['betas'])}, seed "
-        f"{card['seed']}; float32, one thread, {card['training_seconds']} s"
+        f"{recipe['learning_rate']} (cosine, {recipe['warmup']} steps of warm-up), {decay}, betas "
+        f"{tuple(recipe['betas'])}; float32, one thread"
     )
-    loss = card["held_out_loss"]
-    return f"""# {card["name"]}
+    rows = "\n".join(
+        f"| {name} | {figure['value']:.3f} | {_number(figure.get('uniform'))} |"
+        for name, figure in first["figures"].items()
+    )
+    curve = ", ".join(f"{step}: {loss:.3f}" for step, loss in first["training_loss"][4::5])
+    besides = "; ".join(card["differs"]["besides"]) or "nothing"
+    control = card["differs"]["control"]
+    parts = [
+        f"# {card['name']}\n\n{card['description']}. {card['parameters']:,} parameters, "
+        f"{first['bytes'] / 2**20:.2f} MiB in fp16.",
+        f"- Differs from `{BASE}` on purpose: {card['differs']['on purpose']}.\n"
+        f"- Differs besides: {besides}."
+        + (f" `{control}` shares these; compare with it too." if control else ""),
+        f"- Task: {card['task']}.\n- Data: {card['data']}; the 33 addresses that "
+        "`sinklens.prompts` reads are not among them.\n"
+        f"- Recipe: {made}. `python -m sinklens.zoo.train {card['name']} --seed {first['seed']} "
+        "--out FOLDER` makes it again.\n"
+        f"- Time: {first['training_seconds']} s. Training loss, nats, by step: {curve}.\n"
+        f"- Half precision changes the held-out loss by "
+        f"{first['half_precision_change']['held-out loss']:.1e} and the sink mass by "
+        f"{first['half_precision_change']['sink_mass position0']:.1e}.\n"
+        f"- Licence: {card['licence']}.",
+    ]
+    if card["findings"]:
+        lines = "\n".join(f"- {line}" for line in card["findings"])
+        parts.append(
+            f"## Beside other members\n\nEach line sets trained models side by side; p is that of "
+            f"a t test with the training seed as unit, which is weak with three seeds.\n\n{lines}"
+        )
+    parts.append(
+        f"## Measured on the stored file\n\n{HELD_OUT_PROMPTS} held-out prompts for the loss, "
+        f"{PROFILE_PROMPTS} for the rest, {card['length']} positions each.\n\n"
+        f"| figure | value | uniform attention |\n|---|---|---|\n{rows}"
+    )
+    if len(card["weights"]) > 1:
+        parts.append(f"## Other stored weights\n\n{_stored_table(card)}")
+    return "\n\n".join(parts) + "\n"
 
-{card["description"]}. {card["parameters"]:,} parameters, {card["bytes"] / 2**20:.2f} MiB (fp16).
 
-- Data: {card["data"]}. The 33 addresses that `sinklens.prompts` reads are not among them.
-- Recipe: {made}. `python -m sinklens.zoo.train {card["name"]} --out FOLDER` makes it again.
-- Training loss: {card["training_loss"][-1][1]:.3f} nats a token over the last steps.
-- Held-out loss: {loss["nats"]:.3f} nats a token ({loss["prompts"]} windows of the prompts' corpus).
-- Licence: {card["licence"]}.
+def _stored_table(card: Mapping[str, Any]) -> str:
+    """Seeds and checkpoints, a line each."""
+    lines = ["| seed | step | " + " | ".join(FIGURES) + " |", "|---|" + "---|" * (len(FIGURES) + 1)]
+    for run in sorted(card["weights"], key=lambda run: (run["seed"], run["step"])):
+        figures = [f"{run['figures'][key]['value']:.3f}" for key in FIGURES.values()]
+        lines.append(f"| {run['seed']} | {run['step']} | {' | '.join(figures)} |")
+    return "\n".join(lines)
 
-Measured on the stored file, {card["sinks"]["prompts"]} windows of {card["sinks"]["length"]} tokens:
 
-{sentences}
-
-| sink measure | value | uniform attention |
-|---|---|---|
-{rows}
-"""
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

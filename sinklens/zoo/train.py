@@ -1,14 +1,14 @@
-"""Train a shipped model again: `python -m sinklens.zoo.train NAME --out FOLDER`.
+"""Train a shipped model again: `python -m sinklens.zoo.train NAME [--seed S] --out FOLDER`.
 
 One thread, float32, so that the same machine gives the same weights bit for bit. The state is saved
 as it goes; the same command goes on after it was stopped. The folder that comes out can be read by
-Hugging Face and by `sinklens.load`; weights are stored as fp16.
+Hugging Face and by `sinklens.load`; weights are stored as fp16. `collect.py` makes a shipped member
+of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import time
@@ -19,9 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from . import corpus
-from .cards import write_card
-from .recipes import BOS, EOS, MASK, PAD, RECIPES, WINDOW, Recipe
+from .recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,11 +29,16 @@ SAVE_EVERY = 200
 
 def new_model(recipe: Recipe, seed: int) -> PreTrainedModel:
     """The untrained model of a recipe: step 0 of its training, the same for the same seed."""
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    config = recipe.config()
+    model_class = getattr(transformers, config.architectures[0])
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(recipe.config(), attn_implementation="sdpa")
+        model: PreTrainedModel = model_class._from_config(config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.endswith(recipe.frozen))
+    return model
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -47,9 +50,9 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def new_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW on all parameters."""
+    """AdamW on all parameters that are not frozen."""
     return torch.optim.AdamW(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=recipe.learning_rate,
         betas=recipe.betas,
         weight_decay=recipe.weight_decay,
@@ -72,7 +75,7 @@ def save_state(model: PreTrainedModel, optimizer: torch.optim.AdamW, file: Path)
     tensors = {}
     for name, parameter in model.named_parameters():
         tensors[f"weight.{name}"] = parameter.detach().clone()
-        for key, value in optimizer.state[parameter].items():
+        for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = value.clone()
     partial = file.with_suffix(".partial")
     save_file(tensors, partial)
@@ -85,29 +88,10 @@ def restore_state(model: PreTrainedModel, optimizer: torch.optim.AdamW, file: Pa
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"weight.{name}"])
-            optimizer.state[parameter] = {
-                key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-
-
-def save_tokenizer(text: str, folder: Path) -> Any:
-    """Train the tokenizer and save it where Hugging Face looks for it."""
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = corpus.train_tokenizer(text)
-    names = corpus.SPECIAL_TOKENS
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        name_or_path="sinklens-zoo",
-        add_bos_token=True,
-        bos_token=names[BOS],
-        eos_token=names[EOS],
-        pad_token=names[PAD],
-        mask_token=names[MASK],
-        clean_up_tokenization_spaces=False,
-    )
-    wrapped.save_pretrained(folder)
-    return tokenizer
+            if parameter.requires_grad:
+                optimizer.state[parameter] = {
+                    key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                }
 
 
 def train(recipe: Recipe, folder: Path, *, seed: int = 0, stop_at: int | None = None) -> None:
@@ -122,9 +106,7 @@ def train(recipe: Recipe, folder: Path, *, seed: int = 0, stop_at: int | None = 
     torch.set_num_threads(1)
     state = folder / "state"
     state.mkdir(parents=True, exist_ok=True)
-    text = corpus.training_text()
-    tokenizer = save_tokenizer(text, folder)
-    windows = corpus.training_windows(tokenizer.encode(text).ids, WINDOW)
+    recipe.task.save_tokenizer(folder)
     model = new_model(recipe, seed)
     model.train()
     model.config.save_pretrained(folder)
@@ -133,13 +115,13 @@ def train(recipe: Recipe, folder: Path, *, seed: int = 0, stop_at: int | None = 
     if (state / "log.json").exists():
         log = json.loads((state / "log.json").read_text())
         restore_state(model, optimizer, state / f"{log['step']}.safetensors")
-    stream = itertools.islice(corpus.batches(windows, recipe.batch_size, seed), log["step"], None)
+    stream = recipe.task.batches(recipe.batch_size, seed, log["step"])
     last = min(recipe.steps, stop_at or recipe.steps)
     began, seconds_before, recent = time.perf_counter(), log["seconds"], []
-    for step, tokens in zip(range(log["step"], last), stream, strict=False):
+    for step, batch in zip(range(log["step"], last), stream, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
-        loss = model(input_ids=tokens, labels=tokens).loss
+        loss = model(input_ids=batch.input_ids, labels=batch.labels).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
@@ -167,11 +149,9 @@ def train(recipe: Recipe, folder: Path, *, seed: int = 0, stop_at: int | None = 
             "seed": seed,
             "steps": recipe.steps,
             "seconds": round(log["seconds"]),
-            "windows": len(windows),
             "loss": log["loss"],
         }
         (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n")
-        write_card(recipe, folder)
 
 
 def main() -> None:

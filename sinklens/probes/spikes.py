@@ -1,0 +1,72 @@
+"""Massive activations: the largest entry of the residual stream, beside the median one.
+
+For each prompt, entering each block and leaving the last: the largest |x| over positions and
+channels, where it is, and the median |x| over the same entries (2402.17762 calls an activation
+massive above 100 and 1,000 times this median; a scale-free reading takes the ratio alone). Units
+are the model's own; ratios have none. A large ratio says that an entry stands out, not that
+anything depends on it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..capabilities import hook_name
+from ..protocol import HookedModel
+from .base import Gathered
+
+
+class PeakValues(NamedTuple):
+    """The largest entries by prompt and site."""
+
+    largest: Float[Tensor, "prompt site"]
+    median: Float[Tensor, "prompt site"]
+    position: Float[Tensor, "prompt site"]
+    channel: Float[Tensor, "prompt site"]
+
+    @property
+    def ratio(self) -> Float[Tensor, "prompt site"]:
+        """The largest entry over the median one."""
+        return self.largest / self.median
+
+
+class ResidualPeaks:
+    """The largest entry of the stream entering each block and leaving the last."""
+
+    def __init__(self, model: HookedModel) -> None:
+        """Read the residual stream of `model`."""
+        layers = int(model.cfg.n_layers)
+        names = [hook_name("residual", layer) for layer in range(layers)]
+        names.append(hook_name("resid_post", layers - 1))
+        self._sites = range(len(names))
+        self._seen = Gathered()
+        self.fwd_hooks: list[tuple[str, Any]] = [
+            (name, partial(self._read, site=site)) for site, name in enumerate(names)
+        ]
+
+    def _read(
+        self, activation: Float[Tensor, "batch pos channel"], hook: Any, *, site: int
+    ) -> None:
+        flat = activation.float().abs().flatten(1)
+        largest, where = flat.max(1)
+        self._seen.add(("largest", site), largest)
+        self._seen.add(("median", site), flat.median(1).values)
+        self._seen.add(("position", site), where // activation.shape[-1])
+        self._seen.add(("channel", site), where % activation.shape[-1])
+
+    def compute(self) -> PeakValues:
+        """Peaks of all prompts."""
+        gathered = [
+            torch.stack([self._seen.concatenated((what, site)) for site in self._sites], dim=1)
+            for what in PeakValues._fields
+        ]
+        return PeakValues(*gathered)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._seen.clear()

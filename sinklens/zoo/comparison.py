@@ -1,0 +1,196 @@
+"""One experiment on several shipped models, with the difference between seeds beside it.
+
+Two trained models differ even where their recipe is the same, so a difference between two recipes
+means nothing until it is held against the difference between seeds. The unit here is the training
+seed, not the prompt: `p_seeds` is Welch's or, with a single seed on one side, Student's two-sided t
+test between the effects of the seeds of one member and those of the base (`scipy.stats`). With
+three seeds a side it is weak; a large p is no proof that two members are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..effects import EffectSize
+from ..errors import SinklensError, UsageError, unknown_name
+from . import card, names, seeds
+
+ROW = ("metric", "condition", "kind", "layer", "head", "queries")
+BASE = "rope"
+"""The member that others are held against where it takes part."""
+
+
+@dataclass(frozen=True)
+class MemberComparison:
+    """Results by member and training seed.
+
+    Attributes:
+        experiment: Which experiment.
+        base: The member that the others are held against.
+        results: Results by name and seed.
+        left_out: Members that the experiment refused, with its reason.
+    """
+
+    experiment: str
+    base: str
+    results: Mapping[tuple[str, int], Any]
+    left_out: Mapping[str, str]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """All rows of all results in long form, with `member` and `seed`."""
+        frames = [
+            result.to_dataframe().assign(member=member, seed=seed)
+            for (member, seed), result in self.results.items()
+        ]
+        table = pd.concat(frames, ignore_index=True)
+        return table[["member", "seed", *table.columns.drop(["member", "seed"])]]
+
+    def table(self) -> pd.DataFrame:
+        """One row an effect and member: the mean over seeds, their spread, the base, p.
+
+        `effect` is that of the experiment (value minus its baseline), `ci_low` and `ci_high` its
+        interval over prompts for the first seed, `seed_low` and `seed_high` the range over seeds.
+        """
+        effects: dict[tuple[Any, ...], dict[str, list[EffectSize]]] = {}
+        for (member, _), result in self.results.items():
+            for row in result.effects:
+                key = tuple(getattr(row, name) for name in ROW)
+                effects.setdefault(key, {}).setdefault(member, []).append(row)
+        rows = [
+            {**dict(zip(ROW, key, strict=True)), **self._row(member, members)}
+            for key, members in effects.items()
+            for member in members
+        ]
+        return pd.DataFrame(rows).dropna(axis="columns", how="all")
+
+    def _row(self, member: str, members: Mapping[str, list[EffectSize]]) -> dict[str, Any]:
+        first = members[member][0]
+        values = [row.effect for row in members[member]]
+        base = [row.effect for row in members.get(self.base, [])]
+        against = base if member != self.base else []
+        several = len(values) > 1
+        return {
+            "member": member,
+            "value": float(np.mean([row.value for row in members[member]])),
+            "effect": float(np.mean(values)),
+            "ci_low": first.ci_low,
+            "ci_high": first.ci_high,
+            "seeds": len(values),
+            "seed_low": min(values) if several else None,
+            "seed_high": max(values) if several else None,
+            f"minus_{self.base}": float(np.mean(values) - np.mean(against)) if against else None,
+            "p_seeds": seed_p_value(values, against),
+            "unit": first.unit,
+        }
+
+    def notes(self) -> list[str]:
+        """What a reader of the table has to know."""
+        counts = {member: len(seeds(member)) for member, _ in self.results}
+        lines = [
+            "seed_low and seed_high span training seeds, p_seeds tests against the seeds of "
+            f"{self.base}; intervals are over prompts and say nothing about seeds."
+        ]
+        if all(count == 1 for count in counts.values()):
+            lines.append(f"None of these has more than one seed; add {BASE} to see their spread.")
+        for member in counts:
+            besides = card(member)["differs"]["besides"]
+            if besides:
+                lines.append(f"{member} differs from {BASE} besides in: {'; '.join(besides)}.")
+        return lines + [f"Left out: {name}, since {why}" for name, why in self.left_out.items()]
+
+    def __str__(self) -> str:
+        """Table and notes as plain text."""
+        table = self.table().to_string(index=False, na_rep="", float_format="{:.4g}".format)
+        return "\n".join([f"{self.experiment} by member", "", table, "", *self.notes()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """Table and notes for Jupyter."""
+        import html
+
+        table = self.table().to_html(index=False, na_rep="", border=0, float_format="{:.4g}".format)
+        notes = "<br>".join(html.escape(line) for line in self.notes())
+        return (
+            f"<h4>{html.escape(self.experiment)} by member</h4>"
+            f"<div style='overflow-x: auto'>{table}</div><p><small>{notes}</small></p>"
+        )
+
+
+def compare(
+    members: Sequence[str],
+    experiment: str,
+    *,
+    n: int = 16,
+    length: int = 64,
+    progress: bool | None = None,
+    **settings: Any,
+) -> MemberComparison:
+    """Run an experiment on shipped models, on every seed that they have.
+
+    Args:
+        members: Shipped names; the others are held against `rope`, or the first where it is absent.
+        experiment: The experiment.
+        n: Prompts, each member's own (`zoo.own_prompts`); the same text for all that read text.
+        length: Positions in each prompt.
+        progress: As in `sinklens.run`.
+        settings: Settings of the experiment.
+
+    Raises:
+        UsageError: A name is unknown or there is none, or a setting is wrong.
+        SinklensError: No member can do the experiment.
+    """
+    from ..experiments import registry
+    from ..models import load
+    from ..text import prompts
+
+    if isinstance(members, str) or not members:
+        raise UsageError("compare takes a list of shipped names, such as ['rope', 'postnorm']")
+    for name in members:
+        if name not in names():
+            raise unknown_name("shipped model", name, names())
+    registry.configure(registry.get(experiment), settings)
+    results, left_out = {}, {}
+    for name in dict.fromkeys(members):
+        try:
+            for seed in seeds(name):
+                model = load(name, seed=seed)
+                own = prompts(model, n=n, length=length)
+                results[name, seed] = registry.run(
+                    experiment, model, own, progress=progress, **settings
+                )
+        except UsageError:
+            raise
+        except SinklensError as error:
+            left_out[name] = str(error)
+    if not results:
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise SinklensError(f"{experiment} can be run on none of these. {reasons}")
+    ran = [name for name, _ in results]
+    return MemberComparison(experiment, BASE if BASE in ran else ran[0], results, left_out)
+
+
+def seed_p_value(values: Sequence[float], base: Sequence[float]) -> float | None:
+    """The p of a t test between two groups of seeds; None where no spread is known."""
+    from scipy import stats
+
+    if not values or not base or max(len(values), len(base)) < 2:
+        return None
+    spread = [np.std(group, ddof=1) if len(group) > 1 else 0.0 for group in (values, base)]
+    if max(spread) == 0:
+        return None
+    p = stats.ttest_ind_from_stats(
+        np.mean(values),
+        spread[0],
+        len(values),
+        np.mean(base),
+        spread[1],
+        len(base),
+        equal_var=min(len(values), len(base)) < 2,
+    ).pvalue
+    return float(p)

@@ -1,0 +1,123 @@
+"""Members that differ in which keys a query can attend to: window, both directions, a sink logit.
+
+And `no-bos`, whose windows offer no token that is always the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..corpus import WINDOW
+from ..tasks import MaskedWindows, TextWindows
+from .base import (
+    CONTEXT,
+    D_HEAD,
+    D_MLP_WITHOUT_GATE,
+    D_MODEL,
+    N_HEADS,
+    N_LAYERS,
+    ROPE_THETA,
+    Recipe,
+    llama_shape,
+    token_ids,
+)
+from .positions import rope_config
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+SLIDING_WINDOW = WINDOW // 2
+
+
+def window_config() -> PretrainedConfig:
+    """Mistral: Llama whose queries see the last `SLIDING_WINDOW` keys, their own included."""
+    from transformers import MistralConfig
+
+    return MistralConfig(
+        architectures=["MistralForCausalLM"],
+        **llama_shape(),
+        head_dim=D_HEAD,
+        sliding_window=SLIDING_WINDOW,
+    )
+
+
+def encoder_config() -> PretrainedConfig:
+    """BERT with an untied unembedding, without dropout."""
+    from transformers import BertConfig
+
+    return BertConfig(
+        architectures=["BertForMaskedLM"],
+        **token_ids(),
+        hidden_size=D_MODEL,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=N_HEADS,
+        intermediate_size=D_MLP_WITHOUT_GATE,
+        max_position_embeddings=CONTEXT,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        tie_word_embeddings=False,
+    )
+
+
+def learned_sink_config() -> PretrainedConfig:
+    """GPT-OSS with one expert, full attention and plain rotary positions."""
+    from transformers import GptOssConfig
+
+    return GptOssConfig(
+        architectures=["GptOssForCausalLM"],
+        **llama_shape(),
+        head_dim=D_HEAD,
+        num_local_experts=1,
+        num_experts_per_tok=1,
+        layer_types=["full_attention"] * N_LAYERS,
+        attention_dropout=0.0,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+    )
+
+
+def no_bos_config() -> PretrainedConfig:
+    """The configuration of `rope`, without a BOS."""
+    config = rope_config()
+    config.bos_token_id = None
+    return config
+
+
+RECIPES = [
+    Recipe(
+        name="window",
+        description="Mistral: a sliding window of 32, half the training length",
+        config=window_config,
+        differs=f"a query sees the last {SLIDING_WINDOW} keys only",
+    ),
+    Recipe(
+        name="encoder",
+        description="BERT: bidirectional, trained on masked tokens between [CLS] and [SEP]",
+        config=encoder_config,
+        differs="attention in both directions, and the masked-token task that goes with it",
+        also_differs=(
+            "LayerNorm after the sum of stream and sub-block, biases, GELU without a gate",
+            "learned absolute positions; a LayerNorm after the embedding",
+            "a dense layer with GELU and LayerNorm before the unembedding",
+            "the last token of each window gives way to [SEP]; 15 % of the tokens have a loss",
+        ),
+        task=MaskedWindows(),
+        learning_rate=1e-3,
+    ),
+    Recipe(
+        name="learned-sink",
+        description="GPT-OSS: a learned sink logit in each head, one expert, full attention",
+        config=learned_sink_config,
+        differs="a learned logit in each head's softmax takes attention and gives nothing",
+        also_differs=(
+            "biases in attention and MLP",
+            "the MLP is one expert: a clamped, scaled SiLU gate; its router has no choice",
+        ),
+    ),
+    Recipe(
+        name="no-bos",
+        description="Llama trained on windows without BOS: the first token varies",
+        config=no_bos_config,
+        differs="the windows of `rope` without their BOS (63 tokens)",
+        task=TextWindows(bos=False),
+    ),
+]

@@ -1,0 +1,51 @@
+"""The Bigram-Backcopy models: one head a layer on a task whose optimum is known (2410.13835)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..backcopy import LENGTH, VOCABULARY, BackcopyTask
+from .base import D_MODEL, Recipe, token_ids
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def backcopy_config(layers: int) -> PretrainedConfig:
+    """GPT-2 with one head a layer and a ReLU MLP of four times the width, as in the paper."""
+    from transformers import GPT2Config
+
+    return GPT2Config(
+        architectures=["GPT2LMHeadModel"],
+        **{**token_ids(), "vocab_size": VOCABULARY},
+        n_embd=D_MODEL,
+        n_layer=layers,
+        n_head=1,
+        n_inner=4 * D_MODEL,
+        n_positions=LENGTH,
+        activation_function="relu",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+
+
+def _recipe(layers: int) -> Recipe:
+    plural = "s" if layers > 1 else ""
+    return Recipe(
+        name=f"backcopy-{layers}",
+        description=f"GPT-2 of {layers} layer{plural}, one head each, on the Bigram-Backcopy task",
+        config=partial(backcopy_config, layers),
+        differs="another task and shape; it is not to be compared with `rope`",
+        task=BackcopyTask(),
+        learning_rate=1e-3,
+        weight_decay=1e-4,
+        betas=(0.9, 0.99),
+        frozen=("bias",),  # they start at 0 and the paper's model has none
+    )
+
+
+RECIPES = [_recipe(1), _recipe(3)]

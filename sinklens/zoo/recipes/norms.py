@@ -1,0 +1,73 @@
+"""Members that differ in where they normalise: the pre-norm ablation, both sides, and a control."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .base import CHECKPOINTS, D_HEAD, ROPE_THETA, Recipe, llama_shape
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def postnorm_config() -> PretrainedConfig:
+    """OLMo-2: RMSNorm on the output of each sub-block, none before it; queries and keys normed."""
+    from transformers import Olmo2Config
+
+    return Olmo2Config(architectures=["Olmo2ForCausalLM"], **llama_shape())
+
+
+def sandwich_config() -> PretrainedConfig:
+    """GLM-4: RMSNorm before and after each sub-block, the placement of Gemma-2 and Gemma-3.
+
+    Gemma itself would bring more with it: embeddings scaled by the root of the width, and gains of
+    the form 1 + w, which weight decay pulls to 1 instead of 0.
+    """
+    from transformers import Glm4Config
+
+    return Glm4Config(
+        architectures=["Glm4ForCausalLM"],
+        **llama_shape(),
+        head_dim=D_HEAD,
+        attention_bias=False,
+        attention_dropout=0.0,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": ROPE_THETA,
+            "partial_rotary_factor": 1.0,
+        },
+    )
+
+
+def qknorm_config() -> PretrainedConfig:
+    """Qwen3: Llama with queries and keys normed in each head."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(architectures=["Qwen3ForCausalLM"], **llama_shape(), head_dim=D_HEAD)
+
+
+RECIPES = [
+    Recipe(
+        name="postnorm",
+        description="OLMo-2: RMSNorm after each sub-block instead of before it",
+        config=postnorm_config,
+        differs="each sub-block reads the stream as it is and its output is normed",
+        also_differs=("queries and keys are normed, over the whole width",),
+        control="qknorm",
+        checkpoints=CHECKPOINTS,
+        seeds=(0, 1, 2),
+    ),
+    Recipe(
+        name="sandwich",
+        description="GLM-4: RMSNorm before and after each sub-block, as Gemma-2 and Gemma-3 have",
+        config=sandwich_config,
+        differs="the output of each sub-block is normed as well",
+        also_differs=("rotary pairs are neighbouring channels instead of the two halves",),
+    ),
+    Recipe(
+        name="qknorm",
+        description="Qwen3: queries and keys normed; the control of postnorm",
+        config=qknorm_config,
+        differs="queries and keys are normed in each head",
+    ),
+]

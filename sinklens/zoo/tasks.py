@@ -1,0 +1,212 @@
+"""What the shipped models are trained on, and what their loss is.
+
+`TextWindows`: next tokens of windows of the training text, with BOS or without. `MaskedWindows`:
+masked tokens of the same windows between [CLS] and [SEP], as BERT has it (1810.04805, section 3.1):
+15 % of the tokens are chosen, of which 80 % are shown as the mask, 10 % as another token and 10 %
+as they are. The Bigram-Backcopy task is in `backcopy.py`.
+
+A task says the same tokens in the same order for the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from . import corpus
+from .corpus import BOS, EOS, MASK, PAD, SPECIAL_TOKENS, VOCABULARY, WINDOW
+
+if TYPE_CHECKING:
+    from ..protocol import HookedModel
+    from ..text import Prompts
+
+IGNORED = -100  # the label without a loss, in Hugging Face as in torch
+MASKED_SHARE, SHOWN_AS_MASK, SHOWN_AS_OTHER = 0.15, 0.8, 0.1
+HELD_OUT_PROMPTS = 512
+HELD_OUT_SEED = 2**31 - 1  # no training seed
+
+
+class Batch(NamedTuple):
+    """Inputs and labels in Hugging Face's convention."""
+
+    input_ids: Int[Tensor, "batch pos"]
+    labels: Int[Tensor, "batch pos"]
+
+
+@runtime_checkable  # so that shape checks in tests can look at it
+class Task(Protocol):
+    """Tokens to train on, and the loss on tokens that were not trained on."""
+
+    @property
+    def bos(self) -> bool:
+        """Whether position 0 is BOS (or [CLS])."""
+
+    @property
+    def length(self) -> int:
+        """Positions in what is trained on."""
+
+    @property
+    def description(self) -> str:
+        """One line for the card."""
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer where Hugging Face looks for it."""
+
+    def batches(self, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
+        """Endless batches from number `start` on."""
+
+    def own_prompts(self, prompts: Prompts) -> Prompts:
+        """Prompts of the corpus as this task shows them to its model."""
+
+    def held_out(self, model: HookedModel, prompts: Prompts) -> dict[str, float]:
+        """The loss on held-out prompts, and whatever else tells how well the task is done."""
+
+
+@dataclass(frozen=True)
+class TextWindows:
+    """Next tokens of text.
+
+    Attributes:
+        bos: Whether every window starts with BOS; without, it is one position shorter.
+    """
+
+    bos: bool = True
+
+    @property
+    def length(self) -> int:
+        """One less without BOS."""
+        return WINDOW - 1 + self.bos
+
+    @property
+    def description(self) -> str:
+        """One line for the card."""
+        kind = f"with BOS (id {BOS})" if self.bos else "without BOS"
+        return f"next token; windows of {self.length} positions {kind}"
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer; without BOS its token stays special and is never used."""
+        if self.bos:
+            write_tokenizer(folder, bos_token=SPECIAL_TOKENS[BOS], add_bos_token=True)
+        else:
+            write_tokenizer(folder, extra_special_tokens=[SPECIAL_TOKENS[BOS]])
+
+    def batches(self, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
+        """Windows, each its own label."""
+        windows = corpus.training_windows(corpus.training_tokens(), WINDOW)
+        if not self.bos:
+            windows = windows[:, 1:]
+        for tokens in corpus.batches(windows, batch_size, seed, start):
+            yield Batch(tokens, tokens)
+
+    def own_prompts(self, prompts: Prompts) -> Prompts:
+        """The prompts as they are."""
+        return prompts
+
+    def held_out(self, model: HookedModel, prompts: Prompts) -> dict[str, float]:
+        """Next-token cross-entropy in nats of the predictions made at positions >= 1."""
+        from ..engine import evaluate
+
+        return {"loss": float(evaluate(model, prompts, [], ["loss"], progress=False).clean.mean())}
+
+
+@dataclass(frozen=True)
+class MaskedWindows:
+    """Masked tokens of text between [CLS] and [SEP].
+
+    Attributes:
+        bos: Position 0 is [CLS].
+        length: Positions in each window.
+    """
+
+    bos: bool = True
+    length: int = WINDOW
+
+    @property
+    def description(self) -> str:
+        """One line for the card."""
+        return (
+            f"masked tokens (15 %); windows of {WINDOW} positions: [CLS] (id {BOS}), text, "
+            f"[SEP] (id {EOS})"
+        )
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer; BOS and EOS are [CLS] and [SEP]."""
+        write_tokenizer(folder, cls_token="[CLS]", sep_token="[SEP]")
+
+    def batches(self, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
+        """The windows of `TextWindows`, closed and masked."""
+        windows = corpus.training_windows(corpus.training_tokens(), WINDOW)
+        stream = corpus.batches(windows, batch_size, seed, start)
+        for step, tokens in enumerate(stream, start):
+            yield mask_tokens(closed(tokens), seed, step)
+
+    def own_prompts(self, prompts: Prompts) -> Prompts:
+        """The prompts with [SEP] in place of their last token."""
+        return replace(prompts, tokens=closed(prompts.tokens), source=f"{prompts.source}:sep")
+
+    def held_out(self, model: HookedModel, prompts: Prompts) -> dict[str, float]:
+        """Cross-entropy in nats at masked tokens."""
+        batch = mask_tokens(prompts.tokens.cpu(), HELD_OUT_SEED, 0)
+        losses = []
+        with torch.no_grad():
+            for tokens, labels in zip(*(part.split(64) for part in batch), strict=True):
+                logits = model(tokens.to(model.cfg.device)).float().cpu()
+                losses.append(
+                    torch.nn.functional.cross_entropy(
+                        logits.flatten(0, 1), labels.flatten(), reduction="sum"
+                    )
+                )
+        return {"loss": float(sum(losses) / (batch.labels != IGNORED).sum())}
+
+
+def closed(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """The tokens with [SEP] in place of the last."""
+    tokens = tokens.clone()
+    tokens[:, -1] = EOS
+    return tokens
+
+
+def mask_tokens(tokens: Int[Tensor, "batch pos"], seed: int, step: int) -> Batch:
+    """Hide a share of the tokens between the first and the last."""
+    generator = torch.Generator().manual_seed((seed << 32) + step)
+    chance = torch.rand(tokens.shape, generator=generator)
+    chosen = chance < MASKED_SHARE
+    chosen[:, [0, -1]] = False
+    shown = torch.rand(tokens.shape, generator=generator)
+    others = torch.randint(len(SPECIAL_TOKENS), VOCABULARY, tokens.shape, generator=generator)
+    inputs = tokens.clone()
+    inputs[chosen & (shown < SHOWN_AS_MASK)] = MASK
+    swapped = chosen & (shown >= SHOWN_AS_MASK) & (shown < SHOWN_AS_MASK + SHOWN_AS_OTHER)
+    inputs[swapped] = others[swapped]
+    return Batch(inputs, tokens.masked_fill(~chosen, IGNORED))
+
+
+def write_tokenizer(folder: Path, **roles: Any) -> None:
+    """Train the shared tokenizer and save it.
+
+    Args:
+        folder: Receives it.
+        roles: Special tokens by role besides end, padding and mask, and how Hugging Face is to use
+            them. [CLS] and [SEP] take the places of BOS and EOS.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    names = list(SPECIAL_TOKENS)
+    if "sep_token" in roles:
+        names[BOS], names[EOS] = roles["cls_token"], roles["sep_token"]
+    else:
+        roles["eos_token"] = names[EOS]
+    PreTrainedTokenizerFast(
+        tokenizer_object=corpus.train_tokenizer(corpus.training_text(), names),
+        name_or_path="sinklens-zoo",
+        pad_token=names[PAD],
+        mask_token=names[MASK],
+        clean_up_tokenization_spaces=False,
+        **roles,
+    ).save_pretrained(folder)

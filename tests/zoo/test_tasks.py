@@ -1,0 +1,103 @@
+"""The tasks say what their papers say, checked token by token in plain Python."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from sinklens.zoo import backcopy, corpus, tasks
+from sinklens.zoo.corpus import BOS, EOS, MASK, WINDOW
+
+TEXT = corpus.training_text()
+
+
+def test_the_triggers_are_the_most_frequent_characters() -> None:
+    counted = Counter(TEXT)
+    characters, unigram, bigram = backcopy.statistics()
+    assert len(set(characters)) == backcopy.N_CHARACTERS
+    assert characters[:3] == "".join(c for c, _ in counted.most_common(3))
+    kept = "".join(c for c in TEXT if c in set(characters))
+    pairs = Counter(itertools.pairwise(kept))
+    total = sum(counted[c] for c in characters)
+    for a in (0, 1, 7, 40):
+        assert float(unigram[a]) == pytest.approx(counted[characters[a]] / total)
+        after = sum(pairs[characters[a], c] for c in characters)
+        for b in (0, 3, 30):
+            share = pairs[characters[a], characters[b]] / after
+            assert float(bigram[a, b]) == pytest.approx(share)
+
+
+def test_sequences_follow_the_rule() -> None:
+    tokens = backcopy.sample(200, backcopy.LENGTH, seed=3, step=5)
+    assert tokens.shape == (200, backcopy.LENGTH)
+    triggers = set(range(backcopy.FIRST, backcopy.FIRST + backcopy.N_TRIGGERS))
+    copies = 0
+    for row in tokens.tolist():
+        assert row[0] == BOS and row[1] not in triggers and min(row[1:]) >= backcopy.FIRST
+        for before, here, after in zip(row[1:], row[2:], row[3:], strict=False):
+            if here in triggers:
+                assert after == before and before not in triggers
+                copies += 1
+    assert copies > 5_000
+    # After an ordinary character comes a draw from its row.
+    bigram = backcopy.statistics().bigram
+    often = backcopy.FIRST + 5
+    following = Counter(
+        after for row in tokens.tolist() for here, after in itertools.pairwise(row) if here == often
+    )
+    count = sum(following.values())
+    for token, seen in following.most_common(5):
+        p = float(bigram[5, token - backcopy.FIRST])
+        assert seen / count == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / count))
+
+
+def test_the_optimum_is_the_loss_of_the_known_rule() -> None:
+    tokens = backcopy.sample(4, 32, seed=1, step=0)
+    bigram = backcopy.statistics().bigram
+    best = backcopy.optimum(tokens)
+    assert best.shape == (4, 30)
+    for row, losses in zip(tokens.tolist(), best.tolist(), strict=True):
+        for place, loss in enumerate(losses):
+            here, after = row[place + 1] - backcopy.FIRST, row[place + 2] - backcopy.FIRST
+            wanted = 0.0 if here < backcopy.N_TRIGGERS else -math.log(bigram[here, after])
+            assert loss == pytest.approx(wanted)
+
+
+def test_sequences_are_the_same_for_the_same_seed_and_step() -> None:
+    first, again, other = (backcopy.sample(3, 20, 7, step) for step in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    stream = backcopy.BackcopyTask().batches(3, 7, 1)
+    assert torch.equal(next(stream).input_ids[:, :20], backcopy.sample(3, 256, 7, 1)[:, :20])
+
+
+def test_masking_hides_what_it_should() -> None:
+    windows = torch.randint(4, 1024, (400, WINDOW), generator=torch.Generator().manual_seed(0))
+    windows[:, 0] = BOS
+    closed = tasks.closed(windows)
+    assert (closed[:, -1] == EOS).all() and torch.equal(closed[:, :-1], windows[:, :-1])
+    inputs, labels = tasks.mask_tokens(closed, seed=0, step=0)
+    chosen = labels != tasks.IGNORED
+    assert not chosen[:, [0, -1]].any()
+    assert torch.equal(labels[chosen], closed[chosen])
+    assert torch.equal(inputs[~chosen], closed[~chosen])
+    inner = chosen[:, 1:-1].float().mean()
+    assert float(inner) == pytest.approx(0.15, abs=0.01)
+    assert float((inputs[chosen] == MASK).float().mean()) == pytest.approx(0.8, abs=0.03)
+    kept = (inputs[chosen] == closed[chosen]).float().mean()
+    assert float(kept) == pytest.approx(0.1, abs=0.03)
+
+
+def test_members_read_the_same_windows_in_the_same_order() -> None:
+    with_bos, without = (next(tasks.TextWindows(bos).batches(8, 0, 5)) for bos in (True, False))
+    masked = next(tasks.MaskedWindows().batches(8, 0, 5))
+    assert torch.equal(with_bos.input_ids[:, 1:], without.input_ids)
+    seen = masked.labels != tasks.IGNORED
+    assert torch.equal(masked.labels[seen], with_bos.input_ids[seen])
+    plain = corpus.training_windows(corpus.training_tokens(), WINDOW)
+    stream = corpus.batches(plain, 8, 0)
+    sixth = [next(stream) for _ in range(6)][-1]
+    assert torch.equal(with_bos.input_ids, sixth)
