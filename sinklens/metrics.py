@@ -47,6 +47,11 @@ class LogitMetric:
         higher_is_better: Whether more is better; None where neither is.
         signed: Whether it can be negative; only then a sign-flip test of a treatment makes sense.
         causal_only: Whether it needs next-token predictions.
+        by_row: For a metric that is the mean of something at each prediction: that something, as
+            `fn(logits, *, next_tokens, clean_log_probs, answers)` -> `[row]` on rows of logits.
+            It spares the engine from holding all logits at once.
+        counts: Of the positions that count, those whose predictions `by_row` takes.
+        needs_clean: Whether `by_row` needs the clean log-probabilities.
     """
 
     name: str
@@ -55,6 +60,9 @@ class LogitMetric:
     higher_is_better: bool | None = None
     signed: bool = True
     causal_only: bool = False
+    by_row: Callable[..., Tensor] | None = None
+    counts: Callable[[Int[Tensor, " counted"], int], Int[Tensor, " taken"]] = lambda p, _: p
+    needs_clean: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,12 +90,24 @@ def loss(
     answers: Int[Tensor, "prompt 2"] | None,
 ) -> Float[Tensor, " prompt"]:
     """Mean next-token cross-entropy in nats of the predictions made at `positions`."""
-    made = positions[positions < tokens.shape[1] - 1]
+    made = with_next_token(positions, tokens.shape[1])
     losses = [
-        torch.nn.functional.cross_entropy(mine[made].float(), row[made + 1])
+        loss_by_row(mine[made], next_tokens=row[made + 1]).mean()
         for mine, row in zip(logits, tokens, strict=True)  # a prompt at a time stays in the caches
     ]
     return torch.stack(losses)
+
+
+def loss_by_row(
+    logits: Float[Tensor, "row d_vocab"], *, next_tokens: Int[Tensor, " row"], **_: Any
+) -> Float[Tensor, " row"]:
+    """Cross-entropy in nats of each prediction."""
+    return torch.nn.functional.cross_entropy(logits.float(), next_tokens, reduction="none")
+
+
+def with_next_token(positions: Int[Tensor, " counted"], length: int) -> Int[Tensor, " made"]:
+    """The positions that have a next token."""
+    return positions[positions < length - 1]
 
 
 def kl(
@@ -99,12 +119,19 @@ def kl(
     answers: Int[Tensor, "prompt 2"] | None,
 ) -> Float[Tensor, " prompt"]:
     """Mean KL(clean || edited) in nats over the predictions made at `positions`."""
-    divergences = []
-    for before, after in zip(clean_logits, logits, strict=True):  # a prompt at a time, as in `loss`
-        clean = before[positions].float().log_softmax(-1)
-        edited = after[positions].float().log_softmax(-1)
-        divergences.append((clean.exp() * (clean - edited)).sum(-1).mean())
-    return torch.stack(divergences)
+    divergences = [
+        kl_by_row(after[positions], clean_log_probs=before[positions].float().log_softmax(-1))
+        for before, after in zip(clean_logits, logits, strict=True)
+    ]
+    return torch.stack([rows.mean() for rows in divergences])
+
+
+def kl_by_row(
+    logits: Float[Tensor, "row d_vocab"], *, clean_log_probs: Float[Tensor, "row d_vocab"], **_: Any
+) -> Float[Tensor, " row"]:
+    """KL(clean || edited) in nats of each prediction."""
+    edited = logits.float().log_softmax(-1)
+    return (clean_log_probs.exp() * (clean_log_probs - edited)).sum(-1)
 
 
 def logit_diff(
@@ -120,13 +147,31 @@ def logit_diff(
     Raises:
         UsageError: The prompts have no answers.
     """
+    return logit_diff_by_row(
+        logits[:, -1], answers=None if answers is None else answers.to(logits.device)
+    )
+
+
+def logit_diff_by_row(
+    logits: Float[Tensor, "row d_vocab"], *, answers: Int[Tensor, "row 2"] | None, **_: Any
+) -> Float[Tensor, " row"]:
+    """Logit of the right answer minus logit of the wrong one.
+
+    Raises:
+        UsageError: The prompts have no answers.
+    """
     if answers is None:
         raise UsageError(
             "logit_diff needs prompts with answers: Prompts.from_strings(model, [...], "
             'answers=[(" right", " wrong"), ...])'
         )
-    last = logits[:, -1].float().gather(-1, answers.to(logits.device))
-    return last[:, 0] - last[:, 1]
+    chosen = logits.float().gather(-1, answers)
+    return chosen[:, 0] - chosen[:, 1]
+
+
+def last_position(positions: Int[Tensor, " counted"], length: int) -> Int[Tensor, " 1"]:
+    """The last position, whichever count."""
+    return torch.tensor([length - 1])
 
 
 def mean_sink_mass(values: SinkScoreValues) -> Float[Tensor, " prompt"]:
@@ -147,9 +192,19 @@ def largest_position0_norm(values: NormValues) -> Float[Tensor, " prompt"]:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        LogitMetric("loss", loss, "nats", False, causal_only=True),
-        LogitMetric("kl", kl, "nats", False, signed=False),
-        LogitMetric("logit_diff", logit_diff, "logits", True),
+        LogitMetric(
+            "loss",
+            loss,
+            "nats",
+            False,
+            causal_only=True,
+            by_row=loss_by_row,
+            counts=with_next_token,
+        ),
+        LogitMetric("kl", kl, "nats", False, signed=False, by_row=kl_by_row, needs_clean=True),
+        LogitMetric(
+            "logit_diff", logit_diff, "logits", True, by_row=logit_diff_by_row, counts=last_position
+        ),
         ProbeMetric("sink_mass", SinkScores, mean_sink_mass, "share of attention"),
         ProbeMetric("sink_rate", SinkScores, sink_rate, "share of heads"),
         ProbeMetric("position0_norm", ResidualNorms, largest_position0_norm, "norm"),

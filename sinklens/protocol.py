@@ -31,6 +31,10 @@ class HookedModel(Protocol):
         """Hook points by name."""
 
     @property
+    def blocks(self) -> Any:
+        """The blocks, in order."""
+
+    @property
     def training(self) -> bool:
         """Whether the model is in train mode."""
 

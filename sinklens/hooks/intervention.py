@@ -78,6 +78,18 @@ def replace_position(activation: Tensor, hook: Any, *, values: Tensor, position:
     return edited
 
 
+def restore_position(activation: Tensor, hook: Any, *, values: Tensor, position: int) -> Tensor:
+    """Put back what one position had in the clean run; by itself no edit.
+
+    Args:
+        activation: `[batch, pos, ...]`.
+        hook: The hook point.
+        values: What was there, `[...]` or `[batch, ...]`.
+        position: Where.
+    """
+    return replace_position(activation, hook, values=values, position=position)
+
+
 def redirect_position(activation: Tensor, hook: Any, *, direction: Tensor, position: int) -> Tensor:
     """Turn the vector at one position into another direction and keep its norm.
 

@@ -33,6 +33,7 @@ from .intervention import (
     redirect_position,
     replace_position,
     rescale_position,
+    restore_position,
     seeded,
 )
 
@@ -172,7 +173,7 @@ def _write_hooks(
     hooks: FwdHooks = [(name, partial(replace_position, values=written, position=position))]
     if own_output is not None:
         kept = own_output if index is None or len(own_output) == 1 else own_output[index]
-        hooks.append((z_name, partial(replace_position, values=kept, position=position)))
+        hooks.append((z_name, partial(restore_position, values=kept, position=position)))
     return hooks
 
 

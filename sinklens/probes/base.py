@@ -25,6 +25,19 @@ class Probe(Protocol):
         """Forget everything."""
 
 
+@runtime_checkable
+class Resumable(Probe, Protocol):
+    """A probe that computes a tuple of tensors, prompts first, and can take over missing parts."""
+
+    def fill(self, clean: Any, times: int) -> None:
+        """Take what this probe has not seen from a probe of the clean run.
+
+        Args:
+            clean: A probe of the same kind that saw the same prompts without an edit.
+            times: How often each of its prompts stands in this probe's batch, one after another.
+        """
+
+
 class Gathered:
     """Tensors `[batch, ...]` by key, batch after batch; on the CPU in float32."""
 
@@ -39,6 +52,12 @@ class Gathered:
     def concatenated(self, key: Hashable) -> Tensor:
         """All batches of a key, `[prompt, ...]`."""
         return torch.cat(self._parts[key])
+
+    def fill(self, other: Gathered, times: int) -> None:
+        """Take over the keys that are missing here, the prompts repeated."""
+        for key in other._parts.keys() - self._parts.keys():
+            whole = other.concatenated(key)
+            self._parts[key] = [whole.repeat(times, *[1] * (whole.ndim - 1))]
 
     def clear(self) -> None:
         """Forget all batches."""

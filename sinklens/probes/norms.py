@@ -50,6 +50,10 @@ class _Norms:
         ]
         return NormValues(*gathered)
 
+    def fill(self, clean: _Norms, times: int) -> None:
+        """Take layers that were not seen from the clean run (`Resumable`)."""
+        self._seen.fill(clean._seen, times)
+
     def reset(self) -> None:
         """Forget everything."""
         self._seen.clear()

@@ -69,6 +69,10 @@ class SinkScores:
         ]
         return SinkScoreValues(*gathered)
 
+    def fill(self, clean: SinkScores, times: int) -> None:
+        """Take layers that were not seen from the clean run (`Resumable`)."""
+        self._seen.fill(clean._seen, times)
+
     def reset(self) -> None:
         """Forget everything."""
         self._seen.clear()

@@ -67,6 +67,10 @@ class ResidualPeaks:
         ]
         return PeakValues(*gathered)
 
+    def fill(self, clean: ResidualPeaks, times: int) -> None:
+        """Take layers that were not seen from the clean run (`Resumable`)."""
+        self._seen.fill(clean._seen, times)
+
     def reset(self) -> None:
         """Forget everything."""
         self._seen.clear()

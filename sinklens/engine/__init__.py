@@ -1,0 +1,21 @@
+"""Run interventions over prompts and measure; the only place that loops over forwards.
+
+One batch of prompts at a time: a clean forward, then the interventions, so that only one batch of
+clean values is held. Three things make this fast without changing what comes out, one module each:
+
+- `forward`: an edit in block k costs a run from block k; logits are computed only where they are
+  read; patterns are made only where a hook asks for them;
+- `watch`: interventions that start at the same block share a forward, and each is watched, since
+  one that did not happen is an error;
+- `measure`: metrics are read a slice of predictions at a time.
+
+How many prompts and interventions a forward holds follows from shapes alone, so that the same
+command gives the same bytes (`sizes`).
+"""
+
+from .forward import shortcuts as shortcuts
+from .progress import announce as announce
+from .progress import show_progress as show_progress
+from .run import Evaluation as Evaluation
+from .run import evaluate as evaluate
+from .run import read_under as read_under

@@ -1,0 +1,218 @@
+"""Metrics read off a forward, a slice of predictions at a time.
+
+A metric that is a mean over predictions is computed on rows of logits, so that `[batch, pos,
+d_vocab]` never exists: at most `rows` rows at once, and only those of predictions that count.
+Metrics of a user's own get all logits of one intervention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import SinklensError
+from ..hooks.intervention import Intervention
+from ..metrics import LogitMetric, Metric, ProbeMetric, counted_positions
+from ..models import origin
+from ..probes.base import Resumable
+from ..protocol import HookedModel
+from ..text import Prompts
+from .forward import Outcome
+
+
+class Measure:
+    """Reads every metric of one batch of prompts, in the clean run and in edited ones."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: Prompts,
+        metrics: Sequence[Metric],
+        sample: Sequence[int] | None,
+        *,
+        rows: int,
+        memory: int,
+    ) -> None:
+        """Prepare the probes.
+
+        Args:
+            model: The model.
+            prompts: All prompts.
+            metrics: What to read.
+            sample: The positions whose predictions count, if not all.
+            rows: Rows of logits to hold at once.
+            memory: Bytes that the clean log-probabilities may take; beyond it they are computed
+                again for every slice.
+        """
+        self._model, self._prompts, self._metrics = model, prompts, metrics
+        self._sample, self._rows, self._memory = sample, rows, memory
+        factories = dict.fromkeys(m.probe for m in metrics if isinstance(m, ProbeMetric))
+        # Metrics that read the same probe share one. Edited runs have one of their own, which takes
+        # what lies below the edit from that of the clean run.
+        self._clean_probes = {factory: factory(model) for factory in factories}
+        self._probes = {factory: factory(model) for factory in factories}
+        self._by_row = {
+            number: metric
+            for number, metric in enumerate(metrics)
+            if isinstance(metric, LogitMetric) and metric.by_row is not None
+        }
+        self._index = torch.zeros(0, dtype=torch.long)
+        self._clean: Outcome | None = None
+        self._clean_rows: dict[int, Tensor] = {}
+        self._clean_log_probs: Tensor | None = None
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the probes can take over what a clean run saw, and so share a forward."""
+        return all(isinstance(probe, Resumable) for probe in self._probes.values())
+
+    def hooks(self, *, clean: bool) -> list[tuple[str, Any]]:
+        """The hooks of the probes, after a reset."""
+        probes = self._clean_probes if clean else self._probes
+        for probe in probes.values():
+            probe.reset()
+        return [hook for probe in probes.values() for hook in probe.fwd_hooks]
+
+    def start(self, index: Int[Tensor, " batch"], clean: Outcome) -> None:
+        """Take in the clean run of a batch."""
+        self._index, self._clean, self._clean_log_probs = index, clean, None
+        length = self._prompts.length
+        needed = any(metric.needs_clean for metric in self._by_row.values())
+        if needed and len(index) * length * int(self._model.cfg.d_vocab) * 4 <= self._memory:
+            logits = self._all_logits(clean)
+            self._require_finite(logits, "the clean run")
+            self._clean_log_probs = logits.float().log_softmax(-1)
+        self._clean_rows = self._read_rows(clean, 0, "the clean run")
+
+    def clean(self, position: int) -> Float[Tensor, "metric batch"]:
+        """Every metric of the clean run, read where it counts for an edit at a position."""
+        assert self._clean is not None
+        values = {factory: probe.compute() for factory, probe in self._clean_probes.items()}
+        return self._all(self._clean, position, self._clean_rows, values)
+
+    def edited(
+        self, outcome: Outcome, interventions: Sequence[Intervention]
+    ) -> Float[Tensor, "intervention metric batch"]:
+        """Every metric of interventions that shared a forward."""
+        size, times = len(self._index), len(interventions)
+        probed = {}
+        for factory, probe in self._probes.items():
+            if isinstance(probe, Resumable):
+                probe.fill(self._clean_probes[factory], times)
+            probed[factory] = probe.compute()
+        results = []
+        for number, intervention in enumerate(interventions):
+            part = slice(number * size, (number + 1) * size)
+            mine = outcome.part(part)
+            rows = self._read_rows(mine, intervention.position, intervention.name)
+            values = probed
+            if times > 1:  # resumable probes compute tuples of tensors, prompts first
+                values = {key: type(v)(*(field[part] for field in v)) for key, v in probed.items()}
+            results.append(self._all(mine, intervention.position, rows, values))
+        return torch.stack(results)
+
+    def _all(
+        self, outcome: Outcome, position: int, rows: dict[int, Tensor], probed: dict[Any, Any]
+    ) -> Float[Tensor, "metric batch"]:
+        """One number a metric and prompt."""
+        if not self._metrics:
+            return torch.zeros(0, len(self._index))
+        counted = counted_positions(self._prompts.length, position, self._sample)
+        results = []
+        for number, metric in enumerate(self._metrics):
+            if isinstance(metric, ProbeMetric):
+                row = metric.reduce(probed[metric.probe])
+            elif metric.by_row is not None:
+                row = rows[number][:, metric.counts(counted, self._prompts.length)].mean(1)
+            else:
+                row = self._whole(metric, outcome, counted)
+            if row.shape != (len(self._index),):
+                raise SinklensError(
+                    f"the metric {metric.name} returned shape {list(row.shape)}; it has to "
+                    f"return one number a prompt, [{len(self._index)}]"
+                )
+            if not bool(torch.isfinite(row).all()):
+                raise SinklensError(
+                    f"the metric {metric.name} is NaN or infinite on these prompts; it has to be a "
+                    "number"
+                )
+            results.append(row.float().cpu())
+        return torch.stack(results)
+
+    def _whole(
+        self, metric: LogitMetric, outcome: Outcome, counted: Int[Tensor, " counted"]
+    ) -> Tensor:
+        """A metric that wants all logits."""
+        assert self._clean is not None
+        answers = self._prompts.answers
+        logits = self._all_logits(outcome)
+        row: Tensor = metric.function(
+            logits,
+            self._prompts.tokens[self._index].to(logits.device),
+            clean_logits=self._all_logits(self._clean),
+            positions=counted.to(logits.device),
+            answers=None if answers is None else answers[self._index],
+        )
+        return row
+
+    def _all_logits(self, outcome: Outcome) -> Float[Tensor, "batch pos d_vocab"]:
+        places = torch.cartesian_prod(
+            torch.arange(len(self._index)), torch.arange(self._prompts.length)
+        )
+        logits = outcome.logits(places[:, 0], places[:, 1])
+        return logits.view(len(self._index), self._prompts.length, -1)
+
+    def _read_rows(self, outcome: Outcome, position: int, what: str) -> dict[int, Tensor]:
+        """By metric, `[batch, pos]` with the value of each prediction that counts for it."""
+        if not self._by_row:
+            return {}
+        length, size = self._prompts.length, len(self._index)
+        counted = counted_positions(length, position, self._sample)
+        wanted = {n: metric.counts(counted, length) for n, metric in self._by_row.items()}
+        values = {n: torch.full((size, length), torch.nan) for n in wanted}
+        positions = torch.cat(list(wanted.values())).unique()
+        places = torch.cartesian_prod(torch.arange(size), positions)
+        for some in places.split(self._rows):
+            prompts, at = some.T
+            logits = outcome.logits(prompts, at)
+            self._require_finite(logits, what)
+            for number, metric in self._by_row.items():
+                mine = torch.isin(at, wanted[number])
+                if bool(mine.any()):
+                    result = self._by_row_of(metric, logits, prompts, at, mine)
+                    values[number][prompts[mine], at[mine]] = result.float().cpu()
+        return values
+
+    def _by_row_of(
+        self, metric: LogitMetric, logits: Tensor, prompts: Tensor, at: Tensor, mine: Tensor
+    ) -> Float[Tensor, " row"]:
+        """One metric on those rows of a slice that count for it."""
+        assert metric.by_row is not None and self._clean is not None
+        if not bool(mine.all()):  # a copy of the logits, where it is needed
+            logits, prompts, at = logits[mine], prompts[mine], at[mine]
+        tokens, answers = self._prompts.tokens[self._index], self._prompts.answers
+        following = tokens[prompts, (at + 1).clamp_max(tokens.shape[1] - 1)]
+        clean = None
+        if metric.needs_clean and self._clean_log_probs is not None:
+            clean = self._clean_log_probs[prompts, at]
+        elif metric.needs_clean:
+            clean = self._clean.logits(prompts, at).float().log_softmax(-1)
+        result: Tensor = metric.by_row(
+            logits,
+            next_tokens=following.to(logits.device),
+            clean_log_probs=clean,
+            answers=None if answers is None else answers[self._index[prompts]].to(logits.device),
+        )
+        return result
+
+    def _require_finite(self, logits: Tensor, what: str) -> None:
+        # The maximum carries NaN on, at one number a row where the logits are thousands.
+        if not bool(torch.isfinite(logits.amax(-1)).all()):
+            raise SinklensError(
+                f"{origin(self._model).name} gives NaN or infinite logits in {what}; "
+                "its weights or its dtype cannot carry this"
+            )

@@ -1,0 +1,258 @@
+"""The loop over prompts and interventions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import SinklensError, UsageError
+from ..hooks.intervention import Intervention
+from ..metrics import Metric, resolve_metrics
+from ..models import origin, require_eval_mode
+from ..probes import Probe
+from ..protocol import HookedModel
+from ..text import Prompts
+from .forward import Outcome, forward, is_pattern_free, repeat_output, shortcuts
+from .measure import Measure
+from .progress import progress_bar
+from .sizes import Sizes, choose_sizes
+from .watch import CannotShareError, Watch, shared_hooks
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured.
+
+    Attributes:
+        metrics: The metrics, in the order of the middle axis.
+        values: In the edited run.
+        baselines: In the clean run, at the positions that count for the intervention.
+        clean: In the clean run, at positions >= 1.
+        probes: What each of `probes` computed on the clean run.
+        fired: How often the hooks of each intervention fired.
+        forwards: Forwards of a batch, one a batch and intervention, however they were run.
+        shortcuts: What was spared: `prefix`, `unembedding`, `patterns`.
+    """
+
+    metrics: list[Metric]
+    values: Float[Tensor, "intervention metric prompt"]
+    baselines: Float[Tensor, "intervention metric prompt"]
+    clean: Float[Tensor, "metric prompt"]
+    probes: list[Any]
+    fired: list[int]
+    forwards: int
+    shortcuts: dict[str, bool] = field(default_factory=dict)
+
+
+def evaluate(
+    model: HookedModel,
+    prompts: Prompts,
+    interventions: Sequence[Intervention],
+    metrics: Sequence[str | Metric | Callable[..., Tensor]],
+    *,
+    probes: Sequence[Probe] = (),
+    batch_size: int | None = None,
+    progress: bool | None = None,
+    memory: int | None = None,
+    positions: Sequence[int] | None = None,
+) -> Evaluation:
+    """Measure every intervention on every prompt.
+
+    Args:
+        model: In eval mode; it comes back as it was.
+        prompts: The prompts.
+        interventions: What to do. Those that start at the same block share forwards.
+        metrics: Names, `Metric`s or functions; may be empty if there are no interventions.
+        probes: Read on the clean run only.
+        batch_size: Prompts in a forward; by default as many as `memory` allows, on a CPU fewer.
+        progress: Whether to show a bar; None shows one in a terminal or a notebook.
+        memory: Bytes for what a forward holds; by default 1 GiB, or a quarter of what is free.
+        positions: Count only predictions at these positions; logits are computed only there.
+
+    Raises:
+        SinklensError: A hook did not fire or changed nothing, a hook name is unknown, the model is
+            in train mode, or its output is not finite.
+    """
+    require_eval_mode(model)
+    _require_fitting(model, prompts, positions)
+    resolved = resolve_metrics(metrics) if metrics or interventions else []
+    watches = [Watch(model, intervention) for intervention in interventions]
+    starts = {watch.first_layer for watch in watches} - {0}
+    sizes = choose_sizes(
+        model,
+        len(prompts),
+        prompts.length,
+        batch_size=batch_size,
+        memory=memory,
+        starts=len(starts),
+    )
+    measure = Measure(
+        model, prompts, resolved, positions, rows=sizes.rows, memory=sizes.memory // 2
+    )
+    for probe in probes:
+        probe.reset()
+    batches = torch.arange(len(prompts)).split(sizes.prompts)
+    forwards = len(batches) * (1 + len(interventions))
+    reading = [hook for probe in probes for hook in probe.fwd_hooks]
+    sweep = _Sweep(model, prompts, watches, measure, sizes, reading)
+    values, baselines, clean = [], [], []
+    with torch.no_grad(), progress_bar(forwards, progress) as advance:
+        for index in batches:
+            sweep.run_clean(index)
+            clean.append(measure.clean(0))
+            advance(1)
+            rows: list[Tensor] = [torch.empty(0)] * len(watches)
+            for group in sweep.groups():
+                results = sweep.run_group([watches[number] for number in group])
+                for number, result in zip(group, results, strict=True):
+                    rows[number] = result
+                advance(len(group))
+            if rows:
+                at = {p: measure.clean(p) for p in {w.intervention.position for w in watches}}
+                values.append(torch.stack(rows))
+                baselines.append(torch.stack([at[w.intervention.position] for w in watches]))
+    for watch in watches:
+        watch.verify()
+    empty = torch.zeros(0, len(resolved), len(prompts))
+    return Evaluation(
+        metrics=resolved,
+        values=torch.cat(values, -1) if values else empty,
+        baselines=torch.cat(baselines, -1) if baselines else empty,
+        clean=torch.cat(clean, -1),
+        probes=[probe.compute() for probe in probes],
+        fired=[sum(watch.fired) for watch in watches],
+        forwards=forwards,
+        shortcuts=sweep.used(),
+    )
+
+
+class _Sweep:
+    """Runs one batch of prompts after another, clean and edited."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: Prompts,
+        watches: Sequence[Watch],
+        measure: Measure,
+        sizes: Sizes,
+        reading: list[tuple[str, Any]],
+    ) -> None:
+        self._model, self._prompts, self._measure = model, prompts, measure
+        self._allowed = shortcuts(model)
+        self._from_blocks = self._allowed.prefix and measure.resumable
+        self._starts = [w.first_layer if self._from_blocks else 0 for w in watches]
+        self._together = sizes.interventions if measure.resumable else 1
+        self._reading = reading
+        names = [name for name, _ in [*reading, *measure.hooks(clean=True)]]
+        names += [name for watch in watches for name in watch.names]
+        self._patterns = not is_pattern_free(model, names)
+        self._index = torch.zeros(0, dtype=torch.long)
+        self._kept: dict[int, Any] = {}
+
+    def used(self) -> dict[str, bool]:
+        """What was spared."""
+        return {
+            "prefix": self._from_blocks,
+            "unembedding": self._allowed.unembedding,
+            "patterns": not self._patterns,
+        }
+
+    def run_clean(self, index: Int[Tensor, " batch"]) -> None:
+        """The clean run of a batch."""
+        self._index = index
+        keep = {start - 1 for start in self._starts if start}
+        hooks = [*self._reading, *self._measure.hooks(clean=True)]
+        outcome = self._forward(self._prompts.tokens[index], hooks, keep=keep)
+        self._kept = outcome.kept
+        if not bool(torch.isfinite(outcome.last).all()):
+            raise SinklensError(
+                f"{origin(self._model).name} gives NaN or infinite activations in the clean run; "
+                "its weights or its dtype cannot carry this"
+            )
+        self._measure.start(index, outcome)
+
+    def groups(self) -> Iterator[list[int]]:
+        """Numbers of interventions that share a forward."""
+        for start in sorted(set(self._starts)):
+            same = [number for number, other in enumerate(self._starts) if other == start]
+            for first in range(0, len(same), self._together):
+                yield same[first : first + self._together]
+
+    def run_group(self, watches: Sequence[Watch]) -> Float[Tensor, "intervention metric batch"]:
+        """Interventions of the same first block, together if their hooks allow it."""
+        try:
+            return self._run_together(watches)
+        except CannotShareError:
+            self._together = 1
+            return torch.cat([self._run_together([watch]) for watch in watches])
+
+    def _run_together(self, watches: Sequence[Watch]) -> Float[Tensor, "intervention metric batch"]:
+        start = watches[0].first_layer if self._from_blocks else 0
+        times = len(watches)
+        outcome = self._forward(
+            self._prompts.tokens[self._index].repeat(times, 1),
+            [*shared_hooks(watches, self._index), *self._measure.hooks(clean=False)],
+            start=start,
+            below=repeat_output(self._kept[start - 1], times) if start else None,
+        )
+        return self._measure.edited(outcome, [watch.intervention for watch in watches])
+
+    def _forward(self, tokens: Int[Tensor, "batch pos"], hooks: Any, **how: Any) -> Outcome:
+        try:
+            tokens = tokens.to(self._model.cfg.device)
+            return forward(self._model, tokens, hooks, patterns=self._patterns, **how)
+        except IndexError as error:
+            context = self._model.cfg.n_ctx
+            if self._prompts.length <= context:
+                raise
+            raise SinklensError(
+                f"prompts of {self._prompts.length} tokens are longer than the context of "
+                f"{origin(self._model).name}, {context}; use shorter ones (--length)"
+            ) from error
+
+
+def read_under(
+    model: HookedModel,
+    prompts: Prompts,
+    intervention: Intervention | None,
+    probe: Probe,
+    *,
+    last_layer: int,
+    batch_size: int | None = None,
+) -> Any:
+    """What a probe computes while an intervention is in place, without going on to the logits.
+
+    Args:
+        model: In eval mode; it comes back as it was.
+        prompts: The prompts.
+        intervention: What is in place; None is a clean run.
+        probe: Reads blocks up to `last_layer`.
+        last_layer: The last block that has to run.
+        batch_size: Prompts in a forward; by default all.
+    """
+    probe.reset()
+    with torch.no_grad():
+        for index in torch.arange(len(prompts)).split(batch_size or len(prompts)):
+            hooks = [] if intervention is None else intervention.for_prompts(index).fwd_hooks
+            model.run_with_hooks(
+                prompts.tokens[index].to(model.cfg.device),
+                fwd_hooks=[*hooks, *probe.fwd_hooks],
+                stop_at_layer=last_layer + 1,
+            )
+    return probe.compute()
+
+
+def _require_fitting(model: HookedModel, prompts: Prompts, positions: Sequence[int] | None) -> None:
+    """Refuse tokens that the model does not know and positions that prompts do not have."""
+    largest, size = int(prompts.tokens.max()), int(model.cfg.d_vocab)
+    if largest >= size or int(prompts.tokens.min()) < 0:
+        raise UsageError(f"token {largest} is outside the vocabulary of {size}")
+    wrong = [p for p in positions or () if not 0 <= p < prompts.length]
+    if wrong:
+        raise UsageError(f"there is no position {wrong[0]} in prompts of {prompts.length} tokens")

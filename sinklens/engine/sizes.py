@@ -1,0 +1,90 @@
+"""How many prompts, interventions and rows of logits a forward holds.
+
+On a CPU a forward that outgrows the caches loses, so the sizes there are those that were fastest on
+SmolLM2-135M; on other devices a forward fills the memory budget. They follow from shapes, device
+and budget alone, never from a timing: rounding depends on them, and the same run has to give the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from ..protocol import HookedModel
+
+LARGEST_BUDGET = 2**30
+SHARE_OF_FREE = 0.25
+CPU_ACTIVATION_BYTES = 2**22
+CPU_ROW_BYTES = 2**26
+FEWEST_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a run.
+
+    Attributes:
+        prompts: Prompts in a batch.
+        interventions: Interventions that may share a forward.
+        rows: Rows of logits at once.
+        memory: The budget in bytes.
+    """
+
+    prompts: int
+    interventions: int
+    rows: int
+    memory: int
+
+
+def choose_sizes(
+    model: HookedModel,
+    prompts: int,
+    length: int,
+    *,
+    batch_size: int | None,
+    memory: int | None,
+    starts: int,
+) -> Sizes:
+    """The sizes for a run.
+
+    Args:
+        model: The model.
+        prompts: How many prompts there are.
+        length: Positions in each.
+        batch_size: Rows of tokens in a forward, if the caller decides.
+        memory: Bytes for what a forward holds; by default 1 GiB, or a quarter of what is free
+            where that is less.
+        starts: How many blocks' clean outputs are kept.
+    """
+    budget = memory or default_memory(model)
+    width, hidden = int(model.cfg.d_model), int(getattr(model.cfg, "d_mlp", 0) or 0)
+    patterns = 3 * int(model.cfg.n_heads) * length
+    token = 4 * (4 * width + 3 * max(hidden, width) + patterns)
+    tokens = budget // token
+    row = 4 * int(model.cfg.d_vocab)
+    rows = budget // (4 * row)
+    if torch.device(model.cfg.device).type == "cpu":
+        tokens = min(tokens, CPU_ACTIVATION_BYTES // (4 * max(hidden, width)))
+        rows = min(rows, CPU_ROW_BYTES // row)
+    kept = 4 * width * length * (1 + starts)
+    batch = batch_size or min(tokens // length, budget // kept)
+    batch = max(1, min(prompts, batch))
+    # A batch size that was asked for holds for the whole forward.
+    most = tokens // length if batch_size is None else batch_size
+    return Sizes(batch, max(1, most // batch), max(FEWEST_ROWS, rows), budget)
+
+
+def default_memory(model: HookedModel) -> int:
+    """A quarter of the free memory, at most 1 GiB."""
+    device = torch.device(model.cfg.device)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        try:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            return LARGEST_BUDGET
+    return min(LARGEST_BUDGET, int(SHARE_OF_FREE * free))

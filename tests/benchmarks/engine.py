@@ -1,0 +1,175 @@
+"""How fast the engine is beside plain loops: `python -m tests.benchmarks.engine [--quick]`.
+
+Everything is measured on SmolLM2-135M with 4 prompts of 64 tokens, in one process, and printed as
+ratios of medians over interleaved rounds. The bars are those that the engine was built to meet.
+
+- `naive`: `model.run_with_hooks(tokens, return_type="loss")`, one head a time;
+- `suffixes`: plain Hugging Face forwards (sdpa) from the block that is edited on, with the loss,
+  which no exact method can avoid;
+- `patching`: `transformer_lens.patching.generic_activation_patch`, zeros for every head's z.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+import sinklens
+from sinklens.capabilities import hook_name
+from sinklens.hooks import ablate_heads
+from tests.conftest import SMOLLM2_FILE
+
+N_PROMPTS, LENGTH, SAMPLED = 4, 64, 16
+
+
+def zero_head(z: Tensor, hook: Any, *, head: int) -> Tensor:
+    edited = z.clone()
+    edited[:, :, head] = 0
+    return edited
+
+
+class Sweep:
+    """Zero-ablation of the heads of some layers, done in several ways."""
+
+    def __init__(self, model: Any, layers: Sequence[int]) -> None:
+        self.model, self.layers = model, layers
+        self.prompts = sinklens.prompts(model, n=N_PROMPTS, length=LENGTH)
+        self.tokens = self.prompts.tokens
+        self.heads = [(layer, head) for layer in layers for head in range(model.cfg.n_heads)]
+        self.sample = list(range(1, LENGTH - 1, (LENGTH - 2) // SAMPLED))[:SAMPLED]
+
+    def engine(self, positions: list[int] | None = None) -> Tensor:
+        edits = [ablate_heads(self.model, [head], "zero") for head in self.heads]
+        result = sinklens.evaluate(
+            self.model, self.prompts, edits, ["loss"], positions=positions, progress=False
+        )
+        return result.values[:, 0]
+
+    def naive(self, positions: list[int] | None = None) -> Tensor:
+        rows = []
+        for layer, head in self.heads:
+            hook = (hook_name("z", layer), partial(zero_head, head=head))
+            with torch.no_grad():
+                losses = self.model.run_with_hooks(
+                    self.tokens, fwd_hooks=[hook], return_type="loss", loss_per_token=True
+                )
+            rows.append(losses[:, positions or slice(1, None)].mean(1))
+        return torch.stack(rows)
+
+    def patching(self) -> Tensor:
+        from transformer_lens import patching
+
+        frame = pd.DataFrame(self.heads, columns=["layer", "head"])
+        cache = {hook_name("z", layer): torch.zeros(1) for layer in self.layers}
+
+        def setter(z: Tensor, index: Sequence[int], _: Any) -> Tensor:
+            edited = z.clone()
+            edited[:, :, index[1]] = 0
+            return edited
+
+        def metric(logits: Tensor) -> Tensor:
+            return torch.nn.functional.cross_entropy(
+                logits[:, 1:-1].flatten(0, 1), self.tokens[:, 2:].flatten()
+            )
+
+        with torch.no_grad():
+            values: Tensor = patching.generic_activation_patch(
+                self.model, self.tokens, cache, metric, setter, "z", index_df=frame
+            )
+        return values
+
+
+class PlainSuffixes:
+    """Hugging Face alone: blocks from k on, sdpa, and the loss, once a head."""
+
+    def __init__(self, folder: str, sweep: Sweep) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="sdpa", dtype=torch.float32
+        ).eval()
+        self.sweep = sweep
+        with torch.no_grad():
+            self.hidden = self.model(sweep.tokens, output_hidden_states=True).hidden_states
+
+    def run(self, positions: list[int] | None = None) -> None:
+        stack = self.model.model
+        every = stack.layers
+        counted = torch.tensor(positions or range(1, LENGTH - 1))
+        with torch.no_grad():
+            for layer, _ in self.sweep.heads:
+                stack.layers = every[layer:]
+                try:
+                    logits = self.model(
+                        inputs_embeds=self.hidden[layer],
+                        logits_to_keep=counted,
+                        use_cache=False,
+                    ).logits
+                finally:
+                    stack.layers = every
+                torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), self.sweep.tokens[:, counted + 1].flatten()
+                )
+
+
+def medians(rounds: int, ways: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """The median time of each way over interleaved rounds."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="every seventh layer")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    file = sinklens.models.cache_folder() / "tests" / SMOLLM2_FILE
+    model = sinklens.load(Path(file))
+    folder = str(sinklens.models._convert_gguf(Path(file)))
+    layers = range(2, model.cfg.n_layers, 7) if options.quick else range(model.cfg.n_layers)
+    sweep = Sweep(model, list(layers))
+    plain = PlainSuffixes(folder, sweep)
+    print(platform.processor() or platform.machine(), f"{torch.get_num_threads()} threads")
+    print({name: version(name) for name in ("torch", "transformer-lens", "transformers")})
+    difference = (sweep.engine() - sweep.naive()).abs().max()
+    print(f"{len(sweep.heads)} heads; largest difference from the naive loop {difference:.1e} nats")
+    taken = medians(
+        options.rounds,
+        {
+            "naive": sweep.naive,
+            "engine": sweep.engine,
+            "sampled": partial(sweep.engine, sweep.sample),
+            "suffixes": plain.run,
+            "sampled suffixes": partial(plain.run, sweep.sample),
+            "patching": sweep.patching,
+        },
+    )
+    print({name: f"{seconds:.2f} s" for name, seconds in taken.items()})
+    for what, above, below, bar in (
+        ("all positions / naive loop", "engine", "naive", 0.65),
+        ("16 positions / naive loop", "sampled", "naive", 0.48),
+        ("all positions / plain suffixes", "engine", "suffixes", 1.15),
+        ("16 positions / plain suffixes", "sampled", "sampled suffixes", 1.15),
+        ("all positions / transformer_lens.patching", "engine", "patching", 0.65),
+    ):
+        print(f"{what:45} {taken[above] / taken[below]:.3f}   bar {bar}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""The engine gives what whole forwards give, whatever it spares, on every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+import sinklens
+from sinklens.capabilities import check, hook_name
+from sinklens.engine import forward as forwards
+from sinklens.engine import shortcuts
+from sinklens.engine.sizes import choose_sizes
+from sinklens.hooks import ablate_heads
+from sinklens.hooks.intervention import Intervention, replace_position
+from sinklens.metrics import LogitMetric
+from sinklens.text import Prompts
+from tests.families import FAMILIES, VOCABULARY
+from tests.reference.plain_engine import plain_values
+
+Boot = Callable[[str], TransformerBridge]
+LENGTH = 12
+METRICS = ("loss", "kl", "sink_mass", "position0_norm")
+
+
+def random_prompts(n: int, seed: int = 0) -> Prompts:
+    words = np.random.default_rng(seed).integers(4, VOCABULARY, (n, LENGTH))
+    words[:, 0] = 1
+    return Prompts(torch.from_numpy(words), True, "random")
+
+
+def random_intervention(model: TransformerBridge, seed: int) -> Intervention:
+    """An edit of a random kind, layer and place."""
+    random = np.random.default_rng(seed)
+    capabilities = check(model)
+    layer = int(random.integers(model.cfg.n_layers))
+    kinds = ["embedding", "residual", "z", "heads", "value", "by prompt"]
+    if capabilities.edits["pattern"]:
+        kinds.append("edge")
+    kind = kinds[random.integers(len(kinds))]
+    heads = {(layer, int(random.integers(model.cfg.n_heads))) for _ in range(2)}
+    if kind == "heads":
+        upper = {(int(random.integers(layer, model.cfg.n_layers)), 0)}
+        return ablate_heads(model, heads | upper, "zero")
+    if kind == "edge":
+        which = ("drop_edge", "drop_edge_unnormalised")[random.integers(2)]
+        return ablate_heads(model, heads, which, position=int(random.integers(3)))
+    if kind == "z":
+        return ablate_heads(model, heads, "mean", values={layer: values(random, (2, 4, 8))})
+    if kind == "by prompt":
+        outputs = {layer: values(random, (3, LENGTH, 4, 8))}
+        return ablate_heads(model, heads, "resample", values=outputs)
+    position = int(random.integers(4))
+    shape = (capabilities.n_key_value_heads, 8) if kind == "value" else (32,)
+    function = partial(replace_position, values=values(random, shape), position=position)
+    name = "hook_embed" if kind == "embedding" else hook_name(kind, layer)
+    start = 0 if kind == "embedding" else layer
+    return Intervention("edit", kind, start, [(name, function)], position=position)
+
+
+def values(random: Any, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(random.standard_normal(shape)).float()
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    seeds=st.lists(st.integers(0, 10_000), min_size=1, max_size=5),
+    batch_size=st.sampled_from([None, 1, 2, 7]),
+    memory=st.sampled_from([None, 1, 60_000]),
+    positions=st.sampled_from([None, (5, 9), (11, 4, 8)]),
+    metrics=st.sets(st.sampled_from(METRICS), min_size=1).map(sorted),
+)
+def test_equal_to_whole_forwards(
+    name: str,
+    seeds: list[int],
+    batch_size: int | None,
+    memory: int | None,
+    positions: tuple[int, ...] | None,
+    metrics: list[str],
+    boot_family: Boot,
+) -> None:
+    model = boot_family(name)
+    causal = check(model).causal
+    prompts = random_prompts(3)
+    edits = [random_intervention(model, seed) for seed in seeds]
+    wanted = plain_values(model, prompts, [None, *edits], positions)
+    wanted = {"sink_mass": wanted.pop("mass"), "position0_norm": wanted.pop("norm"), **wanted}
+    metrics = [metric for metric in metrics if causal or metric != "loss"] or ["kl"]
+    found = sinklens.evaluate(
+        model,
+        prompts,
+        edits,
+        metrics,
+        batch_size=batch_size,
+        memory=memory,
+        positions=positions,
+        progress=False,
+    )
+    for row, metric in enumerate(metrics):
+        torch.testing.assert_close(found.values[:, row], wanted[metric][1:], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.clean[row], wanted[metric][0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_a_run_from_a_block_is_equal_to_the_last_bit(name: str, boot_family: Boot) -> None:
+    model = boot_family(name)
+    assert shortcuts(model).prefix and shortcuts(model).unembedding
+    tokens = random_prompts(3).tokens
+    last = model.cfg.n_layers
+    hook = (hook_name("z", last - 1), shift)
+    with torch.no_grad():
+        whole = model.run_with_hooks(tokens, fwd_hooks=[hook])
+        clean = forwards.forward(model, tokens, [], keep=range(last))
+        for start in range(1, last):
+            run = forwards.forward(model, tokens, [hook], start=start, below=clean.kept[start - 1])
+            everywhere = torch.cartesian_prod(torch.arange(3), torch.arange(LENGTH))
+            logits = run.logits(*everywhere.T).view_as(whole)
+            torch.testing.assert_close(logits, whole, rtol=0, atol=2e-5)
+        # The stream itself, before the logits are made in another shape: to the last bit.
+        again = forwards.forward(model, tokens, [hook])
+        assert again.hidden is not None and run.hidden is not None
+        assert torch.equal(run.hidden, again.hidden)
+
+
+def shift(z: Tensor, hook: Any) -> Tensor:
+    return z + 0.5
+
+
+def test_what_is_spared_is_spared(boot_family: Boot) -> None:
+    """Blocks below the edit do not run, and logits are made only where they are read."""
+    model = boot_family("llama")
+    prompts = random_prompts(3)
+    ran: list[int] = []
+    rows: list[int] = []
+    handles = [
+        model.blocks[0].attn.register_forward_hook(lambda *_: ran.append(0)),
+        model.unembed.register_forward_hook(
+            lambda _, __, output: rows.append(output.shape[0] * output.shape[1])
+        ),
+    ]
+    try:
+        shortcuts(model), check(model)
+        ran.clear(), rows.clear()
+        edits = [ablate_heads(model, [(1, head)], "zero") for head in range(4)]
+        sinklens.evaluate(model, prompts, edits, ["loss"], positions=(4,), progress=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(ran) == 1  # the clean run
+    # One row for every forward that stops short, and one a prompt for each of five readings.
+    assert sum(rows) == 2 + 3 * 5
+
+
+def test_interventions_share_a_forward_and_fire_once_each(boot_family: Boot) -> None:
+    model = boot_family("llama")
+    prompts = random_prompts(3)
+    edits = [ablate_heads(model, [(1, head)], "zero") for head in range(4)]
+    found = sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
+    assert found.fired == [1] * 4
+    assert found.shortcuts == {"prefix": True, "unembedding": True, "patterns": True}
+    # One of them does nothing: it is found, though it shares its forward with others.
+    still = Intervention("still", "z", 1, [(hook_name("z", 1), lambda z, hook: z)])
+    with pytest.raises(sinklens.SinklensError, match="still did not happen"):
+        sinklens.evaluate(model, prompts, [*edits, still], ["loss"], progress=False)
+
+
+def test_a_hook_below_the_first_layer_still_runs(boot_family: Boot) -> None:
+    """An intervention that names its first layer wrongly is run from where its hooks are."""
+    model = boot_family("llama")
+    prompts = random_prompts(3)
+    right = ablate_heads(model, [(0, 1)], "zero")
+    wrong = Intervention("zero", "z", 1, right.fwd_hooks)
+    found = sinklens.evaluate(model, prompts, [right, wrong], ["loss"], progress=False)
+    assert torch.equal(found.values[0], found.values[1])
+
+
+def test_a_metric_of_ones_own_gets_all_logits(boot_family: Boot) -> None:
+    model = boot_family("gpt2")
+    prompts = random_prompts(3)
+    edits = [ablate_heads(model, [(1, 0)], "zero"), ablate_heads(model, [(1, 1)], "zero")]
+
+    def largest(logits: Tensor, tokens: Tensor, *, clean_logits: Tensor, **_: Any) -> Tensor:
+        assert logits.shape == clean_logits.shape == (*tokens.shape, VOCABULARY)
+        return (logits - clean_logits).abs().amax((1, 2))
+
+    metric = LogitMetric("largest", largest)
+    found = sinklens.evaluate(model, prompts, edits, [metric], progress=False)
+    with torch.no_grad():
+        clean = model(prompts.tokens)
+        for row, edit in zip(found.values[:, 0], edits, strict=True):
+            logits = model.run_with_hooks(prompts.tokens, fwd_hooks=edit.fwd_hooks)
+            torch.testing.assert_close(row, (logits - clean).abs().amax((1, 2)))
+
+
+def test_the_model_is_left_as_it_was_also_after_an_error(boot_family: Boot) -> None:
+    model = boot_family("llama")
+    prompts = random_prompts(3)
+    with torch.no_grad():
+        before = model(prompts.tokens)
+
+    def fail(z: Tensor, hook: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    edit = Intervention("fail", "z", 1, [(hook_name("z", 1), fail)])
+    with pytest.raises(KeyboardInterrupt):
+        sinklens.evaluate(model, prompts, [edit], ["loss"], progress=False)
+    for block in model.blocks:
+        assert "forward" not in block.__dict__ and "forward" not in block.attn.__dict__
+        assert not block._forward_hooks
+    assert model.original_model.config._attn_implementation == "eager"
+    with torch.no_grad():
+        assert torch.equal(model(prompts.tokens), before)
+
+
+def test_sizes_follow_from_shapes_and_the_budget(boot_family: Boot) -> None:
+    model = boot_family("llama")
+    roomy = choose_sizes(model, 1000, 64, batch_size=None, memory=2**30, starts=2)
+    tight = choose_sizes(model, 1000, 64, batch_size=None, memory=2**21, starts=2)
+    asked = choose_sizes(model, 1000, 64, batch_size=6, memory=None, starts=2)
+    assert roomy == choose_sizes(model, 1000, 64, batch_size=None, memory=2**30, starts=2)
+    assert tight.prompts < roomy.prompts <= 1000
+    assert (asked.prompts, asked.interventions) == (6, 1)
+    few = choose_sizes(model, 4, 64, batch_size=None, memory=2**30, starts=2)
+    assert few.prompts == 4 and few.interventions > 1
