@@ -243,6 +243,7 @@ def assemble(
     arrays: Mapping[str, Array],
     settings: Mapping[str, Any],
     fired: Mapping[str, int] | None = None,
+    shortcuts: Mapping[str, bool] | None = None,
     forwards: int = 0,
 ) -> ExperimentResult:
     """A result with its provenance; the summary is added by `sinklens.run`."""
@@ -282,6 +283,7 @@ def assemble(
             "seed": settings.get("seed", 0),
             "versions": _versions(),
             "fired": dict(fired or {}),
+            "shortcuts": dict(shortcuts or {}),
             "forwards": forwards,
         },
     )

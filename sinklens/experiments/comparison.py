@@ -14,6 +14,7 @@ from ..metrics import Metric
 from ..protocol import HookedModel
 from ..results import Array, ExperimentResult, assemble, describe
 from ..text import Prompts
+from .ranking import rank
 from .registry import ExperimentConfig
 
 
@@ -47,6 +48,9 @@ def run_comparisons(
         draws: What was drawn (tokens, positions, heads), for whoever wants to repeat it.
         arrays: Arrays to keep.
         extra_forwards: Forwards of the batch that were run before.
+
+    Raises:
+        UsageError: `config.screen` has nothing to rank.
     """
     notes = list(notes)
     if config.draws == 0:
@@ -57,6 +61,13 @@ def run_comparisons(
             f"No control for {', '.join(dict.fromkeys(bare))}: no later position is left whose "
             "predictions could count."
         )
+    kept = dict(arrays or {})
+    ranking = None
+    if config.screen:
+        ranking = rank(model, prompts, config, comparisons, metrics)
+        comparisons = ranking.chosen
+        extra_forwards += ranking.forwards
+        kept["screening_estimates"] = ranking.array()
     # A control that several conditions share is run once.
     order = list({id(i): i for one in comparisons for i in one.interventions()}.values())
     announce(experiment, 1 + len(order) + extra_forwards, prompts, config.progress)
@@ -72,7 +83,9 @@ def run_comparisons(
         "footnotes": dict(footnotes or {}),
         "draws_made": dict(draws),
     }
-    kept = dict(arrays or {})
+    if ranking is not None:
+        settings["screening"] = ranking.settings([row.effect for row in rows])
+        notes.append(ranking.note(settings["screening"]))
     control = _control_draws(comparisons, evaluation, order)
     if control is not None:
         kept["control_draws"] = control
@@ -84,6 +97,7 @@ def run_comparisons(
         arrays=kept,
         settings=settings,
         fired=fired,
+        shortcuts=evaluation.shortcuts,
         forwards=evaluation.forwards + extra_forwards,
     )
 

@@ -47,6 +47,8 @@ class ExperimentConfig:
         batch_size: Prompts in a forward; None lets `memory` decide.
         memory: Bytes for logits and what is computed from them.
         positions: Count only predictions at these positions.
+        screen: Rank the rows of a condition by a gradient estimate and run only the `top` largest.
+        top: How many rows of each condition to run after screening.
     """
 
     conditions: tuple[str, ...] = ()
@@ -57,6 +59,8 @@ class ExperimentConfig:
     batch_size: int | None = None
     memory: int | None = None
     positions: tuple[int, ...] | None = None
+    screen: bool = False
+    top: int = 30
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -65,7 +69,7 @@ class ExperimentConfig:
             if not isinstance(value, int) or value < 0:
                 raise UsageError(f"{name} must be a whole number, 0 or more, not {value!r}")
         object.__setattr__(self, "conditions", tuple(dict.fromkeys(self.conditions)))
-        for name in ("batch_size", "memory"):
+        for name in ("batch_size", "memory", "top"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}")

@@ -107,11 +107,11 @@ def sink_head_ablation(
         heads,
         {} if means is None else means.compute(),
         {} if outputs is None else outputs.compute(),
-        # A control head is neither ablated nor a sink head.
+        # A control head is no sink head, and none that is ablated in the same run.
         [
             (layer, head)
             for layer, head in (mass <= SINK_MASS).nonzero().tolist()
-            if (layer, head) not in heads
+            if config.each or (layer, head) not in heads
         ],
     )
     comparisons = [item for condition in conditions for item in edits.comparisons(condition)]

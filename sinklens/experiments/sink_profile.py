@@ -56,6 +56,8 @@ class SinkProfileConfig(ExperimentConfig):
         super().__post_init__()
         if self.metrics:
             raise UsageError("sink_profile measures sink_rate and sink_mass; it takes no metrics")
+        if self.screen:
+            raise UsageError("sink_profile runs no interventions, so there is nothing to screen")
 
 
 def summary(result: ExperimentResult) -> list[str]:

@@ -1,0 +1,139 @@
+"""Screening: rank many rows by a cheap estimate and run only the largest exactly.
+
+The estimate is first-order (`engine/screening.py`). Rows of one condition compete with each other;
+the `top` with the largest mean estimate over prompts, by size, are run. The result keeps all
+estimates and says how well the two agree in rank, among the rows that were run. What is run was
+chosen on the same prompts that it is tested on, so p and q of these rows are too small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..effects import Comparison, EffectSize
+from ..engine.screening import FORWARDS, estimate
+from ..errors import UsageError
+from ..metrics import LogitMetric, Metric
+from ..protocol import HookedModel
+from ..results import Array
+from ..text import Prompts
+from .registry import ExperimentConfig
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What screening chose.
+
+    Attributes:
+        chosen: The comparisons to run.
+        metric: The metric whose effect was estimated.
+        labels: Condition and place of every comparison that was ranked.
+        estimates: Their estimates, averaged over prompts and draws.
+        forwards: What it cost.
+    """
+
+    chosen: list[Comparison]
+    metric: str
+    labels: list[str]
+    estimates: list[float]
+    forwards: int
+
+    def array(self) -> Array:
+        """The estimates, in the order of `labels`."""
+        return Array(torch.tensor(self.estimates), ("ranked",))
+
+    def settings(self, effects: Sequence[EffectSize]) -> dict[str, Any]:
+        """What the result says about the screening."""
+        exact = {
+            label_of(row.condition, row.layer, row.head): row.effect
+            for row in effects
+            if row.kind == "treatment" and row.metric == self.metric
+        }
+        pairs = [
+            (guess, exact[label])
+            for label, guess in zip(self.labels, self.estimates, strict=True)
+            if label in exact
+        ]
+        return {
+            "metric": self.metric,
+            "ranked": self.labels,
+            "run": len(pairs),
+            "rank_correlation": rank_correlation(pairs),
+        }
+
+    def note(self, settings: dict[str, Any]) -> str:
+        """A sentence for the foot of the table."""
+        agreement = settings["rank_correlation"]
+        spoken = "too few to compare" if agreement is None else f"Spearman {agreement:.2f}"
+        return (
+            f"Screened: {settings['run']} of {len(self.labels)} rows, those with the largest "
+            f"first-order estimate of {self.metric}, were run; estimate and exact effect agree in "
+            f"rank, by size, among them: {spoken}. They were chosen on the prompts that they are "
+            "tested on, so p and q are too small."
+        )
+
+
+def rank(
+    model: HookedModel,
+    prompts: Prompts,
+    config: ExperimentConfig,
+    comparisons: Sequence[Comparison],
+    metrics: Sequence[Metric],
+) -> Ranking:
+    """Estimate every comparison's treatment and choose the largest of each condition.
+
+    Raises:
+        UsageError: There is nothing to rank, or no metric that can be estimated.
+    """
+    metric = next((m for m in metrics if isinstance(m, LogitMetric) and m.signed), None)
+    if metric is None:
+        raise UsageError("screen needs loss, logit_diff or another signed metric on logits")
+    if all(one.treatment[0].layer is None for one in comparisons):
+        raise UsageError(
+            "screen has nothing to rank: each condition is one row; ask for more (each=true, "
+            "layers)"
+        )
+    edits = [edit for one in comparisons for edit in one.treatment]
+    values = estimate(
+        model, prompts, edits, metric, batch_size=config.batch_size, positions=config.positions
+    ).mean(1)
+    owners = torch.tensor([i for i, one in enumerate(comparisons) for _ in one.treatment])
+    means = torch.stack([values[owners == i].mean() for i in range(len(comparisons))])
+    kept: set[int] = set()
+    for condition in dict.fromkeys(one.condition for one in comparisons):
+        same = [i for i, one in enumerate(comparisons) if one.condition == condition]
+        largest = means[same].abs().topk(min(config.top, len(same))).indices
+        kept |= {same[i] for i in largest.tolist()}
+    return Ranking(
+        chosen=[one for i, one in enumerate(comparisons) if i in kept],
+        metric=metric.name,
+        labels=[
+            label_of(one.condition, one.treatment[0].layer, one.treatment[0].head)
+            for one in comparisons
+        ],
+        estimates=means.tolist(),
+        forwards=FORWARDS,
+    )
+
+
+def label_of(condition: str, layer: int | None, head: int | None) -> str:
+    """A row's name: `zero L18H8`."""
+    place = "" if layer is None else f" L{layer}"
+    return f"{condition}{place}" + ("" if head is None else f"H{head}")
+
+
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Spearman's correlation between the sizes of estimate and exact effect."""
+    from scipy import stats
+
+    if len(pairs) < 3:
+        return None
+    sizes = np.abs(np.array(pairs))
+    if (np.ptp(sizes, axis=0) == 0).any():
+        return None
+    return float(stats.spearmanr(sizes[:, 0], sizes[:, 1]).statistic)

@@ -1,0 +1,122 @@
+"""Screening: the estimate is the derivative of the exact effect, and only the largest rows run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+import sinklens
+from sinklens.capabilities import check, hook_name
+from sinklens.engine.screening import estimate
+from sinklens.hooks.intervention import Intervention
+from sinklens.metrics import METRICS
+from tests import families
+from tests.test_engine import random_prompts
+
+Boot = Callable[[str], TransformerBridge]
+CAUSAL = [name for name in families.FAMILIES if name != "bert"]
+
+
+@pytest.mark.parametrize("site", ["z", "residual", "pattern"])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_the_estimate_is_the_slope_of_the_effect(site: str, name: str, boot_family: Boot) -> None:
+    """Held against the derivative by a factor on the edit, one for each prompt."""
+    model = boot_family(name)
+    if not check(model).edits[site]:
+        pytest.skip("this edit does nothing on this family")
+    prompts = random_prompts(3)
+    tokens = prompts.tokens
+    heads = model.cfg.n_heads
+    shape = {"z": (12, heads, 8), "residual": (12, 32), "pattern": (heads, 12, 12)}[site]
+    for layer in range(2):
+        generator = torch.Generator().manual_seed(layer)
+        direction = torch.randn(shape, generator=generator)
+        edit = partial(add, direction=direction)
+        guess = estimate(
+            model,
+            prompts,
+            [Intervention("add", site, layer, [(hook_name(site, layer), edit)])],
+            METRICS["loss"],
+        )
+        with torch.enable_grad():
+            factor = torch.zeros(3, *[1] * len(shape), requires_grad=True)
+            logits = model.run_with_hooks(
+                tokens,
+                fwd_hooks=[(hook_name(site, layer), partial(add, direction=factor * direction))],
+            )
+            losses = torch.nn.functional.cross_entropy(
+                logits[:, 1:-1].transpose(1, 2), tokens[:, 2:], reduction="none"
+            )
+            slope = torch.autograd.grad(losses.mean(1).sum(), factor)[0].flatten()
+        torch.testing.assert_close(guess[0], slope, rtol=1e-4, atol=1e-5)
+        assert slope.abs().max() > 0.01
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def add(activation: Tensor, hook: Any, *, direction: Tensor) -> Tensor:
+    return activation + direction
+
+
+def test_only_the_largest_rows_run_and_both_values_are_reported() -> None:
+    model = sinklens.load("rope")
+    prompts = sinklens.prompts(model, n=4, length=32)
+    run = partial(
+        sinklens.run,
+        "sink_head_ablation",
+        model,
+        prompts,
+        heads=("all",),
+        each=True,
+        conditions=("zero", "mean"),
+        metrics=("loss",),
+        draws=0,
+        progress=False,
+    )
+    screened, everything = run(screen=True, top=5), run()
+    rows = [e for e in screened.effects if e.kind == "treatment"]
+    for condition in ("zero", "mean"):
+        mine = [e for e in rows if e.condition == condition]
+        assert len(mine) == 5
+        for row in mine:
+            exact = everything.find(
+                kind="treatment", condition=condition, layer=row.layer, head=row.head
+            )
+            assert row.effect == pytest.approx(exact.effect, abs=1e-5)
+    said = screened.settings["screening"]
+    guesses = screened.arrays["screening_estimates"].values
+    assert len(said["ranked"]) == len(guesses) == 48 and said["run"] == 10
+    by_label = dict(zip(said["ranked"], guesses.tolist(), strict=True))
+    pairs = [(abs(by_label[f"{e.condition} L{e.layer}H{e.head}"]), abs(e.effect)) for e in rows]
+    assert said["rank_correlation"] == pytest.approx(stats.spearmanr(pairs).statistic)
+    zero = sorted((label for label in by_label if "zero" in label), key=lambda s: -abs(by_label[s]))
+    assert {f"zero L{e.layer}H{e.head}" for e in rows if e.condition == "zero"} == set(zero[:5])
+    assert any("p and q are too small" in line for line in screened.notes())
+
+
+@pytest.mark.parametrize(
+    ("experiment", "settings", "message"),
+    [
+        ("sink_head_ablation", {"screen": True}, "nothing to rank"),
+        ("bos_replacement", {"screen": True}, "nothing to rank"),
+        ("sink_profile", {"screen": True}, "nothing to screen"),
+        ("position0_patching", {"screen": True, "metrics": ("kl",)}, "signed metric"),
+        ("position0_patching", {"screen": True, "top": 0}, "top must be at least 1"),
+    ],
+)
+def test_what_cannot_be_screened(experiment: str, settings: dict[str, Any], message: str) -> None:
+    model = sinklens.load("rope")
+    with pytest.raises(sinklens.SinklensError, match=message):
+        sinklens.run(
+            experiment,
+            model,
+            sinklens.prompts(model, n=2, length=16),
+            progress=False,
+            **settings,
+        )
