@@ -56,7 +56,8 @@ def diagnose(
     quiet: Quiet = False,
 ) -> None:
     """Which sinks a model has, what holds them up and what removing them does."""
-    with _prepared(out, overwrite, quiet):
+    command = _command("diagnose", model, text, n_prompts, length, bos, seed, device, dtype, set_)
+    with _prepared(out, overwrite, quiet), _kept(out, overwrite, command):
         settings = _settings(set_)
         from .battery import N_PROMPTS
         from .battery import diagnose as run_battery
@@ -87,7 +88,8 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run one experiment and print its table."""
-    with _prepared(out, overwrite, quiet):
+    command = _command(experiment, model, text, n_prompts, length, bos, seed, device, dtype, set_)
+    with _prepared(out, overwrite, quiet), _kept(out, overwrite, command):
         from .experiments import registry
 
         settings = _settings(set_)
@@ -215,6 +217,22 @@ def _prepared(out: Path | None, overwrite: bool, quiet: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         print("sinklens: stopped", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _command(*arguments: Any) -> list[str]:
+    """What was asked for, to be recognised when the same command is run again."""
+    return [str(argument) for argument in arguments]
+
+
+def _kept(
+    out: Path | None, overwrite: bool, command: list[str]
+) -> contextlib.AbstractContextManager[None]:
+    """Keep finished work in the output folder, if there is one."""
+    if out is None:
+        return contextlib.nullcontext()
+    from .engine import kept
+
+    return kept(out, command, overwrite=overwrite)
 
 
 def _load(model: str, device: str | None, dtype: str, quiet: bool) -> Any:

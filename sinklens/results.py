@@ -28,6 +28,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from .effects import EffectSize, Row, hopeless_families
+from .engine.journal import FOLDER as UNFINISHED
 from .errors import SinklensError, UsageError
 from .hooks.heads import head_label
 from .models import origin, weights_hash
@@ -247,7 +248,6 @@ def assemble(
     forwards: int = 0,
 ) -> ExperimentResult:
     """A result with its provenance; the summary is added by `sinklens.run`."""
-    origin_ = origin(model)
     return ExperimentResult(
         experiment=experiment,
         effects=[row.effect for row in rows],
@@ -259,29 +259,8 @@ def assemble(
         },
         settings=dict(settings),
         provenance={
-            "model": {
-                "name": origin_.name,
-                "kind": origin_.kind,
-                "revision": origin_.revision,
-                "step": origin_.step,
-                "seed": origin_.seed,
-                "weights": weights_hash(model),
-                "architecture": str(model.cfg.architecture),
-            },
-            "dtype": str(model.cfg.dtype).removeprefix("torch."),
-            "device": str(model.cfg.device),
-            "threads": torch.get_num_threads(),
-            "compatibility_mode": bool(getattr(model, "compatibility_mode", False)),
-            "weights_processed": bool(getattr(model, "_weights_processed", False)),
-            "bos": prompts.bos,
-            "prompts": {
-                "n": len(prompts),
-                "length": prompts.length,
-                "source": prompts.source,
-                "hash": prompts.hash,
-            },
+            **identity(model, prompts),
             "seed": settings.get("seed", 0),
-            "versions": _versions(),
             "fired": dict(fired or {}),
             "shortcuts": dict(shortcuts or {}),
             "forwards": forwards,
@@ -289,8 +268,39 @@ def assemble(
     )
 
 
+def identity(model: HookedModel, prompts: Prompts) -> dict[str, Any]:
+    """What decides the numbers besides the experiment and its settings."""
+    known = origin(model)
+    return {
+        "model": {
+            "name": known.name,
+            "kind": known.kind,
+            "revision": known.revision,
+            "step": known.step,
+            "seed": known.seed,
+            "weights": weights_hash(model),
+            "architecture": str(model.cfg.architecture),
+        },
+        "dtype": str(model.cfg.dtype).removeprefix("torch."),
+        "device": str(model.cfg.device),
+        "threads": torch.get_num_threads(),
+        "compatibility_mode": bool(getattr(model, "compatibility_mode", False)),
+        "weights_processed": bool(getattr(model, "_weights_processed", False)),
+        "bos": prompts.bos,
+        "prompts": {
+            "n": len(prompts),
+            "length": prompts.length,
+            "source": prompts.source,
+            "hash": prompts.hash,
+        },
+        "versions": _versions(),
+    }
+
+
 def require_free(folder: Path, overwrite: bool) -> None:
     """Refuse an output folder that holds something, before any work is done.
+
+    What a run that was stopped left there (`engine.kept`) does not count.
 
     Raises:
         SinklensError: It is a file, or a folder with anything in it and `overwrite` is not set.
@@ -300,7 +310,8 @@ def require_free(folder: Path, overwrite: bool) -> None:
     parent = next(path for path in folder.absolute().parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise SinklensError(f"cannot make {folder}: {parent} is no folder that can be written")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
+    held = [path for path in folder.glob("*") if path.name != UNFINISHED]
+    if held and not overwrite:
         raise SinklensError(
             f"the folder {folder} is not empty; give another one, or --overwrite (overwrite=True)"
         )

@@ -9,11 +9,15 @@ clean values is held. Three things make this fast without changing what comes ou
   one that did not happen is an error;
 - `measure`: metrics are read a slice of predictions at a time.
 
+`screening` guesses effects from gradients, and `journal` keeps finished work on disk.
+
 How many prompts and interventions a forward holds follows from shapes alone, so that the same
 command gives the same bytes (`sizes`).
 """
 
 from .forward import shortcuts as shortcuts
+from .journal import kept as kept
+from .journal import section as section
 from .progress import announce as announce
 from .progress import show_progress as show_progress
 from .run import Evaluation as Evaluation

@@ -18,6 +18,7 @@ from ..probes import Probe
 from ..protocol import HookedModel
 from ..text import Prompts
 from .forward import Outcome, forward, is_pattern_free, repeat_output, shortcuts
+from .journal import Call, current_call
 from .measure import Measure
 from .progress import progress_bar
 from .sizes import Sizes, choose_sizes
@@ -83,13 +84,16 @@ def evaluate(
     resolved = resolve_metrics(metrics) if metrics or interventions else []
     watches = [Watch(model, intervention) for intervention in interventions]
     starts = {watch.first_layer for watch in watches} - {0}
-    sizes = choose_sizes(
-        model,
-        len(prompts),
-        prompts.length,
-        batch_size=batch_size,
-        memory=memory,
-        starts=len(starts),
+    call = current_call()
+    sizes = call.sizes(
+        choose_sizes(
+            model,
+            len(prompts),
+            prompts.length,
+            batch_size=batch_size,
+            memory=memory,
+            starts=len(starts),
+        )
     )
     measure = Measure(
         model, prompts, resolved, positions, rows=sizes.rows, memory=sizes.memory // 2
@@ -102,13 +106,16 @@ def evaluate(
     sweep = _Sweep(model, prompts, watches, measure, sizes, reading)
     values, baselines, clean = [], [], []
     with torch.no_grad(), progress_bar(forwards, progress) as advance:
-        for index in batches:
+        for batch, index in enumerate(batches):
             sweep.run_clean(index)
             clean.append(measure.clean(0))
             advance(1)
             rows: list[Tensor] = [torch.empty(0)] * len(watches)
             for group in sweep.groups():
-                results = sweep.run_group([watches[number] for number in group])
+                results = _finished(call, batch, group, watches)
+                if results is None:
+                    results = sweep.run_group([watches[number] for number in group])
+                    _keep(call, batch, group, watches, results)
                 for number, result in zip(group, results, strict=True):
                     rows[number] = result
                 advance(len(group))
@@ -186,10 +193,13 @@ class _Sweep:
 
     def run_group(self, watches: Sequence[Watch]) -> Float[Tensor, "intervention metric batch"]:
         """Interventions of the same first block, together if their hooks allow it."""
+        before = [list(watch.fired) for watch in watches]
         try:
             return self._run_together(watches)
         except CannotShareError:
             self._together = 1
+            for watch, fired in zip(watches, before, strict=True):
+                watch.fired = fired
             return torch.cat([self._run_together([watch]) for watch in watches])
 
     def _run_together(self, watches: Sequence[Watch]) -> Float[Tensor, "intervention metric batch"]:
@@ -246,6 +256,30 @@ def read_under(
                 stop_at_layer=last_layer + 1,
             )
     return probe.compute()
+
+
+def _keep(
+    call: Call, batch: int, group: Sequence[int], watches: Sequence[Watch], results: Tensor
+) -> None:
+    """Keep a finished group on disk, where there is a folder for it."""
+    tensors = {"values": results}
+    for number in group:
+        state = [int(watches[number].changed), *watches[number].fired]
+        tensors[f"watch{number}"] = torch.tensor(state)
+    call.store(batch, f"{group[0]}-{group[-1]}", tensors)
+
+
+def _finished(
+    call: Call, batch: int, group: Sequence[int], watches: Sequence[Watch]
+) -> Float[Tensor, "intervention metric batch"] | None:
+    """A group that an earlier run finished, its watches as they were after it."""
+    tensors = call.load(batch, f"{group[0]}-{group[-1]}")
+    if tensors is None:
+        return None
+    for number in group:
+        changed, *fired = tensors[f"watch{number}"].tolist()
+        watches[number].changed, watches[number].fired = bool(changed), fired
+    return tensors["values"]
 
 
 def _require_fitting(model: HookedModel, prompts: Prompts, positions: Sequence[int] | None) -> None:

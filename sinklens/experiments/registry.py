@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
+from ..engine import section
 from ..errors import SinklensError, UsageError, unknown_name
 from ..metrics import resolve_metrics
 from ..models import require_eval_mode
 from ..plots import FIGURES
 from ..protocol import HookedModel
-from ..results import LONGEST_SUMMARY, ExperimentResult
+from ..results import LONGEST_SUMMARY, ExperimentResult, identity
 from ..text import Prompts
 from ..text import prompts as make_prompts
 
@@ -201,7 +202,10 @@ def run(
     if prompts is None:
         prompts = make_prompts(model)
     began = time.perf_counter()
-    result = chosen.function(model, prompts, config)
+    answers = None if prompts.answers is None else prompts.answers.tolist()
+    same = {"experiment": name, "settings": config.recorded(), "answers": answers}
+    with section({**same, **identity(model, prompts)}):
+        result = chosen.function(model, prompts, config)
     sentences = chosen.summary(result)
     if len(sentences) > LONGEST_SUMMARY:
         raise ValueError(f"the summary of {name} has {len(sentences)} sentences")

@@ -1,0 +1,169 @@
+"""Finished work on disk, so that a run that was killed goes on where it was.
+
+    with kept(folder, command):      # the command line does this for --out
+        result = sinklens.run(...)
+
+Every group of interventions of every batch is written as soon as it is measured, into
+`folder/unfinished`, under a key made of the experiment, its settings, the model's weights and the
+prompts. Each file appears whole or not at all. The sizes of the forwards are kept too, since
+rounding depends on them: what comes out is the same, byte for byte, as without a stop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..errors import SinklensError
+from .sizes import Sizes
+
+FOLDER = "unfinished"
+_open: ContextVar[Journal | None] = ContextVar("sinklens_journal", default=None)
+_section: ContextVar[Section | None] = ContextVar("sinklens_section", default=None)
+
+
+@contextmanager
+def kept(folder: Path, command: Sequence[str], *, overwrite: bool = False) -> Iterator[None]:
+    """Keep finished work in `folder` until the block ends without an error.
+
+    Args:
+        folder: Where; what an unfinished run of the same command left there is taken up.
+        command: What is run.
+        overwrite: Throw away what another command left.
+
+    Raises:
+        SinklensError: Another command's unfinished work is there.
+    """
+    own, existed = folder / FOLDER, folder.exists()
+    text = json.dumps(command, sort_keys=True)
+    said = own / "command.json"
+    if own.exists() and not (said.exists() and said.read_text("utf-8") == text):
+        if said.exists() and not overwrite:
+            raise SinklensError(
+                f"{folder} holds an unfinished run of another command; run that again to finish "
+                "it, give another folder, or --overwrite"
+            )
+        shutil.rmtree(own)
+    token = _open.set(Journal(own, text))
+    try:
+        yield
+    except SinklensError:  # the same command would end the same way
+        shutil.rmtree(own, ignore_errors=True)
+        if not existed and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    finally:
+        _open.reset(token)
+    shutil.rmtree(own, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A folder for finished work, made when there is some.
+
+    Attributes:
+        folder: The folder.
+        command: What is run, as text.
+    """
+
+    folder: Path
+    command: str
+
+    def write(self, file: Path, content: bytes) -> None:
+        """Write a file that appears whole, and before the first one what it belongs to."""
+        said = self.folder / "command.json"
+        for target, what in ((said, self.command.encode()), (file, content)):
+            if target == file or not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_name(f"{target.name}.partial")
+                partial.write_bytes(what)
+                os.replace(partial, target)
+
+
+@contextmanager
+def section(identity: Mapping[str, Any]) -> Iterator[None]:
+    """One experiment's part; without `kept` around it nothing is written."""
+    journal = _open.get()
+    if journal is None:
+        yield
+        return
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    token = _section.set(Section(journal, journal.folder / key))
+    try:
+        yield
+    finally:
+        _section.reset(token)
+
+
+class Section:
+    """The finished work of one experiment, call by call of `evaluate`."""
+
+    def __init__(self, journal: Journal, folder: Path) -> None:
+        """Start with the first call."""
+        self._journal, self._folder = journal, folder
+        self._calls = 0
+
+    def next_call(self) -> Call:
+        """The next call of `evaluate`; an experiment makes the same calls every time."""
+        self._calls += 1
+        return KeptCall(self._journal, self._folder / f"{self._calls}")
+
+
+class Call:
+    """A call of `evaluate` of which nothing is kept."""
+
+    def sizes(self, chosen: Sizes) -> Sizes:
+        """The sizes to run with."""
+        return chosen
+
+    def load(self, batch: int, what: str) -> dict[str, Tensor] | None:
+        """What was kept of a batch under a name, None if it was not finished."""
+        return None
+
+    def store(self, batch: int, what: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what is finished."""
+
+
+class KeptCall(Call):
+    """A call of `evaluate` whose finished work is on disk."""
+
+    def __init__(self, journal: Journal, folder: Path) -> None:
+        """Take up what is there."""
+        self._journal, self._folder = journal, folder
+        self._sizes: Sizes | None = None
+
+    def sizes(self, chosen: Sizes) -> Sizes:
+        """The sizes that the first run chose."""
+        file = self._folder / "sizes.json"
+        self._sizes = Sizes(**json.loads(file.read_text("utf-8"))) if file.exists() else chosen
+        return self._sizes
+
+    def load(self, batch: int, what: str) -> dict[str, Tensor] | None:
+        """What was kept of a batch under a name, None if it was not finished."""
+        file = self._folder / f"{batch}-{what}.safetensors"
+        return load(file.read_bytes()) if file.exists() else None
+
+    def store(self, batch: int, what: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what is finished, and before it the sizes."""
+        sizes = self._folder / "sizes.json"
+        if not sizes.exists() and self._sizes is not None:
+            self._journal.write(sizes, json.dumps(asdict(self._sizes)).encode())
+        content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        self._journal.write(self._folder / f"{batch}-{what}.safetensors", content)
+
+
+def current_call() -> Call:
+    """The call that `evaluate` is about to make."""
+    here = _section.get()
+    return Call() if here is None else here.next_call()

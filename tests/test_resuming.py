@@ -1,0 +1,148 @@
+"""A run that was stopped goes on where it was, and ends with the bytes of one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sinklens
+from sinklens.engine import journal, kept, run
+
+COMMAND = [
+    *("position0_patching", "rope", "--n-prompts", "8", "--length", "48", "--quiet"),
+    *("--set", "conditions=other_token,zero", "--set", "batch_size=2", "--set", "draws=2"),
+]
+FILES = ("result.json", "values.safetensors")
+
+
+def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Run the command; what it says goes into `out`.err."""
+    with out.with_suffix(".err").open("wb") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "sinklens", "run", *COMMAND, "--out", str(out), *more],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        )
+
+
+def groups(out: Path) -> int:
+    return len(list(out.glob("unfinished/**/*.safetensors")))
+
+
+def test_after_kill_9_the_same_command_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    straight = start(whole)
+    for least in (3, 60):
+        process = start(broken)
+        while groups(broken) < least and process.poll() is None:
+            time.sleep(0.01)
+        assert process.poll() is None, broken.with_suffix(".err").read_text()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (broken / "result.json").exists()
+    before = groups(broken)
+    assert before >= 60
+    other = start(broken, "--seed", "1")  # another command is refused and spoils nothing
+    assert other.wait() == 1
+    assert "unfinished run of another command" in broken.with_suffix(".err").read_text()
+    assert groups(broken) == before
+    last = start(broken)
+    assert last.wait() == 0 and straight.wait() == 0
+    for name in FILES:
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    assert sorted(path.name for path in broken.iterdir()) == sorted(
+        path.name for path in whole.iterdir()
+    )
+
+
+@pytest.fixture
+def ablate() -> Callable[[], sinklens.ExperimentResult]:
+    model = sinklens.load("rope")
+    return partial(
+        sinklens.run,
+        "sink_head_ablation",
+        model,
+        sinklens.prompts(model, n=4, length=24),
+        each=True,
+        draws=2,
+        batch_size=2,
+        conditions=("zero", "mean"),
+        metrics=("loss", "sink_mass"),
+        progress=False,
+    )
+
+
+def test_what_is_done_is_not_done_again(
+    ablate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+    original = run._Sweep.run_group
+
+    def counted(self: Any, watches: Any, stop_after: int | None = None) -> Any:
+        if stop_after is not None and len(done) == stop_after:
+            raise KeyboardInterrupt
+        done.append(len(watches))
+        return original(self, watches)
+
+    monkeypatch.setattr(run._Sweep, "run_group", counted)
+    plain = ablate()
+    everything = len(done)
+    done.clear()
+    monkeypatch.setattr(
+        run._Sweep, "run_group", lambda self, watches: counted(self, watches, stop_after=10)
+    )
+    with pytest.raises(KeyboardInterrupt), kept(tmp_path, ["ablate"]):
+        ablate()
+    assert groups(tmp_path) == 10
+    done.clear()
+    monkeypatch.setattr(run._Sweep, "run_group", counted)
+    with kept(tmp_path, ["ablate"]):
+        resumed = ablate()
+    assert len(done) == everything - 10 > 10
+    assert resumed.effects == plain.effects and resumed.provenance == plain.provenance
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_settings_take_nothing_over(ablate: Any, tmp_path: Path) -> None:
+    """Even under the same command: the key holds settings, weights and prompts."""
+    interrupted = partial(ablate, metrics=("loss", stop))
+    with pytest.raises(KeyboardInterrupt), kept(tmp_path, ["same"]):
+        interrupted()
+    with kept(tmp_path, ["same"]):
+        resumed = ablate(draws=1)
+    assert resumed.effects == ablate(draws=1).effects
+
+
+calls: list[int] = []
+
+
+def stop(logits: Any, tokens: Any, **_: Any) -> Any:
+    calls.append(1)
+    if len(calls) > 6:
+        raise KeyboardInterrupt
+    return logits.mean((1, 2))
+
+
+def test_an_error_leaves_no_folder(ablate: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(sinklens.SinklensError), kept(out, ["wrong"]):
+        ablate(heads=("L99H0",))
+    assert not out.exists()
+
+
+def test_nothing_is_written_without_a_folder(
+    ablate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ablate(conditions=("zero",))
+    assert not list(tmp_path.iterdir()) and journal._open.get() is None
