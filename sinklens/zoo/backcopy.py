@@ -15,15 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..capabilities import hook_name
 from . import corpus
 from .corpus import BOS, EOS, PAD, SPECIAL_TOKENS
 from .tasks import HELD_OUT_SEED, Batch
@@ -147,20 +148,44 @@ class BackcopyTask:
         return replace(prompts, tokens=tokens.to(prompts.tokens.device), source="backcopy")
 
     def held_out(self, model: HookedModel, prompts: Prompts) -> dict[str, float]:
-        """Loss after triggers and after other characters, each beside the optimum, in nats."""
+        """Loss after triggers and after other characters, each beside the optimum, in nats.
+
+        And each head's attention to BOS from triggers and from other characters: a head is active
+        on the first, where the task needs it, and dormant on the others if that is high.
+        """
         tokens = prompts.tokens.cpu()
+        layers = range(int(model.cfg.n_layers))
+        to_bos: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        hooks = [
+            (hook_name("pattern", layer), partial(_keep_first_column, kept=to_bos[layer]))
+            for layer in layers
+        ]
+        logits = []
         with torch.no_grad():
-            logits = torch.cat(
-                [model(part.to(model.cfg.device)).float().cpu() for part in tokens.split(64)]
-            )
+            for part in tokens.split(64):
+                logits.append(
+                    model.run_with_hooks(part.to(model.cfg.device), fwd_hooks=hooks).float().cpu()
+                )
         losses = torch.nn.functional.cross_entropy(
-            logits[:, 1:-1].transpose(1, 2), tokens[:, 2:], reduction="none"
+            torch.cat(logits)[:, 1:-1].transpose(1, 2), tokens[:, 2:], reduction="none"
         )
         best, trigger = optimum(tokens), is_trigger(tokens[:, 1:-1])
-        return {
+        figures = {
             "loss": float(losses.mean()),
             "optimum": float(best.mean()),
             "loss after triggers": float(losses[trigger].mean()),
             "loss after others": float(losses[~trigger].mean()),
             "optimum after others": float(best[~trigger].mean()),
         }
+        for layer in layers:
+            weight = torch.cat(to_bos[layer])[:, 1:-1]
+            figures[f"attention of L{layer}H0 to BOS from triggers"] = float(weight[trigger].mean())
+            figures[f"attention of L{layer}H0 to BOS from others"] = float(weight[~trigger].mean())
+        return figures
+
+
+def _keep_first_column(
+    pattern: Float[Tensor, "batch head query key"], hook: Any, *, kept: list[Tensor]
+) -> None:
+    """Keep the attention of the only head to position 0."""
+    kept.append(pattern[:, 0, :, 0].cpu())

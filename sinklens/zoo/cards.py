@@ -180,8 +180,9 @@ def _page(card: Mapping[str, Any]) -> str:
     if card["findings"]:
         lines = "\n".join(f"- {line}" for line in card["findings"])
         parts.append(
-            f"## Beside other members\n\nEach line sets trained models side by side; p is that of "
-            f"a t test with the training seed as unit, which is weak with three seeds.\n\n{lines}"
+            "## Beside other members\n\nEach line sets trained models side by side; p is that of a "
+            "t test with the training seed as unit. It is weak with three seeds, and not corrected "
+            f"for the number of lines.\n\n{lines}"
         )
     parts.append(
         f"## Measured on the stored file\n\n{HELD_OUT_PROMPTS} held-out prompts for the loss, "

@@ -173,7 +173,7 @@ def test_the_prompts_corpus_was_not_trained_on() -> None:
     assert len(shipped) == 33 and len(trained) == 200 and not trained & set(shipped)
 
 
-@pytest.mark.parametrize("name", ["rope"])
+@pytest.mark.parametrize("name", ["rope", "backcopy-1"])
 def test_training_repeats_bit_for_bit_also_after_a_stop(name: str, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     state = torch.get_rng_state()

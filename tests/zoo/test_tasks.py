@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 import torch
 
+import sinklens
 from sinklens.zoo import backcopy, corpus, tasks
 from sinklens.zoo.corpus import BOS, EOS, MASK, WINDOW
 
@@ -101,3 +102,20 @@ def test_members_read_the_same_windows_in_the_same_order() -> None:
     stream = corpus.batches(plain, 8, 0)
     sixth = [next(stream) for _ in range(6)][-1]
     assert torch.equal(with_bos.input_ids, sixth)
+
+
+def test_each_shipped_model_gets_prompts_of_its_own_kind() -> None:
+    encoder, backcopy_model = sinklens.load("encoder"), sinklens.load("backcopy-1")
+    tokens = sinklens.prompts(encoder, n=4).tokens
+    assert (tokens[:, 0] == BOS).all() and (tokens[:, -1] == EOS).all()
+    own = sinklens.prompts(backcopy_model, n=4)
+    assert own.source == "backcopy" and torch.equal(
+        own.tokens, backcopy.sample(4, 64, tasks.HELD_OUT_SEED, 64)
+    )
+    without = sinklens.prompts(backcopy_model, n=4, bos=False)
+    assert without.length == 64 and not (without.tokens == BOS).any()
+    assert sinklens.prompts(backcopy_model, TEXT[:2000], n=4).source == "text"
+    # Trained without BOS, so prompts have none; trained with BOS, so they have it, whatever
+    # TransformerLens takes to be the architecture's habit.
+    assert not sinklens.prompts(sinklens.load("no-bos"), n=4).bos
+    assert sinklens.prompts(sinklens.load("nope"), n=4).bos

@@ -1,0 +1,87 @@
+"""`zoo.compare` sets members side by side and their difference beside that of seeds."""
+
+from __future__ import annotations
+
+import pytest
+from scipy import stats
+
+import sinklens
+from sinklens import zoo
+from sinklens.zoo.comparison import seed_p_value
+
+
+@pytest.fixture(scope="module")
+def comparison() -> zoo.MemberComparison:
+    return zoo.compare(
+        ["rope", "nope", "encoder"],
+        "bos_replacement",
+        n=4,
+        length=16,
+        conditions=("zero",),
+        metrics=("loss",),
+        draws=1,
+        progress=False,
+    )
+
+
+def test_one_table_by_member(comparison: zoo.MemberComparison) -> None:
+    table = comparison.table()
+    rows = table[(table.kind == "treatment") & (table.metric == "loss")]
+    assert list(rows.member) == ["rope", "nope"]
+    single = []
+    for seed in (0, 1, 2):
+        model = sinklens.load("rope", seed=seed)
+        result = sinklens.run(
+            "bos_replacement",
+            model,
+            sinklens.prompts(model, n=4, length=16),
+            conditions=("zero",),
+            metrics=("loss",),
+            draws=1,
+            progress=False,
+        )
+        single.append(result.find(kind="treatment").effect)
+    rope, nope = rows.to_dict("records")
+    assert rope["effect"] == pytest.approx(sum(single) / 3)
+    assert (rope["seed_low"], rope["seed_high"]) == (min(single), max(single))
+    assert nope["seeds"] == 1 and nope["minus_rope"] == pytest.approx(
+        nope["effect"] - rope["effect"]
+    )
+    # Student's test of one value against three: a prediction interval, written out.
+    spread = stats.tstd(single)
+    t = (nope["effect"] - rope["effect"]) / (spread * (1 + 1 / 3) ** 0.5)
+    assert nope["p_seeds"] == pytest.approx(2 * stats.t.sf(abs(t), df=2))
+
+
+def test_members_that_refuse_are_left_out_with_the_reason(
+    comparison: zoo.MemberComparison,
+) -> None:
+    assert "encoder" in comparison.left_out
+    text = str(comparison)
+    assert "Left out: encoder" in text and "rope" in text and "nan" not in text.lower()
+    assert "Left out: encoder" in comparison._repr_html_()
+    long = comparison.to_dataframe()
+    assert set(long.member) == {"rope", "nope"} and set(long.seed) == {0, 1, 2}
+
+
+def test_equal_groups_give_scipys_p() -> None:
+    assert seed_p_value([1.0, 2.0, 4.0], [3.0, 5.0, 9.0]) == pytest.approx(
+        stats.ttest_ind([1.0, 2.0, 4.0], [3.0, 5.0, 9.0], equal_var=False).pvalue
+    )
+    assert seed_p_value([1.0], [2.0]) is None
+    assert seed_p_value([], [1.0, 2.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("members", "experiment", "message"),
+    [
+        (["rope", "learned-snik"], "sink_profile", "did you mean learned-sink"),
+        ([], "sink_profile", "a list of shipped names"),
+        ("rope", "sink_profile", "a list of shipped names"),
+        (["rope"], "sink_profil", "did you mean sink_profile"),
+        (["no-bos"], "bos_replacement", "can be run on none of these"),
+    ],
+)
+def test_bad_input(members: list[str], experiment: str, message: str) -> None:
+    with pytest.raises(sinklens.SinklensError, match=message):
+        zoo.compare(members, experiment, n=2, length=8, progress=False)
