@@ -100,8 +100,8 @@ def findings(card: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]]) ->
     """How a member differs from `rope`, and from its control, beside the spread of seeds."""
     if card["name"] == BASE or card["name"].startswith("backcopy"):
         return []
-    others = [BASE, *([card["differs"]["control"]] if card["differs"]["control"] else [])]
-    return [line for other in others for line in _differences(card, cards[other])]
+    others = [cards[name] for name in (BASE, card["differs"]["control"]) if name in cards]
+    return [line for other in others for line in _differences(card, other)]
 
 
 def _differences(card: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
