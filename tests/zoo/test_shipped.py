@@ -200,3 +200,17 @@ def test_training_repeats_bit_for_bit_also_after_a_stop(name: str, tmp_path: Pat
     assert json.loads((MEMBERS / name / "tokenizer.json").read_text()) == json.loads(
         (tmp_path / "straight" / "tokenizer.json").read_text()
     )
+
+
+def test_the_readme_prints_the_figures_of_the_cards() -> None:
+    readme = Path(zoo.__file__).parents[2] / "README.md"
+    rows = [line.split(" | ") for line in readme.read_text().splitlines() if line.startswith("| `")]
+    printed = {row[0].strip("|` "): row[2:] for row in rows if len(row) == 6}
+    assert sorted(printed) == zoo.names()
+    keys = {"sink_mass position0": 3, "sink_rate gu": 2, "spike": 0, "held-out loss": 3}
+    for name, cells in printed.items():
+        card = zoo.card(name)
+        ends = [run for run in card["weights"] if run["step"] == card["recipe"]["steps"]]
+        for cell, (key, digits) in zip(cells, keys.items(), strict=True):
+            mean = sum(run["figures"][key]["value"] for run in ends) / len(ends)
+            assert float(cell.split()[0].rstrip("|")) == pytest.approx(mean, abs=0.51 * 10**-digits)
