@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,7 +29,9 @@ from torch import Tensor
 
 import sinklens
 from sinklens.capabilities import hook_name
+from sinklens.engine.screening import estimate
 from sinklens.hooks import ablate_heads
+from sinklens.metrics import METRICS
 from tests.conftest import SMOLLM2_FILE
 
 N_PROMPTS, LENGTH, SAMPLED = 4, 64, 16
@@ -123,6 +127,101 @@ class PlainSuffixes:
                 )
 
 
+def patch_naively(model: Any, prompts: Any, layers: Sequence[int]) -> None:
+    """Zero the residual at position 0 of each layer, a whole forward each."""
+    for layer in layers:
+        hook = (hook_name("residual", layer), zero_position0)
+        with torch.no_grad():
+            model.run_with_hooks(prompts.tokens, fwd_hooks=[hook], return_type="loss")
+
+
+def zero_position0(residual: Tensor, hook: Any) -> Tensor:
+    edited = residual.clone()
+    edited[:, 0] = 0
+    return edited
+
+
+def patch_with_engine(model: Any, prompts: Any, layers: Sequence[int]) -> None:
+    """The same as an experiment."""
+    sinklens.run(
+        "position0_patching",
+        model,
+        prompts,
+        conditions=("zero",),
+        layers=tuple(layers),
+        metrics=("loss",),
+        draws=0,
+        progress=False,
+    )
+
+
+def screening(sweep: Sweep) -> None:
+    """What an estimate of all heads costs, and whether it finds the largest."""
+    edits = [ablate_heads(sweep.model, [head], "zero") for head in sweep.heads]
+    guess = partial(estimate, sweep.model, sweep.prompts, edits, METRICS["loss"])
+    guess()
+    with torch.no_grad():
+        taken = medians(5, {"estimate": guess, "forward": lambda: sweep.model(sweep.tokens)})
+    cost = taken["estimate"] / taken["forward"]
+    print(f"{'screening all of them, in forwards':45} {cost:.2f}    bar 4")
+    clean = sinklens.evaluate(sweep.model, sweep.prompts, [], ["loss"], progress=False).clean
+    exact = (sweep.engine() - clean).mean(1).abs()
+    found = set(guess().mean(1).abs().topk(30).indices.tolist())
+    share = len(found & set(exact.topk(10).indices.tolist())) / 10
+    print(f"{'the exact ten largest among the 30 guessed':45} {share:.1f}     bar 0.9")
+
+
+PEAK = """
+import resource, sys
+import sinklens, torch
+from sinklens.hooks import ablate_heads
+from pathlib import Path
+what, n, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+model = sinklens.load(Path(sys.argv[4]))
+prompts = sinklens.prompts(model, n=n, length=length)
+sinklens.check(model)
+with torch.no_grad():
+    if what == "forward":
+        model(prompts.tokens[:1])
+    elif what == "profile":
+        sinklens.run("sink_profile", model, prompts, conditions=("natural",), progress=False)
+    else:
+        edits = [ablate_heads(model, [(15, h)], "zero") for h in range(9)]
+        sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def peak(what: str, n: int, length: int, file: Path) -> float:
+    """GiB that a process of its own needed at most, the model included."""
+    arguments = [sys.executable, "-W", "ignore", "-c", PEAK, what, str(n), str(length), str(file)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def memory_and_growth(sweep: Sweep, file: Path) -> None:
+    """Peak memory at a long context, and what twice the prompts cost."""
+    ratio = peak("profile", 1, 2048, file) / peak("forward", 1, 2048, file)
+    print(f"{'sink_profile at 2,048 tokens, peak memory':45} {ratio:.2f}    bar 1.15")
+    few, many = (peak("heads", n, LENGTH, file) for n in (8, 16))
+    print(f"{'twice the prompts, peak memory':45} {many / few:.2f}    bar 1.05")
+    model = sweep.model
+    edits = [ablate_heads(model, [(15, head)], "zero") for head in range(model.cfg.n_heads)]
+    ways = {
+        str(n): partial(
+            sinklens.evaluate,
+            model,
+            sinklens.prompts(model, n=n, length=LENGTH),
+            edits,
+            ["loss"],
+            progress=False,
+        )
+        for n in (8, 16)
+    }
+    taken = medians(5, ways)
+    print(f"{'twice the prompts, time':45} {taken['16'] / taken['8']:.2f}    bar 2.1")
+
+
 def medians(rounds: int, ways: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """The median time of each way over interleaved rounds."""
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -158,6 +257,8 @@ def main() -> None:
             "suffixes": plain.run,
             "sampled suffixes": partial(plain.run, sweep.sample),
             "patching": sweep.patching,
+            "position 0": partial(patch_with_engine, model, sweep.prompts, layers),
+            "position 0 naive": partial(patch_naively, model, sweep.prompts, layers),
         },
     )
     print({name: f"{seconds:.2f} s" for name, seconds in taken.items()})
@@ -167,8 +268,11 @@ def main() -> None:
         ("all positions / plain suffixes", "engine", "suffixes", 1.15),
         ("16 positions / plain suffixes", "sampled", "sampled suffixes", 1.15),
         ("all positions / transformer_lens.patching", "engine", "patching", 0.65),
+        ("position0_patching / naive loop", "position 0", "position 0 naive", 0.65),
     ):
         print(f"{what:45} {taken[above] / taken[below]:.3f}   bar {bar}")
+    screening(sweep)
+    memory_and_growth(sweep, Path(file))
 
 
 if __name__ == "__main__":
