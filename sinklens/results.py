@@ -311,7 +311,8 @@ def require_free(folder: Path, overwrite: bool) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise SinklensError(f"cannot make {folder}: {parent} is no folder that can be written")
     held = [path for path in folder.glob("*") if path.name != UNFINISHED]
-    if held and not overwrite:
+    saving = (folder / UNFINISHED / "command.json").exists()  # a run was stopped while it saved
+    if held and not overwrite and not saving:
         raise SinklensError(
             f"the folder {folder} is not empty; give another one, or --overwrite (overwrite=True)"
         )

@@ -236,3 +236,45 @@ def test_sizes_follow_from_shapes_and_the_budget(boot_family: Boot) -> None:
     assert (asked.prompts, asked.interventions) == (6, 1)
     few = choose_sizes(model, 4, 64, batch_size=None, memory=2**30, starts=2)
     assert few.prompts == 4 and few.interventions > 1
+
+
+def test_an_edit_of_the_logits_is_not_lost(boot_family: Boot) -> None:
+    model = boot_family("llama")
+    prompts = random_prompts(3)
+    tilt = torch.linspace(-1, 1, VOCABULARY)
+    edit = Intervention(
+        "tilt", "logits", 2, [("unembed.hook_out", lambda logits, hook: logits + tilt)]
+    )
+    found = sinklens.evaluate(model, prompts, [edit], ["loss"], progress=False)
+    wanted = plain_values(model, prompts, [edit])["loss"]
+    torch.testing.assert_close(found.values[:, 0], wanted, rtol=1e-5, atol=1e-5)
+    assert not found.shortcuts["unembedding"]
+
+
+def test_hooks_that_do_not_hold_the_batch_first_run_alone(boot_family: Boot) -> None:
+    """OPT's MLP flattens batch and positions."""
+    model = boot_family("opt")
+    prompts = random_prompts(3)
+    name = "blocks.1.mlp.hook_out"
+    edits = [
+        Intervention(
+            f"{i}", "mlp", 1, [(name, partial(lambda x, hook, by: x + by, by=float(i + 1)))]
+        )
+        for i in range(12)
+    ]
+    found = sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
+    wanted = plain_values(model, prompts, edits)["loss"]
+    torch.testing.assert_close(found.values[:, 0], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "experiment", ["bos_replacement", "position0_patching", "sink_head_ablation", "sink_profile"]
+)
+def test_every_experiment_takes_positions(experiment: str) -> None:
+    model = sinklens.load("rope")
+    prompts = sinklens.prompts(model, n=2, length=16)
+    settings = {"heads": ("L0H1",)} if experiment == "sink_head_ablation" else {}
+    result = sinklens.run(
+        experiment, model, prompts, positions=(5, 9, 15), draws=1, progress=False, **settings
+    )
+    assert result.effects

@@ -59,12 +59,16 @@ class Shortcuts:
     tuple_length: int | None
 
 
-_known: WeakKeyDictionary[Any, dict[bool, Shortcuts]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, dict[tuple[Any, ...], Shortcuts]] = WeakKeyDictionary()
 
 
 def shortcuts(model: HookedModel) -> Shortcuts:
-    """The shortcuts that give this model's own numbers; tried once per compatibility mode."""
-    mode = bool(getattr(model, "compatibility_mode", False))
+    """The shortcuts that give this model's own numbers.
+
+    Tried once per compatibility mode, dtype and device.
+    """
+    weight = next(iter(model.original_model.parameters()))
+    mode = (bool(getattr(model, "compatibility_mode", False)), weight.dtype, weight.device)
     known = _known.setdefault(model, {})
     if mode not in known:
         known[mode] = _try_all(model)
@@ -117,6 +121,7 @@ def forward(
     below: Any = None,
     keep: Iterable[int] = (),
     patterns: bool = True,
+    rows: bool = True,
 ) -> Outcome:
     """Run the model with hooks.
 
@@ -129,17 +134,19 @@ def forward(
         keep: Blocks whose output is kept, for later runs.
         patterns: Whether attention patterns are made; without, no hook may ask for them
             (`is_pattern_free`). Runs that are compared should agree in this.
+        rows: Whether logits may be made by rows, afterwards; not with hooks behind the input of
+            the unembedding.
     """
-    allowed = shortcuts(model)
+    rows = rows and shortcuts(model).unembedding
     inputs: list[Tensor] = []
-    reading = [(UNEMBED, partial(_keep_input, kept=inputs))] if allowed.unembedding else []
+    reading = [(UNEMBED, partial(_keep_input, kept=inputs))] if rows else []
     with (
         nullcontext() if patterns else _without_patterns(model),
         _replaced(model, start, below),
         _keeping(model, keep) as kept,
     ):
         logits = model.run_with_hooks(tokens, fwd_hooks=[*hooks, *reading])
-    if allowed.unembedding:
+    if rows:
         return Outcome(model, inputs[0], None, kept)
     return Outcome(model, None, logits, kept)
 
@@ -308,7 +315,7 @@ def _try_unembedding(model: HookedModel, tokens: Tensor, whole: Tensor, form: in
 
 def _try_without_patterns(model: HookedModel, tokens: Tensor, sites: tuple[str, ...]) -> bool:
     """Read and edit kinds of site in the first and the last block, with patterns and without."""
-    if model.cfg.dtype not in (torch.float32, torch.float64):
+    if next(iter(model.original_model.parameters())).dtype not in (torch.float32, torch.float64):
         return False  # in half precision the two differ by more than an edit may do
     names = [hook_name(site, layer) for site in sites for layer in (0, len(model.blocks) - 1)]
     runs = []

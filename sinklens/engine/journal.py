@@ -58,8 +58,9 @@ def kept(folder: Path, command: Sequence[str], *, overwrite: bool = False) -> It
     token = _open.set(Journal(own, text))
     try:
         yield
-    except SinklensError:  # the same command would end the same way
-        shutil.rmtree(own, ignore_errors=True)
+    except SinklensError:
+        if not any(own.rglob("*.safetensors")):  # nothing that is worth going on with
+            shutil.rmtree(own, ignore_errors=True)
         if not existed and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
         raise

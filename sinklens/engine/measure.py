@@ -155,7 +155,7 @@ class Measure:
             self._prompts.tokens[self._index].to(logits.device),
             clean_logits=self._all_logits(self._clean),
             positions=counted.to(logits.device),
-            answers=None if answers is None else answers[self._index],
+            answers=None if answers is None else answers[self._index].to(logits.device),
         )
         return row
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,7 @@ def evaluate(
         probes: Read on the clean run only.
         batch_size: Prompts in a forward; by default as many as `memory` allows, on a CPU fewer.
         progress: Whether to show a bar; None shows one in a terminal or a notebook.
-        memory: Bytes for what a forward holds; by default 1 GiB, or a quarter of what is free.
+        memory: Bytes for what a forward holds; by default 1 GiB, or a quarter of all there is.
         positions: Count only predictions at these positions; logits are computed only there.
 
     Raises:
@@ -80,7 +81,8 @@ def evaluate(
             in train mode, or its output is not finite.
     """
     require_eval_mode(model)
-    _require_fitting(model, prompts, positions)
+    # Runs that only read probes have no predictions to count.
+    _require_fitting(model, prompts, positions if metrics else None)
     resolved = resolve_metrics(metrics) if metrics or interventions else []
     watches = [Watch(model, intervention) for intervention in interventions]
     starts = {watch.first_layer for watch in watches} - {0}
@@ -159,6 +161,8 @@ class _Sweep:
         names = [name for name, _ in [*reading, *measure.hooks(clean=True)]]
         names += [name for watch in watches for name in watch.names]
         self._patterns = not is_pattern_free(model, names)
+        # Logits made by rows would not pass through a hook behind the unembedding's input.
+        self._rows = not any(str(name).startswith("unembed.") for name in names)
         self._index = torch.zeros(0, dtype=torch.long)
         self._kept: dict[int, Any] = {}
 
@@ -166,7 +170,7 @@ class _Sweep:
         """What was spared."""
         return {
             "prefix": self._from_blocks,
-            "unembedding": self._allowed.unembedding,
+            "unembedding": self._allowed.unembedding and self._rows,
             "patterns": not self._patterns,
         }
 
@@ -197,7 +201,6 @@ class _Sweep:
         try:
             return self._run_together(watches)
         except CannotShareError:
-            self._together = 1
             for watch, fired in zip(watches, before, strict=True):
                 watch.fired = fired
             return torch.cat([self._run_together([watch]) for watch in watches])
@@ -216,7 +219,8 @@ class _Sweep:
     def _forward(self, tokens: Int[Tensor, "batch pos"], hooks: Any, **how: Any) -> Outcome:
         try:
             tokens = tokens.to(self._model.cfg.device)
-            return forward(self._model, tokens, hooks, patterns=self._patterns, **how)
+            how |= {"patterns": self._patterns, "rows": self._rows}
+            return forward(self._model, tokens, hooks, **how)
         except IndexError as error:
             context = self._model.cfg.n_ctx
             if self._prompts.length <= context:
@@ -266,14 +270,23 @@ def _keep(
     for number in group:
         state = [int(watches[number].changed), *watches[number].fired]
         tensors[f"watch{number}"] = torch.tensor(state)
-    call.store(batch, f"{group[0]}-{group[-1]}", tensors)
+    call.store(batch, _group_name(group, watches), tensors)
+
+
+def _group_name(group: Sequence[int], watches: Sequence[Watch]) -> str:
+    """A name that tells which interventions a group holds, not only their numbers."""
+    edits = [watches[number].intervention for number in group]
+    said = [(e.name, e.site, e.first_layer, e.position, e.layer, e.head, e.draw) for e in edits]
+    names = [watches[number].names for number in group]
+    digest = hashlib.sha256(repr((said, names)).encode()).hexdigest()[:12]
+    return f"{group[0]}-{group[-1]}-{digest}"
 
 
 def _finished(
     call: Call, batch: int, group: Sequence[int], watches: Sequence[Watch]
 ) -> Float[Tensor, "intervention metric batch"] | None:
     """A group that an earlier run finished, its watches as they were after it."""
-    tensors = call.load(batch, f"{group[0]}-{group[-1]}")
+    tensors = call.load(batch, _group_name(group, watches))
     if tensors is None:
         return None
     for number in group:

@@ -16,7 +16,7 @@ import torch
 from ..protocol import HookedModel
 
 LARGEST_BUDGET = 2**30
-SHARE_OF_FREE = 0.25
+SHARE = 0.25
 CPU_ACTIVATION_BYTES = 2**22
 CPU_ROW_BYTES = 2**26
 FEWEST_ROWS = 64
@@ -55,8 +55,8 @@ def choose_sizes(
         prompts: How many prompts there are.
         length: Positions in each.
         batch_size: Rows of tokens in a forward, if the caller decides.
-        memory: Bytes for what a forward holds; by default 1 GiB, or a quarter of what is free
-            where that is less.
+        memory: Bytes for what a forward holds; by default 1 GiB, or a quarter of the memory
+            there is where that is less.
         starts: How many blocks' clean outputs are kept.
     """
     budget = memory or default_memory(model)
@@ -78,13 +78,17 @@ def choose_sizes(
 
 
 def default_memory(model: HookedModel) -> int:
-    """A quarter of the free memory, at most 1 GiB."""
+    """A quarter of the device's memory, at most 1 GiB.
+
+    Of all of it, not of what is free: the sizes, and with them rounding, would follow what else
+    runs on the machine.
+    """
     device = torch.device(model.cfg.device)
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+        whole = torch.cuda.get_device_properties(device).total_memory
     else:
         try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (AttributeError, ValueError, OSError):
             return LARGEST_BUDGET
-    return min(LARGEST_BUDGET, int(SHARE_OF_FREE * free))
+    return min(LARGEST_BUDGET, int(SHARE * whole))

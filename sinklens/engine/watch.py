@@ -54,6 +54,11 @@ class Watch:
     def hooks(self, index: Int[Tensor, " batch"]) -> FwdHooks:
         """The hooks for a batch, each wrapped to be watched."""
         bound = self.intervention.for_prompts(index).fwd_hooks
+        if [name for name, _ in bound] != self.names:
+            raise SinklensError(
+                f"{self.intervention.name} has other hooks for these prompts than without prompts; "
+                "rebind may change what hooks do, not where they are"
+            )
         return [
             (name, partial(self._watched, function=function, number=number))
             for number, (name, function) in enumerate(bound)

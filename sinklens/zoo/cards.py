@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from . import corpus
+from . import corpus, names
 from .comparison import BASE, seed_p_value
 from .recipes import Recipe
 from .tasks import HELD_OUT_PROMPTS
@@ -166,7 +166,7 @@ def _page(card: Mapping[str, Any]) -> str:
         f"{first['bytes'] / 2**20:.2f} MiB in fp16.",
         f"- Differs from `{BASE}` on purpose: {card['differs']['on purpose']}.\n"
         f"- Differs besides: {besides}."
-        + (f" `{control}` shares these; compare with it too." if control else ""),
+        + (f" `{control}` shares some of these." if control in names() else ""),
         f"- Task: {card['task']}.\n- Data: {card['data']}; the 33 addresses that "
         "`sinklens.prompts` reads are not among them.\n"
         f"- Recipe: {made}. `python -m sinklens.zoo.train {card['name']} --seed {first['seed']} "

@@ -33,7 +33,7 @@ class MemberComparison:
         experiment: Which experiment.
         base: The member that the others are held against.
         results: Results by name and seed.
-        left_out: Members that the experiment refused, with its reason.
+        left_out: Members and seeds that the experiment refused, with its reason.
     """
 
     experiment: str
@@ -156,18 +156,18 @@ def compare(
             raise unknown_name("shipped model", name, names())
     registry.configure(registry.get(experiment), settings)
     results, left_out = {}, {}
-    for name in dict.fromkeys(members):
+    runs = [(member, seed) for member in dict.fromkeys(members) for seed in seeds(member)]
+    for name, seed in runs:
         try:
-            for seed in seeds(name):
-                model = load(name, seed=seed)
-                own = prompts(model, n=n, length=length)
-                results[name, seed] = registry.run(
-                    experiment, model, own, progress=progress, **settings
-                )
+            model = load(name, seed=seed)
+            own = prompts(model, n=n, length=length)
+            results[name, seed] = registry.run(
+                experiment, model, own, progress=progress, **settings
+            )
         except UsageError:
             raise
         except SinklensError as error:
-            left_out[name] = str(error)
+            left_out[f"{name}, seed {seed}"] = str(error)
     if not results:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise SinklensError(f"{experiment} can be run on none of these. {reasons}")

@@ -99,6 +99,7 @@ RECIPES = [
             "learned absolute positions; a LayerNorm after the embedding",
             "a dense layer with GELU and LayerNorm before the unembedding",
             "the last token of each window gives way to [SEP]; 15 % of the tokens have a loss",
+            "a learning rate of 1e-3: at 4e-3 the loss stayed at 5.99 for 800 steps",
         ),
         task=MaskedWindows(),
         learning_rate=1e-3,
@@ -110,7 +111,8 @@ RECIPES = [
         differs="a learned logit in each head's softmax takes attention and gives nothing",
         also_differs=(
             "biases in attention and MLP",
-            "the MLP is one expert: a clamped, scaled SiLU gate; its router has no choice",
+            "the MLP is one expert: a clamped, scaled SiLU gate times (1 + up); no choice to route",
+            "the epsilon of RMSNorm is 1e-5 instead of 1e-6",
         ),
     ),
     Recipe(

@@ -28,6 +28,7 @@ def sandwich_config() -> PretrainedConfig:
     return Glm4Config(
         architectures=["Glm4ForCausalLM"],
         **llama_shape(),
+        rms_norm_eps=1e-6,
         head_dim=D_HEAD,
         attention_bias=False,
         attention_dropout=0.0,
@@ -52,7 +53,10 @@ RECIPES = [
         description="OLMo-2: RMSNorm after each sub-block instead of before it",
         config=postnorm_config,
         differs="each sub-block reads the stream as it is and its output is normed",
-        also_differs=("queries and keys are normed, over the whole width",),
+        also_differs=(
+            "queries and keys are normed, over the whole width",
+            "the epsilon of RMSNorm is 1e-5 instead of 1e-6",
+        ),
         control="qknorm",
         checkpoints=CHECKPOINTS,
         seeds=(0, 1, 2),

@@ -75,6 +75,7 @@ def layernorm_config() -> PretrainedConfig:
         architectures=["Starcoder2ForCausalLM"],
         **{**llama_shape(), "intermediate_size": D_MLP_WITHOUT_GATE},
         use_bias=True,
+        initializer_range=0.02,
         sliding_window=None,
         residual_dropout=0.0,
         embedding_dropout=0.0,
