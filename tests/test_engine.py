@@ -124,14 +124,15 @@ def test_a_run_from_a_block_is_equal_to_the_last_bit(name: str, boot_family: Boo
     hook = (hook_name("z", last - 1), shift)
     with torch.no_grad():
         whole = model.run_with_hooks(tokens, fwd_hooks=[hook])
-        clean = forwards.forward(model, tokens, [], keep=range(last))
+        clean = forwards.forward(model, tokens, [], keep=range(last), rows=True)
         for start in range(1, last):
-            run = forwards.forward(model, tokens, [hook], start=start, below=clean.kept[start - 1])
+            below = clean.kept[start - 1]
+            run = forwards.forward(model, tokens, [hook], start=start, below=below, rows=True)
             everywhere = torch.cartesian_prod(torch.arange(3), torch.arange(LENGTH))
             logits = run.logits(*everywhere.T).view_as(whole)
             torch.testing.assert_close(logits, whole, rtol=0, atol=2e-5)
         # The stream itself, before the logits are made in another shape: to the last bit.
-        again = forwards.forward(model, tokens, [hook])
+        again = forwards.forward(model, tokens, [hook], rows=True)
         assert again.hidden is not None and run.hidden is not None
         assert torch.equal(run.hidden, again.hidden)
 
@@ -278,3 +279,23 @@ def test_every_experiment_takes_positions(experiment: str) -> None:
         experiment, model, prompts, positions=(5, 9, 15), draws=1, progress=False, **settings
     )
     assert result.effects
+
+
+def test_hooks_of_the_callers_own_stay_in_force(boot_family: Boot) -> None:
+    """Also on patterns, which a shortcut would pass by, and at one position of the whole prompt."""
+    model = boot_family("llama")
+    prompts = random_prompts(3)
+    own = [
+        (hook_name("pattern", 0), lambda pattern, hook: pattern * 0.5),
+        (hook_name("residual", 0), partial(replace_position, values=torch.ones(32), position=7)),
+    ]
+    edits = [ablate_heads(model, [(1, head)], "zero") for head in range(3)]
+    with model.hooks(fwd_hooks=own):
+        found = sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
+        wanted = plain_values(model, prompts, edits)["loss"]
+    torch.testing.assert_close(found.values[:, 0], wanted, rtol=1e-5, atol=1e-5)
+    assert not any(found.shortcuts.values())
+    without = plain_values(model, prompts, edits)["loss"]
+    assert (without - wanted).abs().max() > 0.01
+    after = sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
+    assert all(after.shortcuts.values())

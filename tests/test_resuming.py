@@ -118,6 +118,7 @@ def test_other_settings_take_nothing_over(ablate: Any, tmp_path: Path) -> None:
     interrupted = partial(ablate, metrics=("loss", stop))
     with pytest.raises(KeyboardInterrupt), kept(tmp_path, ["same"]):
         interrupted()
+    assert groups(tmp_path) > 0
     with kept(tmp_path, ["same"]):
         resumed = ablate(draws=1)
     assert resumed.effects == ablate(draws=1).effects

@@ -59,6 +59,7 @@ class Shortcuts:
     tuple_length: int | None
 
 
+NO_SHORTCUTS = Shortcuts(False, False, frozenset(), None)
 _known: WeakKeyDictionary[Any, dict[tuple[Any, ...], Shortcuts]] = WeakKeyDictionary()
 
 
@@ -73,6 +74,15 @@ def shortcuts(model: HookedModel) -> Shortcuts:
     if mode not in known:
         known[mode] = _try_all(model)
     return known[mode]
+
+
+def has_own_hooks(model: HookedModel) -> bool:
+    """Whether the caller has left hooks on the model.
+
+    They belong to the model as the caller sees it, and may sit where a shortcut would pass by; such
+    a model gets whole forwards, one for each intervention.
+    """
+    return any(point.has_hooks() for point in model.hook_dict.values())
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ def forward(
     below: Any = None,
     keep: Iterable[int] = (),
     patterns: bool = True,
-    rows: bool = True,
+    rows: bool = False,
 ) -> Outcome:
     """Run the model with hooks.
 
@@ -134,10 +144,9 @@ def forward(
         keep: Blocks whose output is kept, for later runs.
         patterns: Whether attention patterns are made; without, no hook may ask for them
             (`is_pattern_free`). Runs that are compared should agree in this.
-        rows: Whether logits may be made by rows, afterwards; not with hooks behind the input of
-            the unembedding.
+        rows: Whether logits are made by rows, afterwards; only where the model allows it, and not
+            with hooks behind the input of the unembedding.
     """
-    rows = rows and shortcuts(model).unembedding
     inputs: list[Tensor] = []
     reading = [(UNEMBED, partial(_keep_input, kept=inputs))] if rows else []
     with (
@@ -151,14 +160,14 @@ def forward(
     return Outcome(model, None, logits, kept)
 
 
-def is_pattern_free(model: HookedModel, names: Iterable[Any]) -> bool:
+def is_pattern_free(model: HookedModel, allowed: Shortcuts, names: Iterable[Any]) -> bool:
     """Whether hooks of these names read and edit the same without patterns."""
-    sites = shortcuts(model).sites
+    sites = allowed.sites
     last = len(model.blocks) - 1
-    allowed = {"hook_embed", hook_name("resid_post", last)}
+    free = {"hook_embed", hook_name("resid_post", last)}
     for site in sites:
-        allowed |= {hook_name(site, layer) for layer in range(last + 1)}
-    return bool(sites) and all(isinstance(name, str) and name in allowed for name in names)
+        free |= {hook_name(site, layer) for layer in range(last + 1)}
+    return bool(sites) and all(isinstance(name, str) and name in free for name in names)
 
 
 def repeat_output(output: Any, times: int) -> Any:
@@ -277,7 +286,7 @@ def _try_all(model: HookedModel) -> Shortcuts:
             with _keeping(model, range(len(model.blocks))) as kept:
                 model.run_with_hooks(tokens, fwd_hooks=[])
         except Exception:  # no blocks where TransformerLens has them elsewhere
-            return Shortcuts(False, False, frozenset(), None)
+            return NO_SHORTCUTS
         form = len(kept[0]) if isinstance(kept[0], tuple) else None
         prefix = _works(_try_prefix, model, tokens, whole, kept)
         unembedding = prefix and _works(_try_unembedding, model, tokens, whole, form)

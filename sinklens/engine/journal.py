@@ -5,8 +5,8 @@
 
 Every group of interventions of every batch is written as soon as it is measured, into
 `folder/unfinished`, under a key made of the experiment, its settings, the model's weights and the
-prompts. Each file appears whole or not at all. The sizes of the forwards are kept too, since
-rounding depends on them: what comes out is the same, byte for byte, as without a stop.
+prompts. Each file appears whole or not at all. Since the sizes of forwards follow from shapes
+(`sizes.py`), what comes out is the same, byte for byte, as without a stop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import SinklensError
-from .sizes import Sizes
 
 FOLDER = "unfinished"
 _open: ContextVar[Journal | None] = ContextVar("sinklens_journal", default=None)
@@ -124,10 +123,6 @@ class Section:
 class Call:
     """A call of `evaluate` of which nothing is kept."""
 
-    def sizes(self, chosen: Sizes) -> Sizes:
-        """The sizes to run with."""
-        return chosen
-
     def load(self, batch: int, what: str) -> dict[str, Tensor] | None:
         """What was kept of a batch under a name, None if it was not finished."""
         return None
@@ -142,13 +137,6 @@ class KeptCall(Call):
     def __init__(self, journal: Journal, folder: Path) -> None:
         """Take up what is there."""
         self._journal, self._folder = journal, folder
-        self._sizes: Sizes | None = None
-
-    def sizes(self, chosen: Sizes) -> Sizes:
-        """The sizes that the first run chose."""
-        file = self._folder / "sizes.json"
-        self._sizes = Sizes(**json.loads(file.read_text("utf-8"))) if file.exists() else chosen
-        return self._sizes
 
     def load(self, batch: int, what: str) -> dict[str, Tensor] | None:
         """What was kept of a batch under a name, None if it was not finished."""
@@ -156,10 +144,7 @@ class KeptCall(Call):
         return load(file.read_bytes()) if file.exists() else None
 
     def store(self, batch: int, what: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep what is finished, and before it the sizes."""
-        sizes = self._folder / "sizes.json"
-        if not sizes.exists() and self._sizes is not None:
-            self._journal.write(sizes, json.dumps(asdict(self._sizes)).encode())
+        """Keep what is finished."""
         content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
         self._journal.write(self._folder / f"{batch}-{what}.safetensors", content)
 

@@ -18,7 +18,15 @@ from ..models import origin, require_eval_mode
 from ..probes import Probe
 from ..protocol import HookedModel
 from ..text import Prompts
-from .forward import Outcome, forward, is_pattern_free, repeat_output, shortcuts
+from .forward import (
+    NO_SHORTCUTS,
+    Outcome,
+    forward,
+    has_own_hooks,
+    is_pattern_free,
+    repeat_output,
+    shortcuts,
+)
 from .journal import Call, current_call
 from .measure import Measure
 from .progress import progress_bar
@@ -87,15 +95,13 @@ def evaluate(
     watches = [Watch(model, intervention) for intervention in interventions]
     starts = {watch.first_layer for watch in watches} - {0}
     call = current_call()
-    sizes = call.sizes(
-        choose_sizes(
-            model,
-            len(prompts),
-            prompts.length,
-            batch_size=batch_size,
-            memory=memory,
-            starts=len(starts),
-        )
+    sizes = choose_sizes(
+        model,
+        len(prompts),
+        prompts.length,
+        batch_size=batch_size,
+        memory=memory,
+        starts=len(starts),
     )
     measure = Measure(
         model, prompts, resolved, positions, rows=sizes.rows, memory=sizes.memory // 2
@@ -153,16 +159,18 @@ class _Sweep:
         reading: list[tuple[str, Any]],
     ) -> None:
         self._model, self._prompts, self._measure = model, prompts, measure
-        self._allowed = shortcuts(model)
+        self._allowed = NO_SHORTCUTS if has_own_hooks(model) else shortcuts(model)
         self._from_blocks = self._allowed.prefix and measure.resumable
         self._starts = [w.first_layer if self._from_blocks else 0 for w in watches]
-        self._together = sizes.interventions if measure.resumable else 1
+        shared = measure.resumable and self._allowed != NO_SHORTCUTS
+        self._together = sizes.interventions if shared else 1
         self._reading = reading
         names = [name for name, _ in [*reading, *measure.hooks(clean=True)]]
         names += [name for watch in watches for name in watch.names]
-        self._patterns = not is_pattern_free(model, names)
+        self._patterns = not is_pattern_free(model, self._allowed, names)
         # Logits made by rows would not pass through a hook behind the unembedding's input.
-        self._rows = not any(str(name).startswith("unembed.") for name in names)
+        behind = any(str(name).startswith("unembed.") for name in names)
+        self._rows = self._allowed.unembedding and not behind
         self._index = torch.zeros(0, dtype=torch.long)
         self._kept: dict[int, Any] = {}
 
@@ -170,7 +178,7 @@ class _Sweep:
         """What was spared."""
         return {
             "prefix": self._from_blocks,
-            "unembedding": self._allowed.unembedding and self._rows,
+            "unembedding": self._rows,
             "patterns": not self._patterns,
         }
 

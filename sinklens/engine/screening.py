@@ -10,7 +10,8 @@ what is worth running, and is reported beside the exact value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,11 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import SinklensError
 from ..hooks.intervention import HookFunction, Intervention
 from ..metrics import LogitMetric, counted_positions
 from ..models import require_eval_mode
 from ..protocol import HookedModel
 from ..text import Prompts
+from .sizes import choose_sizes
 
 FORWARDS = 3
 """What an estimate costs, in forwards: one, and a backward that takes about twice as long."""
@@ -35,6 +38,7 @@ def estimate(
     metric: LogitMetric,
     *,
     batch_size: int | None = None,
+    memory: int | None = None,
     positions: Sequence[int] | None = None,
 ) -> Float[Tensor, "intervention prompt"]:
     """The first-order effect of each intervention on a metric.
@@ -44,21 +48,26 @@ def estimate(
         prompts: The prompts.
         interventions: What would be done; edits at position 0 or of heads.
         metric: A metric whose gradient at the clean run is not 0 (so not `kl`).
-        batch_size: Prompts in a forward; by default all.
+        batch_size: Prompts in a forward; by default as many as `memory` allows.
+        memory: Bytes for what a forward holds, as in `evaluate`.
         positions: Count only predictions at these positions.
+
+    Raises:
+        SinklensError: The gradient is not finite.
     """
     from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
     require_eval_mode(model)
     counted = counted_positions(prompts.length, 0, positions).to(model.cfg.device)
+    size = batch_size or _prompts_in_a_forward(model, prompts, memory)
     columns = []
-    for index in torch.arange(len(prompts)).split(batch_size or len(prompts)):
+    for index in torch.arange(len(prompts)).split(size):
         bound = [one.for_prompts(index).fwd_hooks for one in interventions]
         # The backward runs as far as the embedding; hooks on the way then see their gradients.
         names = list(dict.fromkeys(["hook_embed", *(name for hooks in bound for name, _ in hooks)]))
         answers = None if prompts.answers is None else prompts.answers[index]
         tokens = prompts.tokens[index].to(model.cfg.device)
-        with torch.enable_grad():
+        with torch.enable_grad(), _gradient_from_the_embedding(model):
             cache = cache_activation_and_gradient(
                 model,
                 tokens,
@@ -71,7 +80,38 @@ def estimate(
                 for hooks in bound
             ]
         columns.append(torch.stack([torch.as_tensor(row) for row in rows]).float().cpu())
-    return torch.cat(columns, 1)
+    estimates = torch.cat(columns, 1)
+    if not bool(torch.isfinite(estimates).all()):
+        raise SinklensError(
+            f"the gradient of {metric.name} is NaN or infinite on these prompts; use screen=False, "
+            "or load the model in float32"
+        )
+    return estimates
+
+
+def _prompts_in_a_forward(model: HookedModel, prompts: Prompts, memory: int | None) -> int:
+    """As many as fit with their logits, the softmax and its gradient, and what backward needs."""
+    sizes = choose_sizes(
+        model,
+        len(prompts),
+        prompts.length,
+        batch_size=None,
+        memory=memory,
+        starts=int(model.cfg.n_layers),
+    )
+    logits = 4 * 4 * prompts.length * int(model.cfg.d_vocab)
+    return max(1, min(sizes.prompts, sizes.memory // logits))
+
+
+@contextmanager
+def _gradient_from_the_embedding(model: HookedModel) -> Iterator[None]:
+    """Gradients of activations also where the caller has switched off those of parameters."""
+    embedding = model.original_model.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda _module, _inputs, out: out.requires_grad_())
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _total(

@@ -1,9 +1,9 @@
 """How many prompts, interventions and rows of logits a forward holds.
 
-On a CPU a forward that outgrows the caches loses, so the sizes there are those that were fastest on
-SmolLM2-135M; on other devices a forward fills the memory budget. They follow from shapes, device
-and budget alone, never from a timing: rounding depends on them, and the same run has to give the
-same bytes.
+On a CPU large forwards gain little: on SmolLM2-135M, 256 to 1,024 tokens a forward took the same
+time within a fifth, and so did slices of 16 to 128 MiB of logits. The sizes there lie in between;
+on other devices a forward fills the memory budget. They follow from shapes, device and budget
+alone, never from a timing: rounding depends on them, and the same run has to give the same bytes.
 """
 
 from __future__ import annotations

@@ -100,7 +100,13 @@ def rank(
         )
     edits = [edit for one in comparisons for edit in one.treatment]
     values = estimate(
-        model, prompts, edits, metric, batch_size=config.batch_size, positions=config.positions
+        model,
+        prompts,
+        edits,
+        metric,
+        batch_size=config.batch_size,
+        memory=config.memory,
+        positions=config.positions,
     ).mean(1)
     owners = torch.tensor([i for i, one in enumerate(comparisons) for _ in one.treatment])
     means = torch.stack([values[owners == i].mean() for i in range(len(comparisons))])

@@ -69,7 +69,7 @@ def statistics() -> Statistics:
 def sample(count: int, length: int, seed: int, step: int) -> Int[Tensor, "sequence pos"]:
     """Sequences of the task, as token ids."""
     unigram, bigram = statistics()[1:]
-    generator = torch.Generator().manual_seed((seed << 32) + step)
+    generator = corpus.generator_at(seed, step)
     first = unigram.clone()
     first[:N_TRIGGERS] = 0
     drawn = [torch.multinomial(first, count, replacement=True, generator=generator)]

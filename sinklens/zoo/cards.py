@@ -118,7 +118,16 @@ def _differences(card: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[
             verdict = f"beyond seed noise (p = {p:.2g})"
         else:
             verdict = f"not told apart from seed noise (p = {p:.2g})"
-        yield (f"{name}: {_spread(own)}; {other['name']} has {_spread(base)}: {verdict}.")
+        yield (
+            f"{name}: {_spread(own)}{_null(card, key)}; {other['name']} has "
+            f"{_spread(base)}{_null(other, key)}: {verdict}."
+        )
+
+
+def _null(card: Mapping[str, Any], key: str) -> str:
+    """What uniform attention gives on this member, where a figure has that null."""
+    uniform = card["weights"][0]["figures"][key].get("uniform")
+    return "" if uniform is None else f" (uniform attention {uniform:.3f})"
 
 
 def last_steps(card: Mapping[str, Any]) -> list[dict[str, Any]]:

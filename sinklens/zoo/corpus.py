@@ -98,6 +98,14 @@ def _all_batches(
             yield windows[order[first : first + batch_size]]
 
 
+def generator_at(seed: int, step: int) -> torch.Generator:
+    """A generator of its own for each step of each seed, so that a stopped run can start anywhere.
+
+    The seed fills the upper half of the 64 bits and the step the lower, so no two are the same.
+    """
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
 def _require_hash(what: str, content: bytes, expected: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != expected:

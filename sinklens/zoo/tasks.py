@@ -174,7 +174,7 @@ def closed(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
 
 def mask_tokens(tokens: Int[Tensor, "batch pos"], seed: int, step: int) -> Batch:
     """Hide a share of the tokens between the first and the last."""
-    generator = torch.Generator().manual_seed((seed << 32) + step)
+    generator = corpus.generator_at(seed, step)
     chance = torch.rand(tokens.shape, generator=generator)
     chosen = chance < MASKED_SHARE
     chosen[:, [0, -1]] = False

@@ -15,6 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import sinklens
 from sinklens.capabilities import check, hook_name
 from sinklens.engine.screening import estimate
+from sinklens.hooks import ablate_heads
 from sinklens.hooks.intervention import Intervention
 from sinklens.metrics import METRICS
 from tests import families
@@ -120,3 +121,15 @@ def test_what_cannot_be_screened(experiment: str, settings: dict[str, Any], mess
             progress=False,
             **settings,
         )
+
+
+def test_batches_and_models_without_gradients_give_the_same_estimates() -> None:
+    model = families.boot("llama")
+    prompts = random_prompts(3)
+    edits = [ablate_heads(model, [(layer, 1)], "zero") for layer in range(2)]
+    whole = estimate(model, prompts, edits, METRICS["loss"])
+    one_by_one = estimate(model, prompts, edits, METRICS["loss"], memory=1)
+    model.original_model.requires_grad_(False)
+    frozen = estimate(model, prompts, edits, METRICS["loss"])
+    torch.testing.assert_close(one_by_one, whole)
+    torch.testing.assert_close(frozen, whole)

@@ -79,10 +79,12 @@ def test_the_profile_is_that_of_the_card(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", zoo.names())
-def test_the_card_belongs_to_its_recipe(name: str) -> None:
+def test_the_card_belongs_to_its_recipe(name: str, tmp_path: Path) -> None:
     card, recipe = zoo.card(name), RECIPES[name]
     config = json.loads((MEMBERS / name / "config.json").read_text())
     fresh = new_model(recipe, 0)
+    fresh.config.save_pretrained(tmp_path)
+    assert config == json.loads((tmp_path / "config.json").read_text())
     assert card["parameters"] == sum(p.numel() for p in fresh.parameters())
     assert config["architectures"] == [type(fresh).__name__]
     stored = plain(name, card["weights"][0])
