@@ -6,9 +6,12 @@ effects with their intervals.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor
 
 from .hooks.heads import head_label
 
@@ -83,6 +86,32 @@ def heatmap(array: Array, title: str, colour_title: str) -> Figure:
     )
     drawn.update_xaxes(title_text=array.dims[1], dtick=1 if columns <= 32 else None)
     drawn.update_yaxes(title_text=array.dims[0], dtick=1 if rows <= 32 else None)
+    return drawn
+
+
+def lines(
+    curves: Mapping[str, Float[Tensor, " place"]],
+    places: Sequence[str],
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    log: bool = False,
+) -> Figure:
+    """Curves over named places, such as the stages of a model."""
+    from plotly import graph_objects
+
+    drawn = graph_objects.Figure(
+        [
+            graph_objects.Scatter(
+                x=list(places), y=values.tolist(), name=name, mode="lines+markers"
+            )
+            for name, values in curves.items()
+        ]
+    )
+    drawn.update_layout(title=title, template="simple_white", height=440, width=900)
+    drawn.update_xaxes(title_text=x_title, nticks=24)
+    drawn.update_yaxes(title_text=y_title, type="log" if log else "linear", exponentformat="power")
     return drawn
 
 

@@ -269,7 +269,14 @@ def test_hooks_that_do_not_hold_the_batch_first_run_alone(boot_family: Boot) -> 
 
 
 @pytest.mark.parametrize(
-    "experiment", ["bos_replacement", "position0_patching", "sink_head_ablation", "sink_profile"]
+    "experiment",
+    [
+        "bos_replacement",
+        "massive_activations",
+        "position0_patching",
+        "sink_head_ablation",
+        "sink_profile",
+    ],
 )
 def test_every_experiment_takes_positions(experiment: str) -> None:
     model = sinklens.load("rope")

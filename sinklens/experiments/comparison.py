@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..effects import Comparison, EffectSize, compare, is_significant
+from ..effects import Comparison, EffectSize, Row, compare, is_significant
 from ..engine import announce, evaluate
 from ..metrics import Metric
 from ..protocol import HookedModel
@@ -16,6 +16,8 @@ from ..results import Array, ExperimentResult, assemble, describe
 from ..text import Prompts
 from .ranking import rank
 from .registry import ExperimentConfig
+
+ROUNDING = 1e-6
 
 
 def run_comparisons(
@@ -27,6 +29,7 @@ def run_comparisons(
     metrics: Sequence[Metric],
     *,
     left_out: Mapping[str, str],
+    measured: Sequence[Row] = (),
     notes: Sequence[str] = (),
     footnotes: Mapping[str, str] | None = None,
     draws: Mapping[str, Any],
@@ -43,6 +46,7 @@ def run_comparisons(
         comparisons: The conditions.
         metrics: What to measure.
         left_out: What was left out, with reasons.
+        measured: Rows that were measured before; they come first.
         notes: Sentences for the foot of the table.
         footnotes: By condition, what a reader of its rows has to know; they get a star.
         draws: What was drawn (tokens, positions, heads), for whoever wants to repeat it.
@@ -72,7 +76,7 @@ def run_comparisons(
     order = list({id(i): i for one in comparisons for i in one.interventions()}.values())
     announce(experiment, 1 + len(order) + extra_forwards, prompts, config.progress)
     evaluation = evaluate(model, prompts, order, metrics, **config.for_engine())
-    rows = compare(comparisons, evaluation, order, config.seed)
+    rows = [*measured, *compare(comparisons, evaluation, order, config.seed)]
     fired: Counter[str] = Counter()
     for intervention, count in zip(order, evaluation.fired, strict=True):
         fired[intervention.name] += count
@@ -158,3 +162,9 @@ def sentence(what: str, treatment: EffectSize, contrast: EffectSize | None, *, o
         f"{where}: {treatment.metric} not told apart from its control ({against} against it); by "
         f"itself {itself}."
     )
+
+
+def beside_null(row: EffectSize) -> str:
+    """Whether a row's interval lies above its null, beyond float rounding."""
+    above = row.ci_low is not None and row.ci_low > ROUNDING
+    return "above" if above else "not above"

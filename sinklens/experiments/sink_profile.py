@@ -25,7 +25,7 @@ import torch
 
 from ..capabilities import Capabilities, check
 from ..controls import uniform_sink_mass, uniform_sink_scores
-from ..effects import EffectSize, Row, paired_row
+from ..effects import Row, paired_row
 from ..engine import announce, evaluate
 from ..errors import UsageError, unknown_name
 from ..hooks.heads import head_label
@@ -36,6 +36,7 @@ from ..probes.sinks import SinkScoreValues
 from ..protocol import HookedModel
 from ..results import Array, ExperimentResult, assemble
 from ..text import Prompts, random_prompts, repeated_prompts
+from .comparison import beside_null
 from .registry import ExperimentConfig, choose_conditions, experiment
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 INPUTS = ("natural", "no_bos", "random", "repeated")
 OTHER_PLACES = {"last_position": "The last position gets", "learned_sink": "Learned sinks take"}
 LATER_SHARE = 0.25
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ def summary(result: ExperimentResult) -> list[str]:
         if row.metric == "sink_mass" and row.condition == "position0":
             lines.append(
                 f"Position 0 gets {row.value:.1%} of the attention of later queries, "
-                f"{_beside_null(row)} uniform attention ({row.baseline:.1%})."
+                f"{beside_null(row)} uniform attention ({row.baseline:.1%})."
             )
         if row.condition in OTHER_PLACES:
             lines.append(
                 f"{OTHER_PLACES[row.condition]} {row.value:.1%} of the attention, "
-                f"{_beside_null(row)} uniform attention ({row.baseline:.1%})."
+                f"{beside_null(row)} uniform attention ({row.baseline:.1%})."
             )
         if row.metric == "sink_rate" and row.condition in SINK_THRESHOLDS:
             lines.append(
@@ -91,7 +91,7 @@ def summary(result: ExperimentResult) -> list[str]:
         if rows:
             lines.append(
                 f"On {name} input position 0 gets {rows[0].value:.1%}, "
-                f"{_beside_null(rows[0])} uniform attention ({rows[0].baseline:.1%})."
+                f"{beside_null(rows[0])} uniform attention ({rows[0].baseline:.1%})."
             )
     later = int((result.arrays["later_sink_share"].values >= LATER_SHARE).any(-1).sum())
     lines.append(
@@ -108,12 +108,6 @@ def summary(result: ExperimentResult) -> list[str]:
         f"{'entering layer ' + str(peak) if peak < len(mass) else 'leaving the last layer'}."
     )
     return lines
-
-
-def _beside_null(row: EffectSize) -> str:
-    """Whether a row's interval lies above its null, beyond float rounding."""
-    above = row.ci_low is not None and row.ci_low > ROUNDING
-    return "above" if above else "not above"
 
 
 def plot(result: ExperimentResult) -> Figure:

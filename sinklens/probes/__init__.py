@@ -5,6 +5,9 @@ A probe has `fwd_hooks` for `model.run_with_hooks`, `compute()` for what it has 
 """
 
 from .base import Probe as Probe
+from .entries import Entries as Entries
+from .entries import LargestEntry as LargestEntry
+from .entries import StreamEntries as StreamEntries
 from .heads import HeadMeans as HeadMeans
 from .heads import HeadOutputs as HeadOutputs
 from .heads import SinkReads as SinkReads
@@ -14,3 +17,6 @@ from .positions import PositionValues as PositionValues
 from .sinks import SinkScores as SinkScores
 from .sinks import sink_scores as sink_scores
 from .spikes import ResidualPeaks as ResidualPeaks
+from .sub_blocks import Criterion as Criterion
+from .sub_blocks import PeakTrace as PeakTrace
+from .sub_blocks import Written as Written

@@ -49,6 +49,10 @@ class Gathered:
         """Append a batch."""
         self._parts[key].append(values.detach().float().cpu())
 
+    def parts(self, key: Hashable) -> list[Tensor]:
+        """The batches of a key so far."""
+        return self._parts[key]
+
     def concatenated(self, key: Hashable) -> Tensor:
         """All batches of a key, `[prompt, ...]`."""
         return torch.cat(self._parts[key])

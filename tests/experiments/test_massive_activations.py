@@ -1,0 +1,367 @@
+"""Massive activations: planted ones are found exactly, and effects are those of plain Hugging Face.
+
+The planted model is a GPT-2 whose MLP biases write a known number into a channel that nothing else
+writes to. The second computation (`plain_effects`) uses forward hooks on plain Hugging Face layers
+and numpy, and shares nothing with sinklens.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from typer.testing import CliRunner
+
+import sinklens
+from sinklens import SinklensError
+from sinklens.cli import app
+from sinklens.controls import gaussian_peak_ratio
+from sinklens.hooks import replace_entries
+from sinklens.probes import Criterion, Entries, PeakTrace
+from sinklens.probes.sub_blocks import stage_name
+from sinklens.text import Prompts, random_prompts
+from tests import families
+
+CHANNEL, UP, DOWN = 7, 5000.0, -4000.0
+WIDTH, LAYERS = 32, 4
+
+
+def planted() -> transformers.GPT2LMHeadModel:
+    """A GPT-2 with `UP` in one channel from layer 1's MLP on, and `DOWN` more from layer 3's."""
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=families.VOCABULARY,
+            bos_token_id=families.BOS,
+            eos_token_id=families.EOS,
+            pad_token_id=families.PAD,
+            n_layer=LAYERS,
+            n_head=4,
+            n_embd=WIDTH,
+            n_positions=64,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            architectures=["GPT2LMHeadModel"],
+            attn_implementation="eager",
+        )
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        for layer, block in enumerate(model.transformer.h):
+            for projection in (block.attn.c_proj, block.mlp.c_proj):
+                projection.weight[:, CHANNEL] = 0
+                projection.bias[CHANNEL] = 0
+            block.mlp.c_proj.bias[CHANNEL] = {1: UP, 3: DOWN}.get(layer, 0.0)
+    return model
+
+
+def run(model: Any, prompts: Prompts, **settings: Any) -> Any:
+    return sinklens.run("massive_activations", model, prompts, progress=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return sinklens.load(planted(), tokenizer=families.tiny_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def prompts(model: Any) -> Prompts:
+    return random_prompts(model, n=5, length=12)
+
+
+def test_a_planted_spike_is_found_exactly(model: Any, prompts: Prompts) -> None:
+    result = run(model, prompts, draws=2)
+    plain = planted()
+    with torch.no_grad():
+        embedded = plain.transformer.wte(prompts.tokens) + plain.transformer.wpe.weight[:12]
+    own = embedded[..., CHANNEL]
+    spikes = result.settings["draws_made"]["spikes"]
+    # Nothing but the two biases writes to the channel, so the largest entry sits where the
+    # embedding is largest, and keeps its size until layer 3's MLP.
+    assert spikes["channels"][0] == CHANNEL
+    assert spikes["peak_after"] in {stage_name(stage) for stage in range(4, 8)}
+    peak = own.max(1)
+    sizes = result.arrays["top_magnitude"].values[:, 0]
+    assert sizes[5] == pytest.approx(float((UP + peak.values).mean()), rel=1e-6)
+    up = result.find(metric="step_up", condition="L1 MLP")
+    down = result.find(metric="step_down", condition="L3 MLP")
+    assert up.value == pytest.approx(float((UP / (UP + peak.values)).mean()), rel=1e-5)
+    assert down.value == pytest.approx(float((DOWN / (UP + peak.values)).mean()), rel=1e-5)
+    assert (up.layer, up.baseline) == (1, pytest.approx(1 / (2 * LAYERS)))
+    share = float((peak.indices == 0).float().mean())
+    assert result.find(metric="peak_at_position0").value == pytest.approx(share)
+    # Every position holds the spike, so all of them are edited, where they enter layer 2.
+    entries = result.settings["draws_made"]["entries"]["channels"]
+    assert result.settings["draws_made"]["layer"] == 2
+    assert [(e["channel"], e["place"], e["per_prompt"]) for e in entries] == [
+        (CHANNEL, "position 0", 1.0),
+        (CHANNEL, "later", 11.0),
+    ] or [e["per_prompt"] for e in entries] == [11.0, 1.0]
+    assert "L1 MLP (block 4) writes 100% of it." in result.summary
+    assert "L3 MLP (block 8) takes away 80% of it." in result.summary
+
+
+def test_criteria_and_kurtosis() -> None:
+    stream = torch.ones(1, 3, 100)
+    stream[0, 1, 4] = -2000.0
+    stream[0, 2] = 3.0
+    assert Criterion(100.0, 1000.0).holds(stream).nonzero().tolist() == [[0, 1, 4]]
+    assert Criterion(100.0, 2001.0).holds(stream).sum() == 0
+    assert Criterion(2001.0, 1.0).holds(stream).sum() == 0
+    stream[0, 1] = 5.0
+    stream[0, 1, 4] = -2000.0
+    # The token's own median is 5, the prompt's is 3.
+    assert Criterion(100.0, 500.0, "layer_median").holds(stream).sum() == 1
+    assert Criterion(100.0, 401.0, "token_median").holds(stream).sum() == 0
+    assert Criterion(100.0, 400.0, "token_median").holds(stream).sum() == 1
+
+
+def test_gaussian_null() -> None:
+    """What the baseline says about Gaussian entries holds for drawn ones."""
+    draws = np.abs(np.random.default_rng(0).standard_normal((400, 2000)))
+    ratio = np.median(draws.max(1)) / np.median(draws)
+    assert gaussian_peak_ratio(2000) == pytest.approx(ratio, rel=0.02)
+    fourth, second = (draws**4).mean(1), (draws**2).mean(1)
+    assert pytest.approx(float((fourth / second**2).mean()), rel=0.02) == 3 * 2000 / 2002
+
+
+def plain_effects(
+    plain: Any, layers: Any, tokens: Tensor, layer: int, edit: Any
+) -> tuple[Tensor, Tensor]:
+    """Loss by prompt, clean and with `edit(stream)` applied to what enters a layer."""
+
+    def hook(module: Any, arguments: Any, keywords: Any = None) -> Any:
+        return (edit(arguments[0]), *arguments[1:])
+
+    losses = []
+    for edited in (False, True):
+        handle = layers[layer].register_forward_pre_hook(hook) if edited else None
+        with torch.no_grad():
+            logits = plain(tokens, use_cache=False).logits.float()
+        if handle is not None:
+            handle.remove()
+        target = tokens[:, 2:]
+        made = cross_entropy(logits[:, 1:-1].transpose(1, 2), target, reduction="none")
+        losses.append(made.mean(1))
+    return losses[0], losses[1]
+
+
+def check_against_plain(
+    plain: Any, layers: Any, model: Any, tokens: Tensor, tolerance: float, **settings: Any
+) -> Any:
+    """Peak, zero, flipped mean, and zero at entries of median size, from the definitions."""
+    prompts = Prompts(tokens, bos=True, source="test")
+    result = run(model, prompts, draws=1, metrics=("loss",), **settings)
+    drawn = result.settings["draws_made"]
+    layer = drawn["layer"]
+    with torch.no_grad():
+        states = plain(tokens, output_hidden_states=True, use_cache=False).hidden_states
+    stream = states[layer].numpy()
+    size = np.abs(stream)
+    flat = size.reshape(len(size), -1)
+    median = np.quantile(flat, 0.5, axis=1, method="lower")[:, None, None]
+    if drawn["spikes"]["criterion"] == "scale_free":
+        massive = size >= result.settings["scale_free"] * median
+    else:
+        massive = (size >= 100) & (size >= 1000 * median)
+    rows, positions, channels = massive.nonzero()
+    means = {
+        (channel, position == 0): stream[:, :, channel][
+            massive[:, :, channel] & ((np.arange(size.shape[1]) == 0) == (position == 0))
+        ].mean()
+        for position, channel in zip(positions, channels, strict=True)
+    }
+
+    def written(where: Any, values: Any) -> Any:
+        def edit(x: Tensor) -> Tensor:
+            x = x.clone()
+            x[tuple(map(torch.as_tensor, where))] = torch.as_tensor(values, dtype=x.dtype)
+            return x
+
+        return edit
+
+    flipped = [-means[c, p == 0] for p, c in zip(positions, channels, strict=True)]
+    ordinary: list[tuple[int, int, int]] = []
+    for row in range(len(size)):
+        distance = np.where(massive[row], np.inf, np.abs(size[row] - median[row])).ravel()
+        for where in np.argsort(distance)[: massive[row].sum()]:
+            ordinary.append((row, *divmod(int(where), size.shape[2])))
+    edits = {
+        ("zero", "treatment"): written((rows, positions, channels), 0.0),
+        ("flipped_mean", "treatment"): written((rows, positions, channels), flipped),
+        ("zero", "control"): written(tuple(zip(*ordinary, strict=True)), 0.0),
+    }
+    for (condition, kind), edit in edits.items():
+        clean, edited = plain_effects(plain, layers, tokens, layer, edit)
+        row = result.find(metric="loss", condition=condition, kind=kind)
+        found = result.per_prompt["value"][result.effects.index(row)]
+        np.testing.assert_allclose(found, edited, atol=tolerance)
+        assert row.effect == pytest.approx(float((edited - clean).mean()), abs=tolerance)
+    peak = max(float(np.abs(state.numpy()).max()) for state in states[:-1])
+    assert float(result.arrays["top_magnitude"].values.max()) <= peak * 1.001 + 1
+    return result
+
+
+def test_rope_agrees_with_plain_hugging_face() -> None:
+    from sinklens.zoo import folder
+
+    model = sinklens.load("rope")
+    with folder("rope") as path:
+        plain = transformers.LlamaForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+    tokens = sinklens.prompts(model, n=4, length=24).tokens
+    result = check_against_plain(plain, plain.model.layers, model, tokens, 1e-5)
+    spikes = result.settings["draws_made"]["spikes"]
+    assert spikes["criterion"] == "scale_free" and spikes["positions"] == {"0": 4}
+
+
+def test_smollm2_is_found_without_being_told(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
+    """Channel 507 at position 0, written by layer 11's MLP; zeroing it costs nats."""
+    model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)
+    tokens = sinklens.prompts(model, n=3, length=24, bos=True).tokens
+    result = check_against_plain(
+        plain_smollm2,
+        plain_smollm2.model.layers,
+        model,
+        tokens,
+        1e-3,
+        conditions=("zero", "flipped_mean", "zero:equal_norm", "mean"),
+    )
+    spikes = result.settings["draws_made"]["spikes"]
+    assert spikes["channels"][0] == 507 and spikes["positions"] == {"0": 3}
+    assert float(result.arrays["top_magnitude"].values.max()) > 20_000
+    assert spikes["steps"]["up"]["after"] == "L11 MLP" and spikes["steps"]["up"]["share"] > 0.9
+    zero = result.find(metric="loss", condition="zero", kind="contrast")
+    assert zero.effect > 1
+    # BOS is the same everywhere, so that each of its entries is its own mean.
+    mean = result.find(metric="loss", condition="mean", kind="treatment")
+    assert mean.effect == pytest.approx(0, abs=1e-4) and "mean" in result.settings["footnotes"]
+
+
+def test_an_equal_change_goes_to_other_channels_of_the_same_positions(
+    model: Any, prompts: Prompts
+) -> None:
+    """Its norm at each position is that of the treatment, channel 7 stays."""
+    from sinklens.experiments.massive_activations import MassiveActivationsConfig
+    from sinklens.experiments.spike_edits import SpikeEdits
+    from sinklens.probes.entries import EntryValues
+
+    entries = Entries(*(torch.tensor(x) for x in ([0, 0, 1], [0, 3, 2], [7, 7, 9])), torch.ones(3))
+    values = EntryValues(entries, [], torch.zeros(2, WIDTH))
+    edits = SpikeEdits(model, MassiveActivationsConfig(draws=4), 2, values)
+    stream = torch.randn(2, 12, WIDTH)
+    for control in edits.comparison("zero:equal_norm").control:
+        ((name, hook),) = control.for_prompts(torch.arange(2)).fwd_hooks
+        change = hook(stream, hook=None) - stream
+        assert name == "blocks.2.hook_resid_pre"
+        assert change.nonzero()[:, :2].tolist() == [[0, 0], [0, 3], [1, 2]]
+        torch.testing.assert_close(change[change != 0], -torch.ones(3))
+        moved = change.nonzero()[:, 2].tolist()
+        assert moved[0] == moved[1] != moved[2] and not {7, 9} & set(moved)
+
+
+def test_entries_follow_their_prompts(model: Any) -> None:
+    entries = Entries(*(torch.tensor(x) for x in ([0, 2, 2], [1, 0, 4], [3, 5, 6])), torch.ones(3))
+    edit = replace_entries(model, 1, entries, torch.tensor([10.0, 20.0, 30.0]))
+    ((_, hook),) = edit.for_prompts(torch.tensor([2, 1])).fwd_hooks
+    edited = hook(torch.zeros(2, 5, WIDTH), hook=None)
+    assert edited.nonzero().tolist() == [[0, 0, 5], [0, 4, 6]]
+    assert (float(edited[0, 0, 5]), float(edited[0, 4, 6])) == (20.0, 30.0)
+
+
+def test_the_sweep_counts_tokens_that_spike() -> None:
+    """Three tokens of the embedding hold the spike; at a later position they hold it too."""
+    plain = planted()
+    spiking = [10, 20, 30]
+    with torch.no_grad():
+        plain.transformer.wte.weight[spiking, CHANNEL] = 60_000.0
+        for block in plain.transformer.h:
+            block.mlp.c_proj.bias[CHANNEL] = 0.0
+    model = sinklens.load(plain, tokenizer=families.tiny_tokenizer())
+    tokens = torch.randint(4, 64, (4, 10), generator=torch.Generator().manual_seed(1))
+    tokens[:, 4] = 20
+    result = run(model, Prompts(tokens, bos=False, source="test"), sweep_tokens=1000, draws=0)
+    swept = result.settings["draws_made"]["vocabulary"]
+    ordinary = len(sinklens.models.ordinary_tokens(model))
+    for place in ("position 0", "position 5"):
+        assert swept[place]["share"] == pytest.approx(3 / ordinary)
+        assert swept[place]["tokens"] == swept[place]["of"] == ordinary
+    assert "The embedding already holds it." in result.summary
+
+
+def test_no_spikes_is_a_finding_and_no_error() -> None:
+    model = families.boot("llama")
+    prompts = random_prompts(model, n=3, length=12)
+    result = run(model, prompts)
+    assert set(result.settings["left_out"]) >= {"zero", "mean"}
+    assert {row.kind for row in result.effects} == {"measurement"}
+    assert any(line.startswith("Nothing was edited") for line in result.summary)
+    with pytest.raises(SinklensError, match="criterion=scale_free"):
+        run(model, prompts, conditions=("zero",))
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_every_family_works_or_refuses(name: str) -> None:
+    model = families.boot(name)
+    prompts = random_prompts(model, n=3, length=12)
+    if name == "bert":
+        with pytest.raises(SinklensError, match=r"causal.*ResidualPeaks"):
+            run(model, prompts)
+        with pytest.raises(SinklensError, match="norms the stream itself"):
+            sinklens.evaluate(model, prompts, [], [], probes=[PeakTrace(model, [])], progress=False)
+        return
+    result = run(model, prompts, scale_free=3.0, draws=2)
+    assert {row.kind for row in result.effects} == {
+        "measurement",
+        "treatment",
+        "control",
+        "contrast",
+    }
+    assert len(result.summary) <= 12 and result.plot().data
+
+
+def test_stages_are_the_residual_stream(boot_family: Any) -> None:
+    """The stage between attention and MLP is what TransformerLens calls resid_mid on a Llama."""
+    model = boot_family("llama")
+    prompts = random_prompts(model, n=2, length=9)
+    probe = PeakTrace(model, [], top=2)
+    sinklens.evaluate(model, prompts, [], [], probes=[probe], progress=False)
+    _, cache = model.run_with_cache(prompts.tokens)
+    names = ["blocks.0.hook_resid_pre"]
+    names += [f"blocks.{layer}.hook_resid_{at}" for layer in range(2) for at in ("mid", "post")]
+    for stage, name in enumerate(names):
+        largest = cache[name].abs().flatten(1).topk(2).values
+        torch.testing.assert_close(probe.compute().magnitude[:, stage], largest)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"conditions": ("nil",)}, "zero"),
+        ({"criterion": "relative"}, "scale_free"),
+        ({"layer": 9}, "no layer 9"),
+        ({"sweep_tokens": -1}, "sweep_tokens"),
+    ],
+)
+def test_bad_settings(model: Any, prompts: Prompts, settings: Any, message: str) -> None:
+    with pytest.raises(SinklensError, match=message):
+        run(model, prompts, **settings)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    command = "run massive_activations rope --n-prompts 3 --length 16 --set draws=1 --quiet --out"
+    done = CliRunner().invoke(app, [*command.split(), str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    loaded = sinklens.ExperimentResult.load(tmp_path / "out")
+    assert loaded.find(metric="loss", condition="zero", kind="treatment").effect > 0
