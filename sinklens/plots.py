@@ -115,6 +115,57 @@ def lines(
     return drawn
 
 
+def interaction(
+    result: ExperimentResult, across: str, up: str, conditions: Sequence[str]
+) -> Figure:
+    """Where two metrics are without an edit and under each condition, with 95 % intervals."""
+    from plotly import graph_objects
+
+    rows = {(e.metric, e.condition): e for e in result.effects if e.kind == "treatment"}
+    drawn = graph_objects.Figure()
+    ran = [c for c in conditions if (across, c) in rows and (up, c) in rows]
+    places = {c: (rows[across, c].value, rows[up, c].value) for c in ran}
+    if ran:
+        clean = rows[across, ran[0]].baseline, rows[up, ran[0]].baseline
+        places = {"clean": clean, **places}
+    for name, (x, y) in places.items():
+        mine = {axis: rows.get((metric, name)) for axis, metric in (("x", across), ("y", up))}
+        drawn.add_trace(
+            graph_objects.Scatter(
+                x=[x],
+                y=[y],
+                name=name,
+                mode="markers+text",
+                text=[name],
+                textposition="top center",
+                marker={"size": 11},
+                showlegend=False,
+                **{f"error_{axis}": _error(row) for axis, row in mine.items() if row},
+            )
+        )
+    drawn.update_layout(
+        title=f"{result.experiment}, {_source(result)}",
+        template="simple_white",
+        height=480,
+        width=640,
+    )
+    drawn.update_xaxes(title_text=across, type="log")
+    drawn.update_yaxes(title_text=up)
+    return drawn
+
+
+def _error(effect: EffectSize) -> dict[str, Any]:
+    """The interval of an effect as an error bar around its value."""
+    if effect.ci_low is None or effect.ci_high is None:
+        return {}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [effect.ci_high - effect.effect],
+        "arrayminus": [effect.effect - effect.ci_low],
+    }
+
+
 def _points(effects: list[EffectSize], kind: str, heights: dict[str, int], in_legend: bool) -> Any:
     """The effects of one kind as points with error bars; each kind at its own height."""
     from plotly import graph_objects

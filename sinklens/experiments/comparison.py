@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ..effects import Comparison, EffectSize, Row, compare, is_significant
+from ..effects import Comparison, EffectSize, Row, compare, is_significant, with_q_values
 from ..engine import announce, evaluate
 from ..metrics import Metric
 from ..protocol import HookedModel
@@ -30,6 +30,7 @@ def run_comparisons(
     *,
     left_out: Mapping[str, str],
     measured: Sequence[Row] = (),
+    derive: Callable[[Sequence[Row]], list[Row]] = lambda _: [],
     notes: Sequence[str] = (),
     footnotes: Mapping[str, str] | None = None,
     draws: Mapping[str, Any],
@@ -47,6 +48,7 @@ def run_comparisons(
         metrics: What to measure.
         left_out: What was left out, with reasons.
         measured: Rows that were measured before; they come first.
+        derive: Makes further rows of those that were compared.
         notes: Sentences for the foot of the table.
         footnotes: By condition, what a reader of its rows has to know; they get a star.
         draws: What was drawn (tokens, positions, heads), for whoever wants to repeat it.
@@ -76,7 +78,8 @@ def run_comparisons(
     order = list({id(i): i for one in comparisons for i in one.interventions()}.values())
     announce(experiment, 1 + len(order) + extra_forwards, prompts, config.progress)
     evaluation = evaluate(model, prompts, order, metrics, **config.for_engine())
-    rows = [*measured, *compare(comparisons, evaluation, order, config.seed)]
+    compared = compare(comparisons, evaluation, order, config.seed)
+    rows = [*measured, *with_q_values([*compared, *derive(compared)])]
     fired: Counter[str] = Counter()
     for intervention, count in zip(order, evaluation.fired, strict=True):
         fired[intervention.name] += count

@@ -52,7 +52,7 @@ class SpikeEdits:
                 dataclasses.replace(made, identity=changes_nothing(massive, change))
             ]
         if condition != edit:
-            control = [self._elsewhere(edit, change, draw) for draw in range(self._config.draws)]
+            control = [self.elsewhere(edit, change, draw) for draw in range(self._config.draws)]
             return Comparison(condition, self._made[edit], control)
         control = []
         for draw, ordinary in enumerate(self._entries.ordinary):
@@ -62,11 +62,6 @@ class SpikeEdits:
                 replace_entries(self._model, layer, ordinary, written, name=name, draw=draw)
             )
         return Comparison(condition, self._made[edit], control)
-
-    def change(self, edit: str) -> Tensor:
-        """What an edit adds to each massive entry."""
-        massive = self._entries.massive
-        return self._values(edit, massive, self._massive_mean(massive)) - massive.value
 
     def _values(self, edit: str, entries: Entries, mean: Tensor) -> Tensor:
         """What an edit writes into entries whose means over prompts are given."""
@@ -92,7 +87,7 @@ class SpikeEdits:
         """For each entry the mean of its channel, position 0 and the rest apart."""
         return self._entries.means[(entries.position > 0).long(), entries.channel]
 
-    def _elsewhere(self, edit: str, change: Tensor, draw: int) -> Intervention:
+    def elsewhere(self, edit: str, change: Tensor, draw: int) -> Intervention:
         """The same change in random other channels; each channel's goes to one other."""
         massive = self._entries.massive
         own = massive.channel.unique()

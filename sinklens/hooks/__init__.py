@@ -20,6 +20,7 @@ from .intervention import Intervention as Intervention
 from .intervention import redirect_position as redirect_position
 from .intervention import replace_position as replace_position
 from .intervention import rescale_position as rescale_position
+from .intervention import together as together
 from .position0 import patch_position0 as patch_position0
 from .spikes import replace_entries as replace_entries
 from .spikes import shift_entries as shift_entries

@@ -54,6 +54,29 @@ class Intervention:
         return replace(self, fwd_hooks=self.rebind(index))
 
 
+def together(name: str, *interventions: Intervention) -> Intervention:
+    """Several interventions in one forward, each at its own hooks.
+
+    Args:
+        name: The condition that they make together.
+        interventions: Edits of different hook points; where two share one, the first acts first.
+    """
+
+    def bind(index: Int[Tensor, " batch"]) -> FwdHooks:
+        return [hook for one in interventions for hook in one.for_prompts(index).fwd_hooks]
+
+    return Intervention(
+        name=name,
+        site="several",
+        first_layer=min(one.first_layer for one in interventions),
+        fwd_hooks=[hook for one in interventions for hook in one.fwd_hooks],
+        position=max(one.position for one in interventions),
+        draw=interventions[0].draw,
+        identity=all(one.identity for one in interventions),
+        rebind=bind,
+    )
+
+
 def seeded(seed: int, *labels: object) -> np.random.Generator:
     """A generator of its own for every purpose, the same in every process.
 

@@ -5,9 +5,12 @@ A probe has `fwd_hooks` for `model.run_with_hooks`, `compute()` for what it has 
 """
 
 from .base import Probe as Probe
+from .directions import ChannelShares as ChannelShares
+from .directions import GatedReads as GatedReads
 from .entries import Entries as Entries
 from .entries import LargestEntry as LargestEntry
 from .entries import StreamEntries as StreamEntries
+from .gaps import LogitGaps as LogitGaps
 from .heads import HeadMeans as HeadMeans
 from .heads import HeadOutputs as HeadOutputs
 from .heads import SinkReads as SinkReads

@@ -40,11 +40,13 @@ class EntryValues(NamedTuple):
         massive: The entries that meet the criterion.
         ordinary: For each draw as many entries of median size, prompt by prompt.
         means: The mean of every channel at position 0, and over later positions.
+        median: The median size of each prompt's entries.
     """
 
     massive: Entries
     ordinary: list[Entries]
     means: Float[Tensor, "2 channel"]
+    median: Float[Tensor, " prompt"]
 
 
 def stream_hook(model: HookedModel, layer: int) -> str:
@@ -75,6 +77,7 @@ class StreamEntries:
     def _read(self, stream: Float[Tensor, "batch pos channel"], hook: Any) -> None:
         stream = stream.detach().float().cpu()
         massive = self._criterion.holds(stream)
+        self._medians.append(stream.abs().flatten(1).median(1).values)
         self._massive.append(_listed(stream, massive.nonzero(), self._prompts))
         for draw in range(self._draws):
             where = [_ordinary(row, mask, draw) for row, mask in zip(stream, massive, strict=True)]
@@ -93,12 +96,14 @@ class StreamEntries:
             _joined(self._massive),
             [_joined(parts) for parts in self._ordinary],
             (self._sums / self._counts.clamp(min=1)).float(),
+            torch.cat(self._medians),
         )
 
     def reset(self) -> None:
         """Forget everything."""
         self._prompts = 0
         self._massive: list[Entries] = []
+        self._medians: list[Tensor] = []
         self._ordinary: list[list[Entries]] = [[] for _ in range(self._draws)]
         self._sums, self._counts = torch.zeros(2, 1, dtype=torch.float64), torch.zeros(2, 1)
 

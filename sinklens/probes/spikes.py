@@ -38,10 +38,10 @@ class PeakValues(NamedTuple):
 class ResidualPeaks:
     """The largest entry of the stream entering each block and leaving the last."""
 
-    def __init__(self, model: HookedModel) -> None:
-        """Read the residual stream of `model`."""
+    def __init__(self, model: HookedModel, *, first: int = 0) -> None:
+        """Read the residual stream of `model`, from what enters block `first` on."""
         layers = int(model.cfg.n_layers)
-        names = [hook_name("residual", layer) for layer in range(layers)]
+        names = [hook_name("residual", layer) for layer in range(first, layers)]
         names.append(hook_name("resid_post", layers - 1))
         self._sites = range(len(names))
         self._seen = Gathered()

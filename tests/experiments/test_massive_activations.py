@@ -258,7 +258,7 @@ def test_an_equal_change_goes_to_other_channels_of_the_same_positions(
     from sinklens.probes.entries import EntryValues
 
     entries = Entries(*(torch.tensor(x) for x in ([0, 0, 1], [0, 3, 2], [7, 7, 9])), torch.ones(3))
-    values = EntryValues(entries, [], torch.zeros(2, WIDTH))
+    values = EntryValues(entries, [], torch.zeros(2, WIDTH), torch.ones(2))
     edits = SpikeEdits(model, MassiveActivationsConfig(draws=4), 2, values)
     stream = torch.randn(2, 12, WIDTH)
     for control in edits.comparison("zero:equal_norm").control:

@@ -1,0 +1,370 @@
+"""Can a model have its sinks without its spikes, and its spikes without its sinks?
+
+Two edits, alone and together, in the trained model:
+
+    clamp_spikes  every massive entry of the stream behind the step-up (`massive_activations`) gets
+                  the size of a median entry and keeps its sign
+    drop_edge     the edge to position 0 is dropped in all sink heads (sink mass above 0.3) and the
+                  rest of each row scaled up
+    both          the two together
+
+Each is read on spike size (largest entry over the median, from the edited layer on), sink mass and
+rate, logit gap (`probes.gaps`) and loss; `interaction` is the effect of both less the sum of the
+two effects, paired by prompt. Sink figures under drop_edge, and spike size under clamp_spikes, fall
+by construction; the other cells are the findings. Controls: the same change in random other
+channels, and the same heads' edge to a later key.
+
+Beside them, what makes a spike a sink (2603.05498): how much of the normed stream the spike
+channels hold at spike tokens (`sparsity`), how alike position 0 is over 256 ordinary first tokens,
+behind the step-up and before it (`constancy`, beside the likeness of a later position over
+prompts), how far sink heads' logits for position 0 lie above the others, and for a gated step-up
+block its quadratic form (`sinklens.quadratic_form`). With `compare=`, spike and sinks of other
+models on the same prompts, every seed of a shipped one.
+
+2603.05498 trains models to separate the two; this asks what one trained model needs, which is
+weaker evidence. Its definitions give no measure for sparsity and constancy; those here are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..capabilities import check
+from ..controls import control_positions
+from ..effects import Comparison, Row, is_significant, paired_row
+from ..engine import evaluate
+from ..errors import SinklensError
+from ..hooks.heads import Head, ablate_heads, head_label
+from ..hooks.intervention import together
+from ..hooks.spikes import replace_entries
+from ..metrics import ProbeMetric
+from ..plots import interaction
+from ..probes import LogitGaps, ResidualPeaks, SinkScores, StreamEntries
+from ..probes.entries import EntryValues
+from ..protocol import HookedModel
+from ..results import Array, ExperimentResult, describe
+from ..text import Prompts
+from . import spike_search
+from .comparison import run_comparisons
+from .massive_activations import MassiveActivationsConfig
+from .registry import ExperimentConfig, choose_metrics, experiment
+from .sink_head_ablation import SINK_MASS
+from .spike_edits import SpikeEdits
+from .spike_nature import matched_models, spike_nature
+from .spike_search import Spikes, find_spikes
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+CONDITIONS = ("clamp_spikes", "drop_edge", "both")
+INTERACTION = "interaction"
+DEFAULT_METRICS = ("loss", "sink_mass", "sink_rate")
+
+
+@dataclass(frozen=True)
+class SpikeSinkDecouplingConfig(ExperimentConfig):
+    """Settings.
+
+    Attributes:
+        scale_free: Least size over the median of a massive entry where none meets the absolute
+            criterion (`massive_activations`).
+        compare: Other models, by shipped name or as `load` takes them, to set beside this one.
+    """
+
+    scale_free: float = 50.0
+    compare: tuple[str, ...] = ()
+
+
+@experiment(
+    paper="2603.05498",
+    question="Do sinks need spikes, and spikes sinks?",
+    summary=lambda result: summary(result),
+    plot=lambda result: plot(result),
+)
+def spike_sink_decoupling(
+    model: HookedModel, prompts: Prompts, config: SpikeSinkDecouplingConfig
+) -> ExperimentResult:
+    """Clamp spikes, drop sink edges, and both.
+
+    Raises:
+        SinklensError: The model is not causal or norms the stream itself, or there is neither a
+            spike nor a sink to take away.
+    """
+    capabilities = check(model)
+    if not capabilities.causal:
+        raise SinklensError(
+            "spike_sink_decoupling needs a causal model; on "
+            f"{capabilities.architecture} use sink_profile and sink_head_ablation"
+        )
+    compared, other_models = matched_models(model, prompts, config, config.compare)
+    criteria = MassiveActivationsConfig(scale_free=config.scale_free).criteria
+    spikes = find_spikes(model, prompts, config, criteria)
+    reader = StreamEntries(model, spikes.layer, spikes.criteria[spikes.criterion])
+    sinks, gaps = SinkScores(model), LogitGaps(model)
+    evaluate(model, prompts, [], [], probes=[reader, sinks, gaps], **config.for_engine())
+    entries, mass = reader.compute(), sinks.compute().mass.mean(0)
+    heads = [(layer, head) for layer, head in (mass > SINK_MASS).nonzero().tolist()]
+    left_out = _left_out(model, config, entries, heads)
+    conditions = [c for c in config.conditions or CONDITIONS if c not in left_out]
+    edits = _Edits(model, prompts, config, spikes, entries, heads)
+    nature, arrays, forwards = spike_nature(model, prompts, config, spikes, entries)
+    metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=True)
+    if not config.metrics:
+        metrics += _own_metrics(spikes)
+    return run_comparisons(
+        "spike_sink_decoupling",
+        model,
+        prompts,
+        config,
+        [edits.comparison(condition) for condition in conditions],
+        metrics,
+        left_out={**left_out, **missing},
+        measured=[*_gap_rows(gaps.compute().gap, heads), *nature, *compared],
+        derive=partial(_interaction, seed=config.seed),
+        notes=[
+            "Under drop_edge the sink figures fall by construction, under clamp_spikes the spike. "
+            "The interaction row sets the effect of both against the sum of the two effects."
+        ]
+        if conditions
+        else [],
+        draws={
+            "layer": spikes.layer,
+            "spikes": spikes.described(),
+            "heads": [head_label(head) for head in heads],
+            "control_positions": edits.positions,
+            "compared": other_models,
+        },
+        arrays={"sink_mass": Array(mass, ("layer", "head")), **arrays},
+        extra_forwards=spike_search.FORWARDS + 1 + forwards,
+    )
+
+
+def _left_out(
+    model: HookedModel,
+    config: SpikeSinkDecouplingConfig,
+    entries: EntryValues,
+    heads: Sequence[Head],
+) -> dict[str, str]:
+    """The conditions that cannot be run, with reasons.
+
+    Raises:
+        SinklensError: One of them was asked for.
+    """
+    reasons = {}
+    if not len(entries.massive.prompt):
+        reasons["clamp_spikes"] = (
+            "no entry is massive behind the step-up; a lower scale_free= asks for less"
+        )
+    if not heads:
+        reasons["drop_edge"] = f"no head has a sink mass above {SINK_MASS} on these prompts"
+    else:
+        try:
+            check(model).require("pattern", "drop_edge", "massive_activations clamps spikes there.")
+        except SinklensError as error:
+            reasons["drop_edge"] = str(error)
+    if reasons:
+        reasons["both"] = "; ".join(reasons.values())
+    refused = [condition for condition in config.conditions if condition in reasons]
+    if refused:
+        raise SinklensError(f"{refused[0]}: {reasons[refused[0]]}")
+    unknown = [condition for condition in config.conditions if condition not in CONDITIONS]
+    if unknown:
+        raise SinklensError(f"unknown condition {unknown[0]!r}; there is {', '.join(CONDITIONS)}")
+    return reasons
+
+
+class _Edits:
+    """Makes the edits of a run and their controls, each once."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: Prompts,
+        config: ExperimentConfig,
+        spikes: Spikes,
+        entries: EntryValues,
+        heads: Sequence[Head],
+    ) -> None:
+        self._model, self._config, self._layer = model, config, spikes.layer
+        self._entries, self._heads = entries.massive, list(heads)
+        values = self._entries.value.sign() * entries.median[self._entries.prompt]
+        self._values, self._change = values, values - self._entries.value
+        self._elsewhere = SpikeEdits(model, config, spikes.layer, entries).elsewhere
+        self.positions = control_positions(
+            prompts.length, config.draws, config.seed, config.positions
+        )
+        self._made: dict[str, Comparison] = {}
+
+    def comparison(self, condition: str) -> Comparison:
+        """An edit and its control."""
+        if condition not in self._made:
+            make = {"clamp_spikes": self._clamp, "drop_edge": self._drop, "both": self._both}
+            self._made[condition] = make[condition]()
+        return self._made[condition]
+
+    def _clamp(self) -> Comparison:
+        clamp = replace_entries(
+            self._model, self._layer, self._entries, self._values, name="clamp_spikes"
+        )
+        control = [
+            self._elsewhere("clamp_spikes", self._change, draw)
+            for draw in range(len(self.positions))
+        ]
+        return Comparison("clamp_spikes", [clamp], control)
+
+    def _drop(self) -> Comparison:
+        drop = partial(ablate_heads, self._model, self._heads, "drop_edge")
+        control = [drop(position=place, draw=draw) for draw, place in enumerate(self.positions)]
+        return Comparison("drop_edge", [drop(position=0)], control)
+
+    def _both(self) -> Comparison:
+        one, other = self.comparison("clamp_spikes"), self.comparison("drop_edge")
+        control = [together("both", *pair) for pair in zip(one.control, other.control, strict=True)]
+        return Comparison("both", [together("both", *one.treatment, *other.treatment)], control)
+
+
+def _own_metrics(spikes: Spikes) -> list[ProbeMetric]:
+    """Spike size from the edited layer on, and the mean logit gap."""
+    peaks = partial(ResidualPeaks, first=spikes.layer)
+    return [
+        ProbeMetric("spike", peaks, lambda peaks: peaks.ratio.amax(1), "times the median"),
+        ProbeMetric("logit_gap", LogitGaps, lambda gaps: gaps.gap.mean((1, 2)), "nats"),
+    ]
+
+
+def _interaction(rows: Sequence[Row], *, seed: int) -> list[Row]:
+    """For every metric the effect of both against the sum of the two effects."""
+    effects = {
+        (row.effect.metric, row.effect.condition): row.values - row.baselines
+        for row in rows
+        if row.effect.kind == "treatment"
+    }
+    units = {row.effect.metric: row.effect.unit for row in rows}
+    return [
+        paired_row(
+            metric,
+            INTERACTION,
+            "contrast",
+            effects[metric, "both"],
+            effects[metric, "clamp_spikes"] + effects[metric, "drop_edge"],
+            unit=unit,
+            tested=True,
+            seed=seed,
+        )
+        for metric, unit in units.items()
+        if all((metric, condition) in effects for condition in CONDITIONS)
+    ]
+
+
+def _gap_rows(gaps: Tensor, heads: Sequence[Head]) -> Iterator[Row]:
+    """The logit gap of sink heads and of the others; uniform attention has none."""
+    sink = torch.zeros(gaps.shape[1:], dtype=torch.bool)
+    for head in heads:
+        sink[head] = True
+    for name, chosen in (("sink_heads", sink), ("other_heads", ~sink)):
+        if bool(chosen.any()):
+            values = gaps[:, chosen].double().mean(1).numpy()
+            yield paired_row("logit_gap", name, "measurement", values, 0 * values, unit="nats")
+
+
+def plot(result: ExperimentResult) -> Figure:
+    """Spike size and sink mass under each edit."""
+    return interaction(result, "spike", "sink_mass", CONDITIONS)
+
+
+def summary(result: ExperimentResult) -> list[str]:
+    """What each edit does to the other's figure, and what makes a spike a sink."""
+    models = list(_models(result))
+    return [*_cells(result), *models, *_nature(result)][:12]
+
+
+def _cells(result: ExperimentResult) -> Iterator[str]:
+    """The two-by-two table in words."""
+    drawn = result.settings["draws_made"]
+    found = {(row.metric, row.condition, row.kind): row for row in result.effects}
+    for condition, reason in result.settings["left_out"].items():
+        yield f"{condition} was left out: {reason}."
+    cells = (
+        ("clamp_spikes", "sink_mass", f"Clamping spikes entering layer {drawn['layer']}"),
+        ("drop_edge", "spike", f"Dropping the sink edge in {len(drawn['heads'])} heads"),
+    )
+    for condition, metric, said in cells:
+        treated = found.get((metric, condition, "treatment"))
+        contrast = found.get((metric, condition, "contrast"))
+        if treated:
+            against = "there is no control"
+            if contrast:
+                doubt = "" if is_significant(contrast) else ", not told apart"
+                against = f"{contrast.effect:+.3g} against its control{doubt}"
+            yield (
+                f"{said} takes {metric} from {treated.baseline:.3g} to {treated.value:.3g} "
+                f"({against})."
+            )
+    for condition in CONDITIONS:
+        loss = found.get(("loss", condition, "treatment"))
+        contrast = found.get(("loss", condition, "contrast"))
+        if loss:
+            against = "" if contrast is None else f"; {contrast.effect:+.3g} against its control"
+            yield f"{condition}: loss {describe(loss)}{against}."
+    loss = found.get(("loss", INTERACTION, "contrast"))
+    if loss:
+        doubt = "" if is_significant(loss) else ", not told apart from 0"
+        yield f"Interaction in the loss: {describe(loss)}{doubt}."
+
+
+def _nature(result: ExperimentResult) -> Iterator[str]:
+    """Sparsity, constancy, gap and quadratic form, each beside its null."""
+    found = {
+        (row.metric, row.condition): row for row in result.effects if row.kind == "measurement"
+    }
+    sparsity = found.get(("sparsity", "spike_tokens"))
+    constancy = found.get(("constancy", "position0"))
+    if sparsity and constancy:
+        before = found["constancy", "position0:before"].value
+        yield (
+            f"Spike channels hold {sparsity.value:.1%} of the squared norm at spike tokens "
+            f"({sparsity.baseline:.1%} elsewhere); first tokens have a cosine of "
+            f"{constancy.value:.2f} with each other, {before:.2f} before the step-up "
+            f"(later positions {constancy.baseline:.2f})."
+        )
+    gap = found.get(("logit_gap", "sink_heads"))
+    if gap:
+        others = found.get(("logit_gap", "other_heads"))
+        beside = "" if others is None else f" (others {others.value:.2f})"
+        yield f"Sink heads' logit for position 0 lies {gap.value:.2f} nats above others{beside}."
+    aligned = next((row for (metric, _), row in found.items() if metric == "alignment"), None)
+    if aligned:
+        norm = found["quadratic_norm", aligned.condition]
+        yield (
+            f"The step-up block's quadratic form for {aligned.condition} has "
+            f"{norm.value / norm.baseline:.3g} times the median channel's norm; its eigenvector "
+            f"holds {aligned.value:.0%} of the input at spike tokens, {aligned.baseline:.0%} "
+            "elsewhere."
+        )
+
+
+def _models(result: ExperimentResult) -> Iterator[str]:
+    """Spike and sinks of the other models, the range over seeds where there are several."""
+    named = result.settings["draws_made"]["compared"]
+    for source in dict.fromkeys(name.split(", seed")[0] for name in named):
+        mine = {name for name in named if name.split(", seed")[0] == source}
+        rows = [row for row in result.effects if row.condition in mine]
+        spikes = [row.value for row in rows if row.metric == "peak_ratio"]
+        masses = [row.value for row in rows if row.metric == "sink_mass"]
+        null = next(row.baseline for row in rows if row.metric == "sink_mass")
+        yield (
+            f"{source}: spike {_range(spikes, '.3g')} times the median, sink mass "
+            f"{_range(masses, '.3f')} (uniform {null:.3f})."
+        )
+
+
+def _range(values: Sequence[float], digits: str) -> str:
+    """One value, or the ends of several."""
+    low, high = min(values), max(values)
+    return f"{low:{digits}}" if len(values) == 1 else f"{low:{digits}} to {high:{digits}}"

@@ -1,0 +1,72 @@
+"""How far a query's logit for the sink lies above its logits for other keys.
+
+    gap_i = log A_i0 - mean over 1 <= j <= i of log A_ij = s_i0 - mean of s_ij,
+
+since the softmax's denominator is the same for all keys of a query; the mean over queries i >= 1 is
+one number a prompt, layer and head, in nats. 2410.13835 calls it the sink logit. Keys that a window
+hides are left out, and so are queries that do not see key 0. Weights below 1e-38 are taken as that,
+so that no gap is infinite; a dropped edge has a gap of about -87 by construction. In models that
+see both ways all keys j >= 1 count.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..capabilities import check, hook_name
+from ..protocol import HookedModel
+from .base import Gathered
+
+
+class LogitGapValues(NamedTuple):
+    """What `LogitGaps` computes."""
+
+    gap: Float[Tensor, "prompt layer head"]
+
+
+class LogitGaps:
+    """The gap between the sink's logit and others, by prompt, layer and head."""
+
+    def __init__(self, model: HookedModel) -> None:
+        """Read the pattern of every layer of `model`."""
+        capabilities = check(model)
+        self._layers = range(capabilities.n_layers)
+        self._causal, self._windows = capabilities.causal, capabilities.windows
+        self._seen = Gathered()
+        self.fwd_hooks: list[tuple[str, Any]] = [
+            (hook_name("pattern", layer), partial(self._read, layer=layer))
+            for layer in self._layers
+        ]
+
+    def _read(
+        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
+    ) -> None:
+        length = pattern.shape[-1]
+        logs = pattern.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+        seen = torch.ones(length, length, device=pattern.device)
+        seen = seen.tril() if self._causal else seen
+        window = self._windows[layer]
+        seen = seen if window is None else seen.triu(1 - window)
+        queries = seen[:, 0].bool()
+        queries[0] = False
+        seen[:, 0] = 0
+        others = (logs * seen).sum(-1) / seen.sum(-1).clamp_min(1)
+        self._seen.add(layer, (logs[..., 0] - others)[..., queries].mean(-1))
+
+    def compute(self) -> LogitGapValues:
+        """Of all prompts."""
+        gaps = [self._seen.concatenated(layer) for layer in self._layers]
+        return LogitGapValues(torch.stack(gaps, 1))
+
+    def fill(self, clean: LogitGaps, times: int) -> None:
+        """Take layers that were not seen from the clean run (`Resumable`)."""
+        self._seen.fill(clean._seen, times)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._seen.clear()

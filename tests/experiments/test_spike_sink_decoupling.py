@@ -1,0 +1,296 @@
+"""The two-by-two table against plain Hugging Face, and its measures against closed forms."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from typer.testing import CliRunner
+
+import sinklens
+from sinklens import SinklensError
+from sinklens.cli import app
+from sinklens.experiments.spike_nature import mean_cosine
+from sinklens.hooks import ablate_heads, patch_position0, together
+from sinklens.probes import ChannelShares, LogitGaps
+from sinklens.quadratic_form import (
+    GatedWeights,
+    channel_norms,
+    gated_weights,
+    leading_eigenpair,
+    quadratic_form,
+    symmetric_norm,
+)
+from sinklens.text import Prompts, random_prompts
+from sinklens.zoo import folder
+from sinklens.zoo.constructed import ConstructedSink, constructed_sink
+from tests import families
+from tests.reference import plain_hf
+
+CONDITIONS = ("clamp_spikes", "drop_edge", "both")
+
+
+def run(model: Any, prompts: Prompts, **settings: Any) -> Any:
+    return sinklens.run("spike_sink_decoupling", model, prompts, progress=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def rope() -> Any:
+    return sinklens.load("rope")
+
+
+@pytest.fixture(scope="module")
+def result(rope: Any) -> Any:
+    return run(rope, sinklens.prompts(rope, n=4, length=24), draws=2)
+
+
+@pytest.fixture(scope="module")
+def plain_rope() -> Any:
+    with folder("rope") as path:
+        return transformers.LlamaForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+
+
+def values(result: Any, **fields: Any) -> np.ndarray:
+    row = result.find(**fields)
+    return np.asarray(result.per_prompt["value"][result.effects.index(row)])
+
+
+def test_the_table_is_that_of_plain_hugging_face(rope: Any, result: Any, plain_rope: Any) -> None:
+    tokens = sinklens.prompts(rope, n=4, length=24).tokens
+    drawn = result.settings["draws_made"]
+    layer = drawn["layer"]
+    heads = plain_hf.sink_heads(plain_rope, tokens)
+    assert drawn["heads"] == [f"L{at}H{head}" for at, head in heads]
+    with torch.no_grad():
+        states = plain_rope(tokens, output_hidden_states=True, use_cache=False).hidden_states
+    stream = states[layer].numpy()
+    size = np.abs(stream)
+    median = np.quantile(size.reshape(4, -1), 0.5, axis=1, method="lower")[:, None, None]
+    massive = size >= 50 * median
+    clamped = torch.from_numpy(np.where(massive, np.sign(stream) * median, stream))
+
+    def clamp(module: Any, arguments: Any) -> Any:
+        # Whatever comes in, entries of the spike become what they become alone.
+        return (torch.where(torch.from_numpy(massive), clamped, arguments[0]), *arguments[1:])
+
+    def drop(at: int, pattern: Tensor) -> Tensor:
+        pattern = pattern.clone()
+        for _, head in (one for one in heads if one[0] == at):
+            rows = pattern[:, head, 1:]
+            rest = rows.clone()
+            rest[..., 0] = 0
+            pattern[:, head, 1:] = rest * rows.sum(-1, keepdim=True) / rest.sum(-1, keepdim=True)
+        return pattern
+
+    for condition in CONDITIONS:
+        handle = None
+        if condition != "drop_edge":
+            handle = plain_rope.model.layers[layer].register_forward_pre_hook(clamp)
+        edit = plain_hf.Edit() if condition == "clamp_spikes" else plain_hf.Edit(pattern=drop)
+        record = plain_hf.run(plain_rope, tokens, edit)
+        if handle is not None:
+            handle.remove()
+        wanted = {
+            "loss": plain_hf.loss(record.logits, tokens, 0),
+            "sink_mass": record.sink_mass().mean((1, 2)),
+            "sink_rate": record.sink_rate(0.3),
+        }
+        for metric, value in wanted.items():
+            found = values(result, metric=metric, condition=condition, kind="treatment")
+            np.testing.assert_allclose(found, value, atol=1e-5)
+
+
+def test_the_interaction_is_what_both_do_beyond_the_sum(result: Any) -> None:
+    for metric in ("loss", "sink_mass", "spike"):
+        row = result.find(metric=metric, condition="interaction")
+        effect = {
+            condition: result.find(metric=metric, condition=condition, kind="treatment").effect
+            for condition in CONDITIONS
+        }
+        assert row.kind == "contrast" and row.q_value is not None
+        assert row.value == pytest.approx(effect["both"], abs=1e-6)
+        sums = effect["clamp_spikes"] + effect["drop_edge"]
+        assert row.effect == pytest.approx(effect["both"] - sums, abs=1e-5)
+
+
+def test_what_clamping_spikes_does_in_rope(result: Any) -> None:
+    """Without spikes the loss rises; without their sinks as well hardly more than without these."""
+    loss = {c: result.find(metric="loss", condition=c, kind="treatment").effect for c in CONDITIONS}
+    assert loss["clamp_spikes"] > loss["both"] > 0
+    assert result.find(metric="loss", condition="interaction").effect < -0.1
+    spike = result.find(metric="spike", condition="clamp_spikes", kind="treatment")
+    assert spike.value < spike.baseline / 3
+
+
+@pytest.fixture(scope="module")
+def weights() -> GatedWeights:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((6, 10), (6, 10), (10, 6))
+    return GatedWeights(*(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes))
+
+
+def test_the_quadratic_form_is_that_of_its_matrix(weights: GatedWeights) -> None:
+    """Every figure against U_k written out."""
+    inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    norms = channel_norms(weights)
+    for channel in range(6):
+        matrix = sum(
+            weights.down[i, channel] * torch.outer(weights.gate[:, i], weights.up[:, i])
+            for i in range(10)
+        )
+        assert isinstance(matrix, Tensor)
+        symmetric = (matrix + matrix.T) / 2
+        assert float(norms[channel]) == pytest.approx(float(matrix.norm()))
+        assert symmetric_norm(weights, channel) == pytest.approx(float(symmetric.norm()))
+        eigenvalues, eigenvectors = torch.linalg.eigh(symmetric)
+        leading = int(eigenvalues.abs().argmax())
+        value, vector = leading_eigenpair(weights, channel)
+        assert value == pytest.approx(float(eigenvalues[leading]))
+        assert abs(float(vector @ eigenvectors[:, leading])) == pytest.approx(1)
+        forms = torch.einsum("bi,ij,bj->b", inputs, matrix, inputs)
+        torch.testing.assert_close(quadratic_form(weights, inputs, channel), forms)
+
+
+def test_a_planted_eigenvector_is_found() -> None:
+    """One hidden unit that gates itself makes U_k = w s s^T, so that F_k(h) = w (s . h)^2."""
+    direction = torch.nn.functional.normalize(torch.arange(1.0, 9.0).double(), dim=0)
+    down = torch.zeros(3, 8, dtype=torch.float64)
+    down[1, 5] = 7.0
+    shared = torch.zeros(8, 3, dtype=torch.float64)
+    shared[:, 1] = direction
+    planted = GatedWeights(shared, shared, down)
+    value, vector = leading_eigenpair(planted, 5)
+    assert value == pytest.approx(7) and symmetric_norm(planted, 5) == pytest.approx(7)
+    assert abs(float(vector @ direction)) == pytest.approx(1)
+    assert float(quadratic_form(planted, 2 * direction, 5)) == pytest.approx(28)
+
+
+def test_gated_weights_are_those_of_hugging_face(rope: Any, plain_rope: Any) -> None:
+    mine = gated_weights(rope, 1)
+    mlp = plain_rope.model.layers[1].mlp
+    assert mine is not None
+    for part, linear in zip(mine, (mlp.gate_proj, mlp.up_proj, mlp.down_proj), strict=True):
+        torch.testing.assert_close(part, linear.weight.T.double())
+    assert gated_weights(families.boot("gpt2"), 0) is None
+
+
+def test_logit_gaps_of_the_constructed_model() -> None:
+    """The sink head of layer 0 has scores s for BOS and 0 for words, the other head 0 for all."""
+    for logit in (2.0, 5.0):
+        model = constructed_sink(ConstructedSink(sink_logit=logit))
+        prompts = random_prompts(model, n=3, length=12)
+        probe = LogitGaps(model)
+        sinklens.evaluate(model, prompts, [], [], probes=[probe], progress=False)
+        gap = probe.compute().gap[:, 0]
+        torch.testing.assert_close(gap, torch.tensor([[logit, 0.0]] * 3), atol=1e-4, rtol=0)
+
+
+def test_logit_gaps_leave_hidden_keys_out() -> None:
+    """In a window of 4 only queries 1 .. 3 see key 0; their gap is that of plain scores."""
+    model = families.boot("mistral")
+    prompts = random_prompts(model, n=2, length=9)
+    probe = LogitGaps(model)
+    sinklens.evaluate(model, prompts, [], [], probes=[probe], progress=False)
+    _, cache = model.run_with_cache(prompts.tokens)
+    for layer in range(2):
+        scores = cache[f"blocks.{layer}.attn.hook_attn_scores"]
+        gaps = [scores[:, :, i, 0] - scores[:, :, i, 1 : i + 1].mean(-1) for i in (1, 2, 3)]
+        wanted = torch.stack(gaps).mean(0)
+        torch.testing.assert_close(probe.compute().gap[:, layer], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_mean_cosine_and_channel_shares(rope: Any) -> None:
+    vectors = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    pairs = [
+        float(torch.cosine_similarity(vectors[i], vectors[j], dim=0))
+        for i in range(7)
+        for j in range(7)
+        if i != j
+    ]
+    assert mean_cosine(vectors) == pytest.approx(float(np.mean(pairs)), abs=1e-6)
+    prompts = sinklens.prompts(rope, n=2, length=8)
+    probe = ChannelShares(rope, 6, [3, 5])
+    sinklens.evaluate(rope, prompts, [], [], probes=[probe], progress=False)
+    _, cache = rope.run_with_cache(prompts.tokens)
+    stream = cache["blocks.5.hook_resid_post"]
+    share = stream[..., [3, 5]].square().sum(-1) / stream.square().sum(-1)
+    torch.testing.assert_close(probe.compute(), share)
+
+
+def test_edits_together_are_one_after_the_other() -> None:
+    model = families.boot("llama")
+    tokens = random_prompts(model, n=2, length=10).tokens
+    one = patch_position0(model, 1, "mean_token")
+    other = ablate_heads(model, [(0, 1), (1, 2)], "drop_edge")
+    both = together("both", one, other)
+    assert (both.first_layer, both.position, both.name) == (0, 0, "both")
+    with torch.no_grad():
+        found = model.run_with_hooks(tokens, fwd_hooks=both.fwd_hooks)
+        wanted = model.run_with_hooks(tokens, fwd_hooks=[*one.fwd_hooks, *other.fwd_hooks])
+        single = model.run_with_hooks(tokens, fwd_hooks=one.fwd_hooks)
+    assert torch.equal(found, wanted) and not torch.allclose(found, single)
+
+
+def test_matched_models_stand_in_the_same_table(rope: Any) -> None:
+    prompts = sinklens.prompts(rope, n=3, length=24)
+    compared = run(rope, prompts, draws=1, compare=("postnorm", "rope", "nope"))
+    named = compared.settings["draws_made"]["compared"]
+    assert named[0] == "rope" and {"postnorm, seed 1", "rope, seed 2", "nope"} <= set(named)
+    assert named.count("rope") == 1 and "rope, seed 0" not in named
+    other = sinklens.run("sink_profile", sinklens.load("nope"), prompts, progress=False)
+    for metric, condition in (("sink_mass", "position0"), ("sink_rate", "gu")):
+        mine = compared.find(metric=metric, condition="nope")
+        theirs = other.find(metric=metric, condition=condition)
+        assert (mine.value, mine.baseline) == pytest.approx((theirs.value, theirs.baseline))
+    assert any(line.startswith("postnorm: spike") for line in compared.summary)
+
+
+def test_what_compare_refuses(rope: Any) -> None:
+    prompts = random_prompts(families.boot("llama"), n=2, length=12)
+    with pytest.raises(SinklensError, match="by where it came from"):
+        run(families.boot("llama"), prompts, compare=("rope",))
+    with pytest.raises(SinklensError, match="without BOS"):
+        run(rope, sinklens.prompts(rope, n=2, length=12), compare=("no-bos",))
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_every_family_works_or_refuses(name: str) -> None:
+    model = families.boot(name)
+    prompts = random_prompts(model, n=3, length=12)
+    if name == "bert":
+        with pytest.raises(SinklensError, match="causal"):
+            run(model, prompts)
+        return
+    found = run(model, prompts, scale_free=3.0, draws=1)
+    conditions = {row.condition for row in found.effects if row.kind == "treatment"}
+    assert conditions | set(found.settings["left_out"]) >= set(CONDITIONS)
+    if name == "opt":
+        assert "pattern" in found.settings["left_out"]["drop_edge"]
+    gated = any(row.metric == "quadratic_norm" for row in found.effects)
+    up = found.settings["draws_made"]["spikes"]["steps"]["up"]["after"]
+    assert gated == (name in ("llama", "gemma2", "mistral") and up.endswith("MLP"))
+    assert all(math.isfinite(row.value) for row in found.effects)
+    assert len(found.summary) <= 12 and found.plot().layout.title.text
+
+
+def test_conditions_that_cannot_be_run(rope: Any) -> None:
+    prompts = sinklens.prompts(rope, n=2, length=16)
+    with pytest.raises(SinklensError, match="scale_free="):
+        run(rope, prompts, scale_free=1e6, conditions=("both",))
+    with pytest.raises(SinklensError, match="clamp_spikes, drop_edge, both"):
+        run(rope, prompts, conditions=("clamp",))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    command = "run spike_sink_decoupling rope --n-prompts 3 --length 16 --set draws=1 --quiet"
+    done = CliRunner().invoke(app, [*command.split(), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert sinklens.ExperimentResult.load(tmp_path / "out").summary
