@@ -1,0 +1,218 @@
+"""Onsets of known curves, and traits that are those of each checkpoint."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+import sinklens
+from sinklens import SinklensError
+from sinklens.cli import app
+from sinklens.errors import UsageError
+from sinklens.experiments.sink_emergence import Trait, onset, onset_values
+from sinklens.text import Prompts
+from sinklens.zoo import folder
+from tests import families
+
+STEPS = np.array([0.0, 1, 3, 7, 15])
+
+
+def keep(module: Any, arguments: Any, output: Any, *, kept: list[Any]) -> None:
+    kept.append(output)
+
+
+def run(model: Any, prompts: Prompts, **settings: Any) -> Any:
+    return sinklens.run("sink_emergence", model, prompts, progress=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def rope() -> Any:
+    return sinklens.load("rope")
+
+
+@pytest.fixture(scope="module")
+def prompts(rope: Any) -> Prompts:
+    return sinklens.prompts(rope, n=5, length=24)
+
+
+@pytest.fixture(scope="module")
+def result(rope: Any, prompts: Prompts) -> Any:
+    return run(rope, prompts)
+
+
+def test_onset_of_known_curves() -> None:
+    """log2(1 + step) is 0, 1, 2, 3, 4: a straight line is half way at 2, a jump in its middle."""
+    assert onset(STEPS, np.array([0.0, 1, 2, 3, 4])) == pytest.approx(2)
+    assert onset(STEPS, np.array([5.0, 5, 5, 9, 9])) == pytest.approx(2.5)
+    assert onset(STEPS, np.array([1.0, 0.9, 0.25, 0.2, 0.0])) == pytest.approx(1 + 0.4 / 0.65)
+    assert onset(STEPS, np.array([0.0, 6, 0, 10, 10])) == pytest.approx(5 / 6)  # the first time
+
+
+def trait(curves: np.ndarray, null: float = 0.0, side: int = 1) -> dict[int, Trait]:
+    """A trait of prompts `[step, prompt]`."""
+    return {int(s): Trait(row, null, "", side) for s, row in zip(STEPS, curves, strict=True)}
+
+
+def test_onsets_of_prompts_that_agree_have_no_spread() -> None:
+    curves = np.outer([0.0, 0, 1, 1, 1], [1.0, 2, 3, 4])
+    values = onset_values(trait(curves))
+    assert values is not None
+    np.testing.assert_allclose(values, 1.5)
+    # The mean of pseudo-values is n S - (n - 1) times the mean of S without one prompt.
+    mixed = curves + np.outer([0.0, 1, 0, 0, 0], [0.3, 0, 0, 0])
+    found = onset_values(trait(mixed))
+    whole = onset(STEPS, mixed.mean(1))
+    without = [onset(STEPS, np.delete(mixed, p, 1).mean(1)) for p in range(4)]
+    assert found is not None
+    assert found.mean() == pytest.approx(4 * whole - 3 * np.mean(without))
+    assert found.std() > 0
+
+
+def test_what_does_not_appear_has_no_onset() -> None:
+    rising = np.outer([0.0, 0, 1, 1, 1], [1.0, 2, 3, 4])
+    assert onset_values(trait(rising)) is not None
+    assert onset_values(trait(rising, null=9.0)) is None  # ends below its null
+    assert onset_values(trait(rising, side=-1)) is None  # goes the other way
+    assert onset_values(trait(-rising, side=-1)) is not None
+    flat = np.tile([1.0, 2, 3, 4], (5, 1))
+    assert onset_values(trait(flat)) is None
+    noisy = np.outer([0.0, 0, 1, 1, 1], [1.0, -1, 2, -2])
+    assert onset_values(trait(noisy)) is None
+    assert onset_values({0: Trait(rising[0], 0, "", 1), 1: Trait(rising[4], 0, "", 1)}) is None
+
+
+def test_traits_are_those_of_each_checkpoint(result: Any, prompts: Prompts) -> None:
+    """Against plain Hugging Face on the same file: attention, values and hidden states."""
+    assert result.settings["steps"] == [0, 32, 64, 128, 256, 512, 1024, 2048, 4000]
+    for step in (32, 4000):
+        with folder("rope", step=step) as path:
+            plain = transformers.LlamaForCausalLM.from_pretrained(
+                path, dtype=torch.float32, attn_implementation="eager"
+            ).eval()
+        values: list[torch.Tensor] = []
+        for layer in plain.model.layers:
+            layer.self_attn.v_proj.register_forward_hook(partial(keep, kept=values))
+        with torch.no_grad():
+            out = plain(prompts.tokens, output_attentions=True, output_hidden_states=True)
+        attention = torch.stack(out.attentions, 1)
+        # The last hidden state of Hugging Face is normed; the block's own is not.
+        ends: list[torch.Tensor] = []
+        last = plain.model.layers[-1].register_forward_hook(partial(keep, kept=ends))
+        with torch.no_grad():
+            plain(prompts.tokens)
+        last.remove()
+        columns = attention.mean(2).sum(-2) / torch.arange(24, 0, -1)
+        ratios = [
+            state.abs().flatten(1).amax(1) / state.abs().flatten(1).median(1).values
+            for state in (*out.hidden_states[:-1], ends[0])
+        ]
+        norms = (
+            torch.stack(values[: len(plain.model.layers)], 1).unflatten(-1, (4, 32)).norm(dim=-1)
+        )
+        wanted = {
+            "sink_mass": attention[..., 1:, 0].mean((1, 2, 3)),
+            "largest_column": columns[..., :13].amax(-1).mean(1),
+            "spike": torch.stack(ratios).amax(0),
+            "value_drain": (norms[:, :, 0] / norms[:, :, 1:].mean(2)).mean((1, 2)),
+        }
+        for name, value in wanted.items():
+            row = result.find(metric=name, condition=f"step{step}")
+            found = result.per_prompt["value"][result.effects.index(row)].float()
+            torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5)
+
+
+def test_sinks_of_rope_appear_late_and_after_the_values_drain(result: Any) -> None:
+    onsets = result.settings["onsets"]
+    assert onsets["value_drain"]["step"] < onsets["sink_mass"]["step"]
+    assert onsets["sink_mass"]["between"] == [1024, 2048]
+    order = result.find(metric="onset_order", condition="spike after value_drain")
+    assert order.ci_low > 0
+    assert any(line == "spike after value_drain: yes." for line in result.summary)
+    assert len(result.summary) <= 12 and len(result.plot().data) == 4
+
+
+def test_a_trait_that_stays_at_its_null_is_said_not_to_appear() -> None:
+    model = sinklens.load("postnorm")
+    found = run(model, sinklens.prompts(model, n=5, length=24), conditions=("sink_mass",))
+    assert found.settings["onsets"] == {"sink_mass": None}
+    assert "does not appear" in found.summary[0]
+
+
+def test_rows_of_another_experiment_are_followed(rope: Any, prompts: Prompts) -> None:
+    found = run(
+        rope,
+        prompts,
+        checkpoints=("0", "256", "4000"),
+        experiment="sink_profile",
+        rows=("sink_rate:gu",),
+        conditions=("sink_mass",),
+    )
+    other = sinklens.run("sink_profile", rope, prompts, progress=False)
+    row = found.find(metric="sink_rate:gu", condition="step4000")
+    assert row.value == pytest.approx(other.find(metric="sink_rate", condition="gu").value)
+    edits = {"experiment": "sink_head_ablation", "checkpoints": ("0", "2048", "4000")}
+    refused = run(rope, prompts, **edits, conditions=("sink_mass",))
+    assert "no head" in refused.settings["left_out"]["sink_head_ablation at step 0"]
+    assert {row.metric for row in refused.effects} >= {"loss:zero", "kl:zero"}
+
+
+def test_folders_are_checkpoints_of_any_model(prompts: Prompts, tmp_path: Path) -> None:
+    import shutil
+
+    paths = []
+    for step in (0, 4000):
+        with folder("rope", step=step) as path:
+            paths.append(shutil.copytree(path, tmp_path / f"step{step}"))
+    model = sinklens.load(paths[1])
+    found = run(model, prompts, checkpoints=tuple(map(str, paths)), conditions=("sink_mass",))
+    assert found.settings["steps"] == [0, 4000]
+    assert all(math.isfinite(row.value) for row in found.effects)
+    with pytest.raises(SinklensError, match="came as folder"):
+        run(model, prompts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"checkpoints": ("5",)}, "no checkpoint of step 5"),
+        ({"checkpoints": ("last",)}, "no checkpoint of step last"),
+        ({"checkpoints": ("4000",)}, "at least two checkpoints"),
+        ({"conditions": ("loss",)}, "no trait 'loss'"),
+        ({"metrics": ("loss",)}, "no metrics, no screening"),
+        ({"rows": ("loss:zero",)}, "experiment="),
+        ({"experiment": "sink_profil"}, "sink_profile"),
+        ({"experiment": "sink_emergence"}, "itself"),
+        ({"experiment": "sink_profile", "rows": ("loss:zero",)}, "no row loss:zero"),
+    ],
+)
+def test_bad_settings(rope: Any, prompts: Prompts, settings: Any, message: str) -> None:
+    few = {"checkpoints": ("0", "4000")} if "checkpoints" not in settings else {}
+    with pytest.raises(SinklensError, match=message):
+        run(rope, prompts, **few, **settings)
+
+
+def test_a_model_of_unknown_origin_is_refused() -> None:
+    model = families.boot("llama")
+    with pytest.raises(SinklensError, match="where a model came from"):
+        run(model, sinklens.text.random_prompts(model, n=3, length=8))
+    one = sinklens.load("nope")
+    with pytest.raises(UsageError, match="no checkpoint"):
+        run(one, sinklens.prompts(one, n=3, length=8), checkpoints=("32", "64"))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    command = (
+        "run sink_emergence rope --n-prompts 3 --length 16 --quiet --set checkpoints=0,256,4000"
+    )
+    done = CliRunner().invoke(app, [*command.split(), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    loaded = sinklens.ExperimentResult.load(tmp_path / "out")
+    assert loaded.settings["steps"] == [0, 256, 4000]
