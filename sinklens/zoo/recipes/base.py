@@ -21,6 +21,7 @@ N_LAYERS, N_HEADS, D_MODEL, D_HEAD, D_MLP = 6, 4, 128, 32, 256
 D_MLP_WITHOUT_GATE = 384  # two matrices of this width weigh what three of `D_MLP` do
 CONTEXT = 256
 ROPE_THETA = 10_000.0
+NORM_EPSILON = 1e-6  # said where an architecture's own default is another
 CHECKPOINTS = (32, 64, 128, 256, 512, 1024, 2048)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .base import CHECKPOINTS, D_HEAD, ROPE_THETA, Recipe, llama_shape
+from .base import CHECKPOINTS, D_HEAD, NORM_EPSILON, ROPE_THETA, Recipe, llama_shape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -28,7 +28,7 @@ def sandwich_config() -> PretrainedConfig:
     return Glm4Config(
         architectures=["Glm4ForCausalLM"],
         **llama_shape(),
-        rms_norm_eps=1e-6,
+        rms_norm_eps=NORM_EPSILON,
         head_dim=D_HEAD,
         attention_bias=False,
         attention_dropout=0.0,
