@@ -18,6 +18,7 @@ import sinklens
 from sinklens.capabilities import check, hook_name
 from sinklens.engine import forward as forwards
 from sinklens.engine import shortcuts
+from sinklens.engine.forward import has_own_hooks
 from sinklens.engine.sizes import choose_sizes
 from sinklens.hooks import ablate_heads
 from sinklens.hooks.intervention import Intervention, replace_position
@@ -306,3 +307,19 @@ def test_hooks_of_the_callers_own_stay_in_force(boot_family: Boot) -> None:
     assert (without - wanted).abs().max() > 0.01
     after = sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
     assert all(after.shortcuts.values())
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_hooks_that_transformer_lens_wires_are_not_the_callers(
+    name: str, boot_family: Boot
+) -> None:
+    """OPT and BERT come with permanent ones; a permanent hook of the caller's still counts."""
+    model = boot_family(name)
+    assert not has_own_hooks(model)
+    point = hook_name("residual", 0)
+    model.add_perma_hook(point, lambda activation, hook: activation)
+    try:
+        assert has_own_hooks(model)
+    finally:
+        model.hook_dict[point].remove_hooks(including_permanent=True)
+    assert not has_own_hooks(model)

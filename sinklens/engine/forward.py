@@ -9,8 +9,8 @@ Three shortcuts, none of which changes the numbers of the parts that do run:
 - **Unembedding on demand**: the forward stops short of the unembedding (it gets a single row), and
   logits are computed afterwards, only where they are read, some rows at a time. Scalings and caps
   behind the unembedding stay in place, since the rows go through the model's own code.
-- **No patterns**: where no hook asks for scores or patterns, attention is left to Hugging Face's
-  `sdpa`, which never makes them. Equal to float rounding.
+- **No patterns**: where no hook asks for scores or patterns, they are not made, and where probes
+  only read them, at long contexts, only some rows at a time (`attention`). Equal to float rounding.
 
 Which of them a model allows is found by trying each on a short prompt (`shortcuts`); elsewhere the
 whole forward runs. The replacements of module code live inside `with` blocks only.
@@ -19,11 +19,10 @@ whole forward runs. The replacements of module code live inside `with` blocks on
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,8 +33,10 @@ from torch import Tensor
 from ..capabilities import hook_name
 from ..models import ordinary_tokens
 from ..protocol import HookedModel
+from .attention import in_slices, without_patterns
 
 Hooks = Sequence[tuple[str, Any]]
+Attention = Callable[[HookedModel], AbstractContextManager[None]]
 UNEMBED = "unembed.hook_in"
 WITHOUT_PATTERNS = ("residual", "z", "key", "value")
 _TRIED_PROMPTS, _TRIED_LENGTH = 2, 8
@@ -56,10 +57,11 @@ class Shortcuts:
     prefix: bool
     unembedding: bool
     sites: frozenset[str]
+    slices: bool
     tuple_length: int | None
 
 
-NO_SHORTCUTS = Shortcuts(False, False, frozenset(), None)
+NO_SHORTCUTS = Shortcuts(False, False, frozenset(), False, None)
 _known: WeakKeyDictionary[Any, dict[tuple[Any, ...], Shortcuts]] = WeakKeyDictionary()
 
 
@@ -80,9 +82,23 @@ def has_own_hooks(model: HookedModel) -> bool:
     """Whether the caller has left hooks on the model.
 
     They belong to the model as the caller sees it, and may sit where a shortcut would pass by; such
-    a model gets whole forwards, one for each intervention.
+    a model gets whole forwards, one for each intervention. TransformerLens wires some families with
+    permanent hooks of its own, which are part of the model.
     """
-    return any(point.has_hooks() for point in model.hook_dict.values())
+    handles = [
+        handle
+        for point in model.hook_dict.values()
+        for handle in (*point.fwd_hooks, *point.bwd_hooks)
+    ]
+    return not all(
+        handle.is_permanent and _home(handle.user_hook).startswith("transformer_lens.")
+        for handle in handles
+    )
+
+
+def _home(function: Any) -> str:
+    """The module that a hook function comes from."""
+    return str(getattr(getattr(function, "func", function), "__module__", ""))
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,7 @@ def forward(
     start: int = 0,
     below: Any = None,
     keep: Iterable[int] = (),
-    patterns: bool = True,
+    attention: Attention | None = None,
     rows: bool = False,
 ) -> Outcome:
     """Run the model with hooks.
@@ -142,15 +158,15 @@ def forward(
         start: The first block that runs; `below` stands for those before it.
         below: What block `start - 1` put out in the clean run of the same tokens.
         keep: Blocks whose output is kept, for later runs.
-        patterns: Whether attention patterns are made; without, no hook may ask for them
-            (`is_pattern_free`). Runs that are compared should agree in this.
+        attention: How attention is computed instead of as TransformerLens does; no hook may then
+            ask for patterns (`is_pattern_free`). Runs that are compared should agree in this.
         rows: Whether logits are made by rows, afterwards; only where the model allows it, and not
             with hooks behind the input of the unembedding.
     """
     inputs: list[Tensor] = []
     reading = [(UNEMBED, partial(_keep_input, kept=inputs))] if rows else []
     with (
-        nullcontext() if patterns else _without_patterns(model),
+        nullcontext() if attention is None else attention(model),
         _replaced(model, start, below),
         _keeping(model, keep) as kept,
     ):
@@ -246,34 +262,6 @@ def _keep_output(
     kept[layer] = (output[0], *[None] * (len(output) - 1)) if whole else output
 
 
-@contextmanager
-def _without_patterns(model: HookedModel) -> Iterator[None]:
-    """Leave attention to Hugging Face's `sdpa`, with the hooks on its projections in place."""
-    from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
-
-    attentions = [block.attn for block in model.blocks]
-    configs = {
-        id(config): config
-        for config in (
-            model.original_model.config,
-            *(getattr(attention.original_component, "config", None) for attention in attentions),
-        )
-        if config is not None
-    }
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    try:
-        for attention in attentions:
-            attention.__dict__["forward"] = MethodType(AttentionBridge.forward, attention)
-        for config in configs.values():
-            config._attn_implementation = "sdpa"
-        yield
-    finally:
-        for attention in attentions:
-            attention.__dict__.pop("forward", None)
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
-
-
 def _try_all(model: HookedModel) -> Shortcuts:
     """Try each shortcut beside the whole forward."""
     pool = ordinary_tokens(model)
@@ -293,7 +281,8 @@ def _try_all(model: HookedModel) -> Shortcuts:
         sites: tuple[str, ...] = WITHOUT_PATTERNS
         if not _works(_try_without_patterns, model, tokens, sites):
             sites = tuple(s for s in sites if _works(_try_without_patterns, model, tokens, (s,)))
-    return Shortcuts(prefix, unembedding, frozenset(sites), form)
+        slices = bool(sites) and _works(_try_slices, model, tokens, whole)
+    return Shortcuts(prefix, unembedding, frozenset(sites), slices, form)
 
 
 def _works(trial: Any, *arguments: Any) -> bool:
@@ -328,7 +317,7 @@ def _try_without_patterns(model: HookedModel, tokens: Tensor, sites: tuple[str, 
         return False  # in half precision the two differ by more than an edit may do
     names = [hook_name(site, layer) for site in sites for layer in (0, len(model.blocks) - 1)]
     runs = []
-    for context in (nullcontext(), _without_patterns(model)):
+    for context in (nullcontext(), without_patterns(model)):
         seen: list[Tensor] = []
         hooks = [(name, partial(_keep_and_shift, kept=seen)) for name in dict.fromkeys(names)]
         with context:
@@ -336,6 +325,27 @@ def _try_without_patterns(model: HookedModel, tokens: Tensor, sites: tuple[str, 
         if len(seen) != len(hooks):
             return False
     return all(_close(free, usual) for usual, free in zip(*runs, strict=True))
+
+
+def _try_slices(model: HookedModel, tokens: Tensor, whole: Tensor) -> bool:
+    """Read every layer's pattern some queries at a time."""
+    layers = range(len(model.blocks))
+    patterns: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    rows: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    hooks = [(hook_name("pattern", n), partial(_keep_pattern, kept=patterns[n])) for n in layers]
+    model.run_with_hooks(tokens, fwd_hooks=hooks)
+
+    def keep(part: Tensor, *, layer: int, first: int) -> None:
+        rows[layer].append(part)
+
+    with in_slices(model, [keep], queries=3):
+        sliced = model.run_with_hooks(tokens, fwd_hooks=[])
+    pairs = ((torch.cat(rows[n], dim=2), patterns[n][0]) for n in layers)
+    return _close(sliced, whole) and all(_close(found, wanted) for found, wanted in pairs)
+
+
+def _keep_pattern(activation: Tensor, hook: Any, *, kept: list[Tensor]) -> None:
+    kept.append(activation)
 
 
 def _keep_and_shift(activation: Tensor, hook: Any, *, kept: list[Tensor]) -> Tensor:

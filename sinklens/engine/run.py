@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +17,13 @@ from ..hooks.intervention import Intervention
 from ..metrics import Metric, resolve_metrics
 from ..models import origin, require_eval_mode
 from ..probes import Probe
+from ..probes.base import Sliceable
 from ..protocol import HookedModel
 from ..text import Prompts
+from .attention import in_slices, without_patterns
 from .forward import (
     NO_SHORTCUTS,
+    Attention,
     Outcome,
     forward,
     has_own_hooks,
@@ -46,7 +50,7 @@ class Evaluation:
         probes: What each of `probes` computed on the clean run.
         fired: How often the hooks of each intervention fired.
         forwards: Forwards of a batch, one a batch and intervention, however they were run.
-        shortcuts: What was spared: `prefix`, `unembedding`, `patterns`.
+        shortcuts: What was spared: `prefix`, `unembedding`, `patterns` (of whole layers).
     """
 
     metrics: list[Metric]
@@ -110,8 +114,7 @@ def evaluate(
         probe.reset()
     batches = torch.arange(len(prompts)).split(sizes.prompts)
     forwards = len(batches) * (1 + len(interventions))
-    reading = [hook for probe in probes for hook in probe.fwd_hooks]
-    sweep = _Sweep(model, prompts, watches, measure, sizes, reading)
+    sweep = _Sweep(model, prompts, watches, measure, sizes, probes)
     values, baselines, clean = [], [], []
     with torch.no_grad(), progress_bar(forwards, progress) as advance:
         for batch, index in enumerate(batches):
@@ -156,30 +159,51 @@ class _Sweep:
         watches: Sequence[Watch],
         measure: Measure,
         sizes: Sizes,
-        reading: list[tuple[str, Any]],
+        probes: Sequence[Probe],
     ) -> None:
         self._model, self._prompts, self._measure = model, prompts, measure
+        self._watches = watches
         self._allowed = NO_SHORTCUTS if has_own_hooks(model) else shortcuts(model)
         self._from_blocks = self._allowed.prefix and measure.resumable
         self._starts = [w.first_layer if self._from_blocks else 0 for w in watches]
         shared = measure.resumable and self._allowed != NO_SHORTCUTS
         self._together = sizes.interventions if shared else 1
-        self._reading = reading
-        names = [name for name, _ in [*reading, *measure.hooks(clean=True)]]
-        names += [name for watch in watches for name in watch.names]
-        self._patterns = not is_pattern_free(model, self._allowed, names)
+        self._reading = [hook for probe in probes for hook in probe.fwd_hooks]
+        self._attention = self._how_to_attend(probes, sizes)
+        names = self._names()
         # Logits made by rows would not pass through a hook behind the unembedding's input.
         behind = any(str(name).startswith("unembed.") for name in names)
         self._rows = self._allowed.unembedding and not behind
         self._index = torch.zeros(0, dtype=torch.long)
         self._kept: dict[int, Any] = {}
 
+    def _names(self) -> list[Any]:
+        """Every hook point that something is attached to."""
+        hooks = [*self._reading, *self._measure.hooks(clean=True)]
+        return [*(name for name, _ in hooks), *(n for watch in self._watches for n in watch.names)]
+
+    def _how_to_attend(self, probes: Sequence[Probe], sizes: Sizes) -> Attention | None:
+        """Without patterns, in slices where probes only read large ones, else as usual."""
+        if is_pattern_free(self._model, self._allowed, self._names()):
+            return without_patterns
+        queries = sizes.queries
+        if self._watches or queries >= self._prompts.length or not self._allowed.slices:
+            return None
+        sliceable = [probe for probe in probes if isinstance(probe, Sliceable)]
+        hooks = [h for p in probes if not isinstance(p, Sliceable) for h in p.fwd_hooks]
+        names = [name for name, _ in [*hooks, *self._measure.hooks(clean=True)]]
+        if not is_pattern_free(self._model, self._allowed, names):
+            return None
+        self._reading = hooks
+        readers = [probe.read_queries for probe in sliceable]
+        return partial(in_slices, readers=readers, queries=queries)
+
     def used(self) -> dict[str, bool]:
         """What was spared."""
         return {
             "prefix": self._from_blocks,
             "unembedding": self._rows,
-            "patterns": not self._patterns,
+            "patterns": self._attention is not None,
         }
 
     def run_clean(self, index: Int[Tensor, " batch"]) -> None:
@@ -227,7 +251,7 @@ class _Sweep:
     def _forward(self, tokens: Int[Tensor, "batch pos"], hooks: Any, **how: Any) -> Outcome:
         try:
             tokens = tokens.to(self._model.cfg.device)
-            how |= {"patterns": self._patterns, "rows": self._rows}
+            how |= {"attention": self._attention, "rows": self._rows}
             return forward(self._model, tokens, hooks, **how)
         except IndexError as error:
             context = self._model.cfg.n_ctx

@@ -20,6 +20,8 @@ SHARE = 0.25
 CPU_ACTIVATION_BYTES = 2**22
 CPU_ROW_BYTES = 2**26
 FEWEST_ROWS = 64
+PATTERN_BYTES = 2**26
+FEWEST_QUERIES = 16
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class Sizes:
         prompts: Prompts in a batch.
         interventions: Interventions that may share a forward.
         rows: Rows of logits at once.
+        queries: Rows of a layer's attention pattern at once, where probes can read them so.
         memory: The budget in bytes.
     """
 
     prompts: int
     interventions: int
     rows: int
+    queries: int
     memory: int
 
 
@@ -74,7 +78,14 @@ def choose_sizes(
     batch = max(1, min(prompts, batch))
     # A batch size that was asked for holds for the whole forward.
     most = tokens // length if batch_size is None else batch_size
-    return Sizes(batch, max(1, most // batch), max(FEWEST_ROWS, rows), budget)
+    attended = 4 * int(model.cfg.n_heads) * length * batch
+    return Sizes(
+        prompts=batch,
+        interventions=max(1, most // batch),
+        rows=max(FEWEST_ROWS, rows),
+        queries=max(FEWEST_QUERIES, min(PATTERN_BYTES, budget // 4) // attended),
+        memory=budget,
+    )
 
 
 def default_memory(model: HookedModel) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -35,6 +36,22 @@ class Resumable(Probe, Protocol):
         Args:
             clean: A probe of the same kind that saw the same prompts without an edit.
             times: How often each of its prompts stands in this probe's batch, one after another.
+        """
+
+
+@runtime_checkable
+class Sliceable(Probe, Protocol):
+    """A probe that reads attention patterns, and can do so without its hooks, a few rows a call."""
+
+    def read_queries(
+        self, rows: Float[Tensor, "batch head some key"], *, layer: int, first: int
+    ) -> None:
+        """Read some rows of a layer's pattern.
+
+        Args:
+            rows: The attention of some queries to all keys.
+            layer: The layer.
+            first: The first query; the queries of a batch come in order, all of a layer in a row.
         """
 
 

@@ -43,6 +43,7 @@ class SinkScores:
         self._layers = range(int(model.cfg.n_layers))
         self._causal = check(model).causal
         self._seen = Gathered()
+        self._sums: list[Tensor] = []
         self.fwd_hooks: list[tuple[str, Any]] = [
             (hook_name("pattern", layer), partial(self._read, layer=layer))
             for layer in self._layers
@@ -51,15 +52,34 @@ class SinkScores:
     def _read(
         self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
     ) -> None:
-        """Reduce one layer's pattern over its queries."""
-        length = pattern.shape[-1]
-        self._seen.add(("mass", layer), pattern[:, :, 1:, 0].float().mean(-1))
-        self._seen.add(("last", layer), pattern[:, :, :-1, -1].float().mean(-1))
-        self._seen.add(("unplaced", layer), 1 - pattern[:, :, 1:].float().sum(-1).mean(-1))
+        """Read one layer's pattern."""
+        self.read_queries(pattern, layer=layer, first=0)
+
+    def read_queries(
+        self, rows: Float[Tensor, "batch head some key"], *, layer: int, first: int
+    ) -> None:
+        """Add up some rows of a pattern (`Sliceable`); with the last of them a batch is read."""
+        rows = rows.float()
+        length = rows.shape[-1]
+        end = first + rows.shape[-2]
+        later = rows[:, :, max(1 - first, 0) :]
+        earlier = rows[:, :, : length - 1 - first]
         # A causal pattern is 0 above the diagonal, so that the sum over all queries is over i >= k.
-        visible = pattern if self._causal else pattern.tril()
-        queries = torch.arange(length, 0, -1, device=pattern.device)
-        self._seen.add(("scores", layer), visible.float().sum(-2) / queries)
+        visible = rows if self._causal else rows.tril(first)
+        sums = [
+            visible.sum(-2),
+            later[..., 0].sum(-1),
+            earlier[..., -1].sum(-1),
+            later.shape[-2] - later.sum((-2, -1)),
+        ]
+        if first:
+            sums = [before + more for before, more in zip(self._sums, sums, strict=True)]
+        self._sums = sums
+        if end == length:
+            queries = torch.arange(length, 0, -1, device=rows.device)
+            counts: list[Any] = [queries, *[length - 1] * 3]
+            for what, total, count in zip(SinkScoreValues._fields, sums, counts, strict=True):
+                self._seen.add((what, layer), total / count)
 
     def compute(self) -> SinkScoreValues:
         """The scores of all prompts."""
