@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .constructed import ConstructedSink as ConstructedSink
     from .constructed import constructed_sink as constructed_sink
 
+SAME_FINGERPRINT = 0.01
 _HOMES = {
     "MemberComparison": "comparison",
     "compare": "comparison",
@@ -84,7 +85,7 @@ def folder(name: str, *, step: int | None = None, seed: int | None = None) -> It
 
     Raises:
         UsageError: There is no such model, step or seed.
-        SinklensError: The weights file is damaged.
+        SinklensError: The weights file is damaged, or step 0 cannot be made again here.
     """
     runs = card(name)["weights"]
     seed = runs[0]["seed"] if seed is None else seed
@@ -127,11 +128,21 @@ def without_weights(member: Path) -> Iterator[Path]:
 
 
 def _write_untrained(name: str, seed: int, copy: Path) -> None:
-    """Write the weights that training starts from."""
-    from .recipes import RECIPES
-    from .train import new_model, save_weights
+    """Write the weights that training starts from, if they can be drawn here as they were then."""
+    import torch
 
-    save_weights(new_model(RECIPES[name], seed), copy / "model.safetensors")
+    from .recipes import RECIPES
+    from .train import fingerprint, new_model, save_weights
+
+    model = new_model(RECIPES[name], seed)
+    found, expected = fingerprint(model), card(name)["untrained"][str(seed)]
+    if abs(found - expected) > SAME_FINGERPRINT:
+        raise SinklensError(
+            f"torch {torch.__version__} or transformers here draw other first weights than those "
+            f"that {name} was trained from ({found:.3f} instead of {expected:.3f}); use the "
+            f"versions in constraints.txt, or a later step: {_listed(steps(name, seed)[1:])}"
+        )
+    save_weights(model, copy / "model.safetensors")
 
 
 def _require_whole(name: str, weights: Path, expected: str) -> None:

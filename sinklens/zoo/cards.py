@@ -21,6 +21,7 @@ from . import corpus, names
 from .comparison import BASE, seed_p_value
 from .recipes import Recipe
 from .tasks import HELD_OUT_PROMPTS
+from .train import fingerprint, new_model
 
 PROFILE_PROMPTS = 64
 LICENCE = "MIT; trained on text in the public domain (CC0)"
@@ -74,7 +75,8 @@ def make_card(
             `half_precision_change`; the first is `model.safetensors`.
         parameters: How many numbers the model has.
     """
-    hidden = ("name", "description", "config", "differs", "also_differs", "control", "task")
+    said = ("differs", "also_differs", "control", "control_shares")
+    hidden = ("name", "description", "config", "task", *said)
     return {
         "name": recipe.name,
         "description": recipe.description,
@@ -82,6 +84,7 @@ def make_card(
             "on purpose": recipe.differs,
             "besides": list(recipe.also_differs),
             "control": recipe.control,
+            "control shares": recipe.control_shares,
         },
         "licence": LICENCE,
         "task": recipe.task.description,
@@ -92,6 +95,9 @@ def make_card(
             key: value for key, value in dataclasses.asdict(recipe).items() if key not in hidden
         },
         "parameters": parameters,
+        "untrained": {
+            str(seed): round(fingerprint(new_model(recipe, seed)), 3) for seed in recipe.seeds
+        },
         "weights": list(weights),
     }
 
@@ -111,7 +117,11 @@ def _differences(card: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[
         own, base = (
             [run["figures"][key]["value"] for run in last_steps(one)] for one in (card, other)
         )
-        p = seed_p_value(own, base)
+        # What lies above uniform attention, whose share differs with mask and length.
+        p = seed_p_value(
+            [value - (_uniform(card, key) or 0) for value in own],
+            [value - (_uniform(other, key) or 0) for value in base],
+        )
         if p is None:
             verdict = "one seed each, so seed noise is unknown"
         elif p < SIGNIFICANT:
@@ -124,9 +134,14 @@ def _differences(card: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[
         )
 
 
-def _null(card: Mapping[str, Any], key: str) -> str:
+def _uniform(card: Mapping[str, Any], key: str) -> float | None:
     """What uniform attention gives on this member, where a figure has that null."""
-    uniform = card["weights"][0]["figures"][key].get("uniform")
+    uniform: float | None = card["weights"][0]["figures"][key].get("uniform")
+    return uniform
+
+
+def _null(card: Mapping[str, Any], key: str) -> str:
+    uniform = _uniform(card, key)
     return "" if uniform is None else f" (uniform attention {uniform:.3f})"
 
 
@@ -175,7 +190,11 @@ def _page(card: Mapping[str, Any]) -> str:
         f"{first['bytes'] / 2**20:.2f} MiB in fp16.",
         f"- Differs from `{BASE}` on purpose: {card['differs']['on purpose']}.\n"
         f"- Differs besides: {besides}."
-        + (f" `{control}` shares some of these." if control in names() else ""),
+        + (
+            f" `{control}` shares {card['differs']['control shares']}."
+            if control in names()
+            else ""
+        ),
         f"- Task: {card['task']}.\n- Data: {card['data']}; the 33 addresses that "
         "`sinklens.prompts` reads are not among them.\n"
         f"- Recipe: {made}. `python -m sinklens.zoo.train {card['name']} --seed {first['seed']} "
@@ -190,8 +209,9 @@ def _page(card: Mapping[str, Any]) -> str:
         lines = "\n".join(f"- {line}" for line in card["findings"])
         parts.append(
             "## Beside other members\n\nEach line sets trained models side by side; p is that of a "
-            "t test with the training seed as unit. It is weak with three seeds, and not corrected "
-            f"for the number of lines.\n\n{lines}"
+            "t test with the training seed as unit, on what lies above uniform attention where "
+            "that is given. It is weak with three seeds, and not corrected for the number of lines."
+            f"\n\n{lines}"
         )
     parts.append(
         f"## Measured on the stored file\n\n{HELD_OUT_PROMPTS} held-out prompts for the loss, "

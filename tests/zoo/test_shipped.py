@@ -125,6 +125,16 @@ def test_step_0_is_made_again_from_the_seed() -> None:
     assert (origin.kind, origin.name, origin.step) == ("shipped", "rope", 0)
 
 
+def test_first_weights_that_are_not_those_of_the_training_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As another version of torch might draw them: here those of another seed."""
+    sinklens.load("postnorm", step=0)
+    monkeypatch.setattr("sinklens.zoo.train.new_model", lambda recipe, seed: new_model(recipe, 7))
+    with pytest.raises(sinklens.SinklensError, match=r"other first weights .* step: 32, 64"):
+        sinklens.load("postnorm", step=0)
+
+
 def test_checkpoints_and_seeds_are_different_models() -> None:
     card = zoo.card("rope")
     assert len({run["sha256"] for run in card["weights"]}) == len(card["weights"])

@@ -35,7 +35,8 @@ class Recipe:
         config: Makes the Hugging Face configuration, whose architecture is a class of transformers.
         differs: The one intended difference from `rope`.
         also_differs: What else differs, because the architecture brings it.
-        control: The member that shares those other differences, if there is one.
+        control: The member that shares some of those other differences, if there is one.
+        control_shares: Which of them it shares.
         task: The tokens it is trained on.
         steps: Optimiser steps.
         batch_size: Windows a step.
@@ -55,6 +56,7 @@ class Recipe:
     differs: str
     also_differs: tuple[str, ...] = ()
     control: str | None = None
+    control_shares: str = ""
     task: Task = field(default_factory=TextWindows)
     steps: int = 4000
     batch_size: int = 32

@@ -58,6 +58,7 @@ RECIPES = [
             "the epsilon of RMSNorm is 1e-5 instead of 1e-6",
         ),
         control="qknorm",
+        control_shares="norms on queries and keys, though over each head by itself",
         checkpoints=CHECKPOINTS,
         seeds=(0, 1, 2),
     ),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 NTK_FACTOR = 4.0
-GPT2_BLOCK = "LayerNorm, biases, and an MLP of GELU without a gate (as many parameters)"
+GPT2_BLOCK = "LayerNorm, biases, and an MLP of GELU without a gate"
 
 
 def rope_config() -> PretrainedConfig:
@@ -135,6 +135,7 @@ RECIPES = [
         differs="learned absolute positions instead of rotary ones",
         also_differs=(GPT2_BLOCK, "the first weights of the projections into the stream (smaller)"),
         control="layernorm",
+        control_shares="norms, biases and MLP",
     ),
     Recipe(
         name="layernorm",
@@ -148,11 +149,12 @@ RECIPES = [
         config=alibi_config,
         differs="ALiBi, a penalty on distance, instead of rotary positions",
         also_differs=(
-            "LayerNorm, biases, and an MLP of GELU without a gate (a third larger: Bloom fixes it "
-            "at four times the width)",
+            GPT2_BLOCK,
+            "a wider MLP, which Bloom fixes at four times the width (a sixth more parameters)",
             "a LayerNorm after the embedding",
         ),
         control="layernorm",
+        control_shares="norms, biases and kind of MLP",
     ),
     Recipe(
         name="nope",
