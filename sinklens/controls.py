@@ -109,6 +109,22 @@ def gaussian_peak_ratio(entries: int) -> float:
     return float(stats.norm.isf((1 - 2 ** (-1 / entries)) / 2) / stats.norm.isf(0.25))
 
 
+def gaussian_exceeds(entries: int, times: float) -> float:
+    """The chance that any of so many Gaussian entries is `times` the median one in size."""
+    tail = 2 * stats.norm.sf(times * stats.norm.isf(0.25))
+    return float(-np.expm1(entries * np.log1p(-tail)))
+
+
+def gaussian_peak_kurtosis(positions: int, width: int) -> float:
+    """The kurtosis of the Gaussian vector that holds the largest entry of several.
+
+    Above the 3 d / (d + 2) of any one, since it was chosen for its largest entry z:
+    d (z^4 + 3 (d - 1)) / (z^2 + d - 1)^2, but for the spread of the other entries.
+    """
+    largest = gaussian_peak_ratio(positions * width) * stats.norm.isf(0.25)
+    return float(width * (largest**4 + 3 * (width - 1)) / (largest**2 + width - 1) ** 2)
+
+
 def uniform_sink_scores(
     length: int, *, window: int | None = None, causal: bool = True
 ) -> Float[np.ndarray, " key"]:

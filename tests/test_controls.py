@@ -13,6 +13,8 @@ import sinklens
 from sinklens.controls import (
     control_positions,
     derangement,
+    gaussian_exceeds,
+    gaussian_peak_kurtosis,
     matched_heads,
     uniform_sink_mass,
     uniform_sink_scores,
@@ -89,3 +91,19 @@ def test_short_prompts_get_a_sentence_instead_of_controls(boot_family: Any) -> N
     result = sinklens.run("bos_replacement", model, prompts, conditions="mean", progress=False)
     assert {effect.kind for effect in result.effects} == {"treatment"}
     assert any(note.startswith("No control for mean") for note in result.notes())
+
+
+def test_nulls_of_spikes_are_those_of_gaussian_streams() -> None:
+    """Drawn: 400 streams of 24 positions and 64 channels; the vector with the largest entry."""
+    random = np.random.default_rng(0)
+    sizes = np.abs(random.standard_normal((400, 24, 64)))
+    largest = sizes.reshape(400, -1).argmax(1) // 64
+    vectors = sizes[np.arange(400), largest]
+    kurtosis = 64 * (vectors**4).sum(1) / (vectors**2).sum(1) ** 2
+    assert gaussian_peak_kurtosis(24, 64) == pytest.approx(np.median(kurtosis), rel=0.03)
+    assert gaussian_peak_kurtosis(24, 64) > 3 * 64 / 66  # what a vector that was not chosen has
+    medians = np.median(sizes.reshape(400, -1), axis=1)
+    share = (sizes.max((1, 2)) >= 5 * medians).mean()
+    assert gaussian_exceeds(24 * 64, 5.0) == pytest.approx(share, abs=0.06)  # 2.5 standard errors
+    one = gaussian_exceeds(1, 5.0)
+    assert 1 - (1 - one) ** 10 == pytest.approx(gaussian_exceeds(10, 5.0))

@@ -168,6 +168,10 @@ def sentence(what: str, treatment: EffectSize, contrast: EffectSize | None, *, o
 
 
 def beside_null(row: EffectSize) -> str:
-    """Whether a row's interval lies above its null, beyond float rounding."""
-    above = row.ci_low is not None and row.ci_low > ROUNDING
-    return "above" if above else "not above"
+    """Whether a row's interval lies above its null, beyond float rounding.
+
+    A row without an interval, as of a single prompt, cannot tell.
+    """
+    if row.ci_low is None:
+        return "not told apart from"
+    return "above" if row.ci_low > ROUNDING else "not above"

@@ -41,7 +41,7 @@ from scipy import stats
 from torch import Tensor
 
 from ..capabilities import check
-from ..controls import gaussian_peak_ratio
+from ..controls import gaussian_exceeds, gaussian_peak_kurtosis, gaussian_peak_ratio
 from ..effects import Row, is_significant, paired_row
 from ..engine import evaluate
 from ..errors import SinklensError, UsageError, unknown_name
@@ -100,8 +100,18 @@ class MassiveActivationsConfig(ExperimentConfig):
         for condition in self.conditions:
             if condition not in CONDITIONS:
                 raise unknown_name("condition", condition, CONDITIONS)
+            if not self.draws and condition.endswith(EQUAL_NORM):
+                raise UsageError(
+                    f"{condition} is an edit beside its control, and draws=0 leaves controls out; "
+                    f"ask for {condition.removesuffix(EQUAL_NORM)}"
+                )
         if self.sweep_tokens < 0 or self.sweep_position < 1:
             raise UsageError("sweep_tokens is 0 or more, sweep_position 1 or more")
+        if not (self.times > 1 and self.scale_free > 1 and self.magnitude >= 0):
+            raise UsageError(
+                "times and scale_free are above 1 (half of all entries are as large as the "
+                "median), magnitude is 0 or more"
+            )
 
     @property
     def criteria(self) -> dict[str, Criterion]:
@@ -145,12 +155,7 @@ def massive_activations(
     metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=True)
     edits = SpikeEdits(model, config, layer, entries)
     comparisons = [edits.comparison(condition) for condition in conditions]
-    footnotes = {
-        one.condition: "writes what is there: with the same first token in all prompts position 0 "
-        "is its own mean, so the effect is 0 by construction"
-        for one in comparisons
-        if one.treatment[0].identity
-    }
+    footnotes = edits.own_means()
     notes = [
         "Conditions ending in :equal_norm set the same edit against an equal change of other "
         "channels, the others against as many entries of median size."
@@ -170,6 +175,7 @@ def massive_activations(
             "layer": layer,
             "entries": _listed(model, prompts, entries.massive),
             "spikes": spikes.described(),
+            "control_channels": edits.channels_drawn(),
             "vocabulary": _sweep(model, prompts, config, spikes),
         },
         arrays=_arrays(spikes),
@@ -226,12 +232,16 @@ def _measured(model: HookedModel, prompts: Prompts, spikes: Spikes) -> list[Row]
         )
     ]
     kurtosis = trace.kurtosis[:, spikes.peak]
-    rows.append(row("kurtosis", "peak", kurtosis, 3 * width / (width + 2), "1 to d_model"))
+    null = gaussian_peak_kurtosis(prompts.length, width)
+    rows.append(row("kurtosis", "peak", kurtosis, null, "1 to d_model"))
     at_first = (spikes.positions == 0).float()
     rows.append(row("peak_at_position0", "peak", at_first, 1 / prompts.length, "share of prompts"))
-    for number, name in enumerate(spikes.criteria):
+    typical = trace.layer_median[:, spikes.peak].mean()
+    for number, (name, criterion) in enumerate(spikes.criteria.items()):
         massive = trace.massive[..., number].amax(1)
-        rows.append(row("massive", name, massive, 0.0, "share of prompts"))
+        times = max(criterion.times, criterion.magnitude / float(typical))
+        null = gaussian_exceeds(prompts.length * width, times)
+        rows.append(row("massive", name, massive, null, "share of prompts"))
     steps = {"step_up": spikes.step_up, "step_down": spikes.step_down}
     for name, stage in steps.items():
         if stage:
@@ -297,12 +307,12 @@ def _listed(model: HookedModel, prompts: Prompts, massive: Entries) -> dict[str,
                 )
     later = massive.part(massive.position > 0)
     tokens = Counter(prompts.tokens.cpu()[later.prompt, later.position].tolist())
-    names = {
-        str(token) if model.tokenizer is None else model.tokenizer.decode([token]): count
-        for token, count in sorted(tokens.items(), key=lambda item: (-item[1], item[0]))[:10]
-    }
+    names: Counter[str] = Counter()  # several tokens can decode to the same text
+    for token, count in sorted(tokens.items(), key=lambda item: (-item[1], item[0])):
+        text = str(token) if model.tokenizer is None else model.tokenizer.decode([token])
+        names[text] += count
     channels.sort(key=lambda entry: -abs(entry["mean"]))
-    return {"channels": channels[:20], "later_tokens": names}
+    return {"channels": channels[:20], "later_tokens": dict(names.most_common(10))}
 
 
 def _arrays(spikes: Spikes) -> dict[str, Array]:
@@ -373,11 +383,14 @@ def _found(result: ExperimentResult) -> Iterator[str]:
         yield f"Edited where they enter layer {drawn['layer']} ({spikes['criterion']}): {what}."
     else:
         yield f"Nothing was edited: {next(iter(result.settings['left_out'].values()))}."
-    for place, swept in drawn["vocabulary"].items():
-        yield (
-            f"{swept['share']:.2%} [{swept['ci_low']:.2%}, {swept['ci_high']:.2%}] of tokens spike "
-            f"at {place} ({swept['tokens']:,} of {swept['of']:,} tried)."
+    if drawn["vocabulary"]:
+        swept = next(iter(drawn["vocabulary"].values()))
+        shares = ", ".join(
+            f"{one['share']:.2%} [{one['ci_low']:.2%}, {one['ci_high']:.2%}] at {place}"
+            for place, one in drawn["vocabulary"].items()
         )
+        tried = f"{swept['tokens']:,} of {swept['of']:,} tried"
+        yield f"Of the tokens of the vocabulary spike: {shares} ({tried})."
 
 
 def _effects(result: ExperimentResult) -> Iterator[str]:

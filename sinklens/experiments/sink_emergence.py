@@ -13,8 +13,9 @@ With `experiment=`, rows of any experiment are followed too. The onset of a trai
 which it is half way from the first checkpoint to the last, on a line between the checkpoints around
 it in log2(1 + step). There is none with fewer than three checkpoints, where the last does not
 differ from the first, or where it does not lie beyond the null on the trait's side (above, for
-value_drain below). Onsets and their differences are computed from means over prompts, with
-jackknife pseudo-values n S - (n - 1) S_without_p as the numbers of the prompts.
+value_drain below). An onset is that of the mean over prompts, S; the numbers of the prompts are
+jackknife pseudo-values around it, S + (n - 1) (mean S_without - S_without_p), so that intervals of
+onsets and of their differences are jackknife intervals.
 
 What it cannot show: intervals are over prompts, for one training run. Another seed may order traits
 otherwise, and an onset is known no better than the checkpoints lie apart. The half-way rule is
@@ -188,6 +189,12 @@ def find_checkpoints(model: HookedModel, asked: Sequence[str]) -> list[Checkpoin
         UsageError: A checkpoint does not exist.
     """
     own = origin(model)
+    numbered = [name for name in asked if _number_in(Path(name).name) is not None]
+    if numbered and len(numbered) < len(asked):
+        raise UsageError(
+            f"no step can be read from checkpoint {next(n for n in asked if n not in numbered)}, "
+            f"and it can from {numbered[0]}; name all by their step, or none, in their order"
+        )
     if asked and all(Path(name).is_dir() for name in asked):
         found = [Checkpoint(_step_of(name, i), name, {}) for i, name in enumerate(asked)]
     elif own.kind == "shipped":
@@ -216,7 +223,13 @@ def find_checkpoints(model: HookedModel, asked: Sequence[str]) -> list[Checkpoin
             f"{own.kind}; load a shipped model or one of the hub, or give folders in checkpoints="
         )
     found = sorted(found, key=lambda checkpoint: checkpoint.step)
-    if len({checkpoint.step for checkpoint in found}) < 2:
+    known = {checkpoint.step for checkpoint in found}
+    if len(known) < len(found):
+        raise UsageError(
+            f"two of these checkpoints are of the same step: {', '.join(asked)}; a step is the "
+            "number after `step` in a name, else the one at its end"
+        )
+    if len(known) < 2:
         raise SinklensError(
             f"emergence needs at least two checkpoints, and {own.name} is given with "
             f"{len(found)}; rope and postnorm ship with several"
@@ -225,9 +238,15 @@ def find_checkpoints(model: HookedModel, asked: Sequence[str]) -> list[Checkpoin
 
 
 def _step_of(name: str, number: int) -> int:
-    """The step that a name ends in, else its number in the list."""
-    digits = re.search(r"(\d+)$", name)
-    return int(digits[1]) if digits else number
+    """The step that a name tells, else its number in the list."""
+    step = _number_in(Path(name).name)
+    return number if step is None else step
+
+
+def _number_in(name: str) -> int | None:
+    """The number after `step` (step1000-tokens4B is OLMo's way), else the one at the end."""
+    digits = re.search(r"step[-_]?(\d+)", name) or re.search(r"(\d+)$", name)
+    return int(digits[1]) if digits else None
 
 
 def read_traits(
@@ -308,7 +327,7 @@ def onset(steps: Float[np.ndarray, " step"], curve: Float[np.ndarray, " step"]) 
 
 
 def onset_values(curve: dict[int, Trait]) -> Values | None:
-    """Jackknife pseudo-values of the onset; None where the trait does not appear.
+    """Jackknife pseudo-values around the onset; None where the trait does not appear.
 
     Intervals of paired differences decide: of the last checkpoint from the first, and from the
     null.
@@ -325,8 +344,9 @@ def onset_values(curve: dict[int, Trait]) -> Values | None:
     ):
         return None
     whole = onset(steps, values.mean(1))
-    without = [onset(steps, np.delete(values, p, 1).mean(1)) for p in range(count)]
-    return np.asarray(count * whole - (count - 1) * np.array(without))
+    without = np.array([onset(steps, np.delete(values, p, 1).mean(1)) for p in range(count)])
+    # Not corrected for bias, which could move an onset out of the checkpoints around it.
+    return np.asarray(whole + (count - 1) * (without.mean() - without))
 
 
 def _side(differences: Values) -> int:
@@ -363,8 +383,9 @@ def _described(
         low, high = interval(values)
         step = 2 ** float(values.mean()) - 1
         steps = sorted(followed[name])
-        between = [max(s for s in steps if s <= step), min(s for s in steps if s >= step)]
-        ends = [None if end is None else 2**end - 1 for end in (low, high)]
+        after = next(number for number, s in enumerate(steps) if s > step or s == steps[-1])
+        between = [steps[after - 1], steps[after]]
+        ends = [None if end is None else max(0.0, 2**end - 1) for end in (low, high)]
         found[name] = {"step": step, "ci_low": ends[0], "ci_high": ends[1], "between": between}
     return found
 
@@ -388,19 +409,28 @@ def _arrays(
 
 
 def plot(result: ExperimentResult) -> Figure:
-    """Every trait on its way from its first to its last value."""
+    """Every trait that appears on its way from its first to its last value."""
     curves = {}
+    appeared = {name.replace(":", "_") for name, onset in _onsets(result) if onset is not None}
     for name, array in result.arrays.items():
-        means = array.values[:, 0]
-        known = means[~means.isnan()]
-        curves[name] = (means - known[0]) / (known[-1] - known[0])
+        if name in appeared:  # others would be noise, blown up to the same height
+            means = array.values[:, 0]
+            known = means[~means.isnan()]
+            curves[name] = (means - known[0]) / (known[-1] - known[0])
+    missing = ", ".join(name for name, onset in _onsets(result) if onset is None)
+    never = f"<br>without an onset: {missing}" if missing else ""
     return lines(
         curves,
         [f"{step:,}" for step in result.settings["steps"]],
-        title=f"Traits over training, {result.provenance['model']['name']}",
+        title=f"Traits over training, {result.provenance['model']['name']}{never}",
         x_title="training step",
         y_title="share of the way from first to last",
     )
+
+
+def _onsets(result: ExperimentResult) -> list[tuple[str, Any]]:
+    """Every trait and its onset, None where it has none."""
+    return list(result.settings["onsets"].items())
 
 
 def _per_prompt(result: ExperimentResult, row: EffectSize) -> Values:
@@ -412,14 +442,14 @@ def summary(result: ExperimentResult) -> list[str]:
     """When each trait appears, and which orders can be told apart."""
     lines = []
     rows = [row for row in result.effects if row.metric not in ("onset", "onset_order")]
-    for name, found in result.settings["onsets"].items():
+    for name, found in _onsets(result):
         mine = [row for row in rows if row.metric == name]
         first, last = mine[0], mine[-1]
         said = f"{name} goes from {first.value:.3g} to {last.value:.3g} (null {last.baseline:.3g})"
         if found is None:
             side = {1: "above", -1: "below"}
             beyond = _side(_per_prompt(result, last) - last.baseline)
-            where = f"ends {side[beyond]} its null" if beyond else "not above its null"
+            where = f"ends {side[beyond]} its null" if beyond else "not told apart from its null"
             few = len(mine) < 3
             lines.append(
                 f"{said}: " + ("too few checkpoints." if few else f"it does not appear ({where}).")
@@ -436,5 +466,4 @@ def summary(result: ExperimentResult) -> list[str]:
         if row.metric == "onset_order" and row.ci_low is not None and row.ci_high is not None:
             sure = row.ci_low > 0
             lines.append(f"{row.condition}: {'yes' if sure else 'not told apart'}.")
-    lines.append("One training run; another seed may order them otherwise.")
-    return lines[:12]
+    return [*lines[:11], "One training run; another seed may order them otherwise."]

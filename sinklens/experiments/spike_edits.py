@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..effects import Comparison
+from ..errors import UsageError
 from ..hooks.intervention import Intervention, seeded
 from ..hooks.position0 import MEAN_TOKENS
 from ..hooks.spikes import replace_entries, shift_entries
@@ -38,10 +39,13 @@ class SpikeEdits:
     ) -> None:
         self._model, self._config, self._layer, self._entries = model, config, layer, entries
         self._first: Tensor | None = None
+        self._asked: list[str] = []
         self._made: dict[str, list[Intervention]] = {}
+        self._channels: dict[int, dict[int, int]] = {}  # by draw, where a channel's change went
 
     def comparison(self, condition: str) -> Comparison:
         """An edit beside one of its two controls."""
+        self._asked.append(condition)
         edit = condition.removesuffix(EQUAL_NORM)
         massive, layer = self._entries.massive, self._layer
         values = self._values(edit, massive, self._massive_mean(massive))
@@ -62,6 +66,33 @@ class SpikeEdits:
                 replace_entries(self._model, layer, ordinary, written, name=name, draw=draw)
             )
         return Comparison(condition, self._made[edit], control)
+
+    def own_means(self) -> dict[str, str]:
+        """For each edit made that writes means which are what is there, a footnote.
+
+        With the same first token in all prompts each entry of position 0 is its own mean.
+        """
+        made = self._made.get("mean")
+        if made is None:
+            return {}
+        massive = self._entries.massive
+        change = self._massive_mean(massive) - massive.value
+        first = massive.position == 0
+        same = "with the same first token in all prompts position 0 is its own mean"
+        if made[0].identity:
+            said = f"writes what is there: {same}, so the effect is 0 by construction"
+            if not bool(first.all()):
+                said = "writes what is there: each entry is its own mean, so the effect is 0"
+        elif bool(first.any()) and changes_nothing(massive.part(first), change[first]):
+            said = f"writes what is there at position 0: {same}; the effect is that of later ones"
+        else:
+            return {}
+        return {name: said for name in ("mean", f"mean{EQUAL_NORM}") if name in self._asked}
+
+    def channels_drawn(self) -> list[dict[str, int]]:
+        """For each draw, to which other channel the change of each went."""
+        drawn = (self._channels[draw] for draw in sorted(self._channels))
+        return [{str(own): other for own, other in one.items()} for one in drawn]
 
     def _values(self, edit: str, entries: Entries, mean: Tensor) -> Tensor:
         """What an edit writes into entries whose means over prompts are given."""
@@ -88,12 +119,22 @@ class SpikeEdits:
         return self._entries.means[(entries.position > 0).long(), entries.channel]
 
     def elsewhere(self, edit: str, change: Tensor, draw: int) -> Intervention:
-        """The same change in random other channels; each channel's goes to one other."""
+        """The same change in random other channels; each channel's goes to one other.
+
+        Raises:
+            UsageError: There is no other one.
+        """
         massive = self._entries.massive
         own = massive.channel.unique()
         others = np.setdiff1d(np.arange(int(self._model.cfg.d_model)), own.numpy())
+        if not len(others):
+            raise UsageError(
+                "every channel holds a massive entry somewhere, so that there is no other one for "
+                "a control; a higher scale_free= (or times=) calls fewer entries massive"
+            )
         random = seeded(self._config.seed, "channels", draw)
         chosen = torch.from_numpy(random.choice(others, len(own), replace=len(others) < len(own)))
+        self._channels[draw] = dict(zip(own.tolist(), chosen.tolist(), strict=True))
         moved = massive._replace(channel=chosen[torch.searchsorted(own, massive.channel)])
         name = f"{edit} in other channels"
         return shift_entries(self._model, self._layer, moved, change, name=name, draw=draw)

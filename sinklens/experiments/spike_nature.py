@@ -1,7 +1,8 @@
 """What makes a spike a sink: measurements on spikes that were found, and on matched models.
 
 Each row stands beside its null; what is measured is said in `spike_sink_decoupling`. Figures of
-weights or of first tokens have no spread over prompts: their rows repeat one number.
+weights or of first tokens have no spread over prompts: their rows repeat one number and have no
+interval.
 """
 
 from __future__ import annotations
@@ -33,8 +34,15 @@ from ..probes import (
 )
 from ..probes.entries import EntryValues
 from ..probes.positions import first_token_values
+from ..probes.sub_blocks import stage_name
 from ..protocol import HookedModel
-from ..quadratic_form import channel_norms, gated_weights, leading_eigenpair, symmetric_norm
+from ..quadratic_form import (
+    GatedWeights,
+    channel_norms,
+    gated_weights,
+    leading_eigenpair,
+    symmetric_norm,
+)
 from ..results import Array
 from ..text import Prompts
 from .registry import ExperimentConfig
@@ -49,11 +57,11 @@ def spike_nature(
     config: ExperimentConfig,
     spikes: Spikes,
     entries: EntryValues,
-) -> tuple[list[Row], dict[str, Array], int]:
+) -> tuple[list[Row], dict[str, Array], int, str]:
     """Sparsity, constancy, and the quadratic form of the step-up block.
 
     Returns:
-        Rows, arrays, and how many forwards of the batch it took.
+        Rows, arrays, how many forwards of the batch it took, and why there is no quadratic form.
     """
     at_spikes = torch.zeros(prompts.tokens.shape, dtype=torch.bool)
     at_spikes[entries.massive.prompt, entries.massive.position] = True
@@ -63,13 +71,17 @@ def spike_nature(
     channels = entries.massive.channel.unique().tolist()
     shares = ChannelShares(model, spikes.layer, channels or spikes.channels)
     probes: list[Probe] = [middle, shares]
-    gated, found = _gated(model, config, spikes)
-    if gated is not None:
+    weights, no_form = _step_up_weights(model, spikes)
+    gated: GatedReads | None = None
+    found: dict[int, dict[str, tuple[float, float, str]]] = {}
+    if weights is not None:
+        gated, found = _gated(weights, config, spikes)
+        arrays["quadratic_norms"] = Array(channel_norms(weights).float(), ("channel",))
         probes.append(gated)
     evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
     if bool(at_spikes.any()) and not bool(at_spikes.all()):
         rows.append(_apart("sparsity", "spike_tokens", shares.compute(), at_spikes))
-    rows += _constancy(model, prompts, config, spikes, middle.compute())
+    rows += _constancy(model, prompts, config, spikes, entries, middle.compute())
     if gated is not None:
         reads = gated.compute()
         rows += [
@@ -87,7 +99,7 @@ def spike_nature(
             rows.append(_row("quadratic_prediction", name, ratio, 1.0, "share of what is written"))
         cosines = reads.cosine.mean(0)
         arrays["eigenvector_cosine"] = Array(cosines, ("position", "channel"))
-    return rows, arrays, 1
+    return rows, arrays, 1, no_form
 
 
 def _row(metric: str, condition: str, values: Tensor, null: float | np.ndarray, unit: str) -> Row:
@@ -101,7 +113,8 @@ def _constant(
     prompts: Prompts, metric: str, condition: str, value: float, null: float, unit: str
 ) -> Row:
     """A figure that does not depend on the prompts."""
-    return _row(metric, condition, torch.full((len(prompts),), value).double(), null, unit)
+    row = _row(metric, condition, torch.full((len(prompts),), value).double(), null, unit)
+    return replace(row, effect=replace(row.effect, ci_low=None, ci_high=None))
 
 
 def _apart(metric: str, condition: str, values: Tensor, chosen: Tensor) -> Row:
@@ -124,9 +137,14 @@ def _constancy(
     prompts: Prompts,
     config: ExperimentConfig,
     spikes: Spikes,
+    entries: EntryValues,
     later: dict[tuple[str, int], Tensor],
 ) -> Iterator[Row]:
-    """How alike position 0 is over first tokens, beside the likeness of a later position."""
+    """How alike position 0 is over first tokens, beside the likeness of a later position.
+
+    And which share of these tokens spikes at all: where few do, constancy says nothing of spikes.
+    The median of a single position is another than that of a prompt; the prompts' is taken.
+    """
     random = seeded(config.seed, "constancy")
     tokens = torch.from_numpy(random.choice(ordinary_tokens(model).numpy(), MEAN_TOKENS))
     layers = _streams(model, spikes)
@@ -135,6 +153,14 @@ def _constancy(
         value = mean_cosine(first["residual", layer])
         null = mean_cosine(later["residual", layer]) if len(prompts) > 1 else 0.0
         yield _constant(prompts, "constancy", name, value, null, "cosine")
+    size = first["residual", layers[-1]].abs()
+    criterion = spikes.criteria[spikes.criterion]
+    median = entries.median.mean()
+    if criterion.median == "token_median":
+        median = size.median(-1).values
+    spiking = size.amax(-1) >= (criterion.times * median).clamp_min(criterion.magnitude)
+    share = float(spiking.float().mean())
+    yield _constant(prompts, "first_token_spikes", "position0", share, 0.0, "share of tokens")
 
 
 def mean_cosine(vectors: Tensor) -> float:
@@ -144,30 +170,39 @@ def mean_cosine(vectors: Tensor) -> float:
     return float((units.sum(0).square().sum() - count) / (count * (count - 1)))
 
 
+def _step_up_weights(model: HookedModel, spikes: Spikes) -> tuple[GatedWeights | None, str]:
+    """The gated MLP that writes the spike, or why there is none."""
+    what = stage_name(spikes.step_up)
+    if spikes.step_up == 0 or spikes.step_up % 2:
+        return None, f"the {what} writes most of the spike, and only a gated MLP has such a form"
+    weights = gated_weights(model, (spikes.step_up - 1) // 2)
+    return weights, "" if weights else f"{what}, which writes most of the spike, has no gate"
+
+
 def _gated(
-    model: HookedModel, config: ExperimentConfig, spikes: Spikes
-) -> tuple[GatedReads | None, dict[int, dict[str, tuple[float, float, str]]]]:
+    weights: GatedWeights, config: ExperimentConfig, spikes: Spikes
+) -> tuple[GatedReads, dict[int, dict[str, tuple[float, float, str]]]]:
     """The quadratic form of the step-up block for the spike channels, beside other channels."""
     layer = (spikes.step_up - 1) // 2
-    weights = gated_weights(model, layer) if spikes.step_up and spikes.step_up % 2 == 0 else None
-    if weights is None:
-        return None, {}
     norms = channel_norms(weights)
     others = np.setdiff1d(np.arange(len(norms)), spikes.channels)
     random = seeded(config.seed, "other channels")
     others = random.choice(others, min(OTHER_CHANNELS, len(others)), replace=False)
 
-    def share(channel: int) -> tuple[float, Tensor]:
+    def leading(channel: int) -> tuple[float, float, Tensor]:
         value, vector = leading_eigenpair(weights, channel)
-        return value**2 / symmetric_norm(weights, channel) ** 2, vector
+        return value, value**2 / symmetric_norm(weights, channel) ** 2, vector
 
-    null = float(np.median([share(int(channel))[0] for channel in others]))
+    elsewhere = [leading(int(channel)) for channel in others]
+    usual = float(np.median([abs(value) for value, _, _ in elsewhere]))
+    null = float(np.median([share for _, share, _ in elsewhere]))
     found, vectors = {}, []
     for channel in spikes.channels:
-        own, vector = share(channel)
+        value, own, vector = leading(channel)
         vectors.append(vector)
         found[channel] = {
             "quadratic_norm": (float(norms[channel]), float(norms.median()), "norm"),
+            "leading_eigenvalue": (abs(value), usual, "size"),
             "leading_share": (own, null, "share of the squared norm"),
         }
     return GatedReads(layer, weights, spikes.channels, torch.stack(vectors)), found

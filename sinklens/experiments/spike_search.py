@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..engine import evaluate
+from ..errors import SinklensError
 from ..probes import Probe
 from ..probes.sub_blocks import Criterion, PeakTrace, PeakTraceValues, Written, stage_name
 from ..protocol import HookedModel
@@ -70,7 +71,7 @@ class Spikes:
 
     @property
     def layer(self) -> int:
-        """The first block that reads the spike: its input is where the spike is edited."""
+        """The first block that the whole spike enters: its input is where the spike is edited."""
         return (self.step_up + 1) // 2
 
     @property
@@ -120,11 +121,17 @@ def find_spikes(
             if none does.
 
     Raises:
-        SinklensError: The model norms the stream itself.
+        SinklensError: The model norms the stream itself, or most of its stream is 0.
     """
     probe = PeakTrace(model, list(criteria.values()), top=min(CHANNELS, int(model.cfg.d_model)))
     _read(model, prompts, config, probe)
     trace = probe.compute()
+    if not bool(trace.layer_median.all()) or not bool(trace.token_median.all()):
+        raise SinklensError(
+            "the median entry of the residual stream is 0 somewhere, as in models whose weights "
+            "were set by hand, so that no entry can be compared with it; probes.ResidualPeaks "
+            "reads the largest entries of any model"
+        )
     met = [name for number, name in enumerate(criteria) if trace.massive[..., number].any()]
     peak = int((trace.magnitude[..., 0] / trace.layer_median).mean(0).argmax())
     positions = trace.position[:, peak, 0].long()

@@ -11,8 +11,10 @@ Two edits, alone and together, in the trained model:
 Each is read on spike size (largest entry over the median, from the edited layer on), sink mass and
 rate, logit gap (`probes.gaps`) and loss; `interaction` is the effect of both less the sum of the
 two effects, paired by prompt. Sink figures under drop_edge, and spike size under clamp_spikes, fall
-by construction; the other cells are the findings. Controls: the same change in random other
-channels, and the same heads' edge to a later key.
+by construction. A spike at position 0 stays under drop_edge by construction too: that position sees
+only itself, so that no edge of a later query reaches it, and what moves there is the median. The
+other cells are the findings. Controls: the same change in random other channels, and the same
+heads' edge to a later key.
 
 Beside them, what makes a spike a sink (2603.05498): how much of the normed stream the spike
 channels hold at spike tokens (`sparsity`), how alike position 0 is over 256 ordinary first tokens,
@@ -65,6 +67,10 @@ if TYPE_CHECKING:
 CONDITIONS = ("clamp_spikes", "drop_edge", "both")
 INTERACTION = "interaction"
 DEFAULT_METRICS = ("loss", "sink_mass", "sink_rate")
+BOUND = (
+    "All spikes are at position 0, which sees only itself: drop_edge cannot change them, and in "
+    "its spike rows only the median moves."
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,11 @@ class SpikeSinkDecouplingConfig(ExperimentConfig):
 
     scale_free: float = 50.0
     compare: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold that half of all entries meet."""
+        super().__post_init__()
+        MassiveActivationsConfig(scale_free=self.scale_free)
 
 
 @experiment(
@@ -113,7 +124,10 @@ def spike_sink_decoupling(
     left_out = _left_out(model, config, entries, heads)
     conditions = [c for c in config.conditions or CONDITIONS if c not in left_out]
     edits = _Edits(model, prompts, config, spikes, entries, heads)
-    nature, arrays, forwards = spike_nature(model, prompts, config, spikes, entries)
+    nature, arrays, forwards, no_form = spike_nature(model, prompts, config, spikes, entries)
+    if no_form:
+        left_out["quadratic_form"] = no_form
+    bound = bool(len(entries.massive.position)) and not bool(entries.massive.position.any())
     metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=True)
     if not config.metrics:
         metrics += _own_metrics(spikes)
@@ -129,7 +143,8 @@ def spike_sink_decoupling(
         derive=partial(_interaction, seed=config.seed),
         notes=[
             "Under drop_edge the sink figures fall by construction, under clamp_spikes the spike. "
-            "The interaction row sets the effect of both against the sum of the two effects."
+            "The interaction row sets the effect of both against the sum of the two effects.",
+            *([BOUND] if bound and "drop_edge" in conditions else []),
         ]
         if conditions
         else [],
@@ -138,6 +153,7 @@ def spike_sink_decoupling(
             "spikes": spikes.described(),
             "heads": [head_label(head) for head in heads],
             "control_positions": edits.positions,
+            "spikes_at_position0_only": bound,
             "compared": other_models,
         },
         arrays={"sink_mass": Array(mass, ("layer", "head")), **arrays},
@@ -288,8 +304,8 @@ def _cells(result: ExperimentResult) -> Iterator[str]:
     """The two-by-two table in words."""
     drawn = result.settings["draws_made"]
     found = {(row.metric, row.condition, row.kind): row for row in result.effects}
-    for condition, reason in result.settings["left_out"].items():
-        yield f"{condition} was left out: {reason}."
+    for what, reason in result.settings["left_out"].items():
+        yield f"{what} was left out: {reason}."
     cells = (
         ("clamp_spikes", "sink_mass", f"Clamping spikes entering layer {drawn['layer']}"),
         ("drop_edge", "spike", f"Dropping the sink edge in {len(drawn['heads'])} heads"),
@@ -299,7 +315,9 @@ def _cells(result: ExperimentResult) -> Iterator[str]:
         contrast = found.get((metric, condition, "contrast"))
         if treated:
             against = "there is no control"
-            if contrast:
+            if condition == "drop_edge" and drawn["spikes_at_position0_only"]:
+                against = "by construction: position 0 sees only itself, the median moves"
+            elif contrast:
                 doubt = "" if is_significant(contrast) else ", not told apart"
                 against = f"{contrast.effect:+.3g} against its control{doubt}"
             yield (
@@ -327,11 +345,12 @@ def _nature(result: ExperimentResult) -> Iterator[str]:
     constancy = found.get(("constancy", "position0"))
     if sparsity and constancy:
         before = found["constancy", "position0:before"].value
+        spiking = found["first_token_spikes", "position0"].value
         yield (
             f"Spike channels hold {sparsity.value:.1%} of the squared norm at spike tokens "
-            f"({sparsity.baseline:.1%} elsewhere); first tokens have a cosine of "
-            f"{constancy.value:.2f} with each other, {before:.2f} before the step-up "
-            f"(later positions {constancy.baseline:.2f})."
+            f"({sparsity.baseline:.1%} elsewhere); ordinary first tokens, of which {spiking:.0%} "
+            f"spike, have a cosine of {constancy.value:.2f} with each other, {before:.2f} before "
+            f"the step-up (later positions {constancy.baseline:.2f})."
         )
     gap = found.get(("logit_gap", "sink_heads"))
     if gap:

@@ -35,7 +35,8 @@ from ..protocol import HookedModel
 from .base import Gathered
 
 SUB_BLOCKS = ("attention", "MLP")
-ADDITIVE = 1e-3  # rounding of bfloat16 stays below it, a norm on the stream does not
+ADDITIVE = 1e-3  # of the largest entry; a norm on the stream is far above it
+ROUNDINGS = 4  # of a sum of three terms in another order, which parallel blocks may take
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class Criterion:
         size = stream.abs()
         axes = (-1,) if self.median == "token_median" else (-2, -1)
         median = size.flatten(-len(axes)).median(-1).values[(..., *(None,) * len(axes))]
-        return (size >= self.magnitude) & (size >= self.times * median)
+        threshold = (self.times * median).clamp_min(self.magnitude)
+        # A ratio to a median of 0 says nothing: without a magnitude no entry is massive there.
+        return (size >= threshold) & (threshold > 0)
 
 
 class PeakTraceValues(NamedTuple):
@@ -200,7 +203,8 @@ def _leave(stream: Tensor, hook: Any, *, held: list[Tensor], read: Any, stage: i
         SinklensError: It is not.
     """
     difference = (held.pop() - stream).abs().max()
-    if not bool(difference <= ADDITIVE * stream.abs().max()):
+    rounding = ROUNDINGS * torch.finfo(stream.dtype).eps
+    if not bool(difference <= max(ADDITIVE, rounding) * stream.abs().max()):
         raise SinklensError(
             f"the stream after {stage_name(stage)} is not what entered the block plus what "
             "attention and MLP wrote: this model norms the stream itself, as BERT does, so no "

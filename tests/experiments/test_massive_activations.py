@@ -348,6 +348,8 @@ def test_stages_are_the_residual_stream(boot_family: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"draws": 0, "conditions": ("zero:equal_norm",)}, "ask for zero"),
+        ({"times": 1.0}, "above 1"),
         ({"conditions": ("nil",)}, "zero"),
         ({"criterion": "relative"}, "scale_free"),
         ({"layer": 9}, "no layer 9"),

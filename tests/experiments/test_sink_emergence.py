@@ -17,7 +17,7 @@ import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
 from sinklens.errors import UsageError
-from sinklens.experiments.sink_emergence import Trait, onset, onset_values
+from sinklens.experiments.sink_emergence import Trait, _number_in, onset, onset_values
 from sinklens.text import Prompts
 from sinklens.zoo import folder
 from tests import families
@@ -66,14 +66,16 @@ def test_onsets_of_prompts_that_agree_have_no_spread() -> None:
     values = onset_values(trait(curves))
     assert values is not None
     np.testing.assert_allclose(values, 1.5)
-    # The mean of pseudo-values is n S - (n - 1) times the mean of S without one prompt.
     mixed = curves + np.outer([0.0, 1, 0, 0, 0], [0.3, 0, 0, 0])
     found = onset_values(trait(mixed))
     whole = onset(STEPS, mixed.mean(1))
     without = [onset(STEPS, np.delete(mixed, p, 1).mean(1)) for p in range(4)]
     assert found is not None
-    assert found.mean() == pytest.approx(4 * whole - 3 * np.mean(without))
-    assert found.std() > 0
+    assert found.mean() == pytest.approx(whole)
+    # Their standard error is the jackknife's: (n - 1) / n times the sum of squares, rooted.
+    spread = math.sqrt(3 / 4 * sum((one - np.mean(without)) ** 2 for one in without))
+    assert found.std(ddof=1) / 2 == pytest.approx(spread)
+    assert spread > 0
 
 
 def test_what_does_not_appear_has_no_onset() -> None:
@@ -185,6 +187,8 @@ def test_folders_are_checkpoints_of_any_model(prompts: Prompts, tmp_path: Path) 
         ({"checkpoints": ("5",)}, "no checkpoint of step 5"),
         ({"checkpoints": ("last",)}, "no checkpoint of step last"),
         ({"checkpoints": ("4000",)}, "at least two checkpoints"),
+        ({"checkpoints": ("64", "step64")}, "of the same step"),
+        ({"checkpoints": ("64", "main")}, "no step can be read from checkpoint main"),
         ({"conditions": ("loss",)}, "no trait 'loss'"),
         ({"metrics": ("loss",)}, "no metrics, no screening"),
         ({"rows": ("loss:zero",)}, "experiment="),
@@ -197,6 +201,17 @@ def test_bad_settings(rope: Any, prompts: Prompts, settings: Any, message: str) 
     few = {"checkpoints": ("0", "4000")} if "checkpoints" not in settings else {}
     with pytest.raises(SinklensError, match=message):
         run(rope, prompts, **few, **settings)
+
+
+def test_steps_are_read_from_names() -> None:
+    assert [
+        _number_in(n) for n in ("step1000-tokens4B", "stage1-step-500", "rope2048", "main")
+    ] == [
+        1000,
+        500,
+        2048,
+        None,
+    ]
 
 
 def test_a_model_of_unknown_origin_is_refused() -> None:
