@@ -183,6 +183,11 @@ sinklens.check(model)
 with torch.no_grad():
     if what == "forward":
         model(prompts.tokens[:1])
+    elif what == "sdpa":
+        model.original_model.set_attn_implementation("sdpa")
+        for attention in (block.attn for block in model.blocks):
+            attention.__dict__["forward"] = attention.original_component.forward
+        model.original_model(prompts.tokens[:1])
     elif what == "profile":
         sinklens.run("sink_profile", model, prompts, conditions=("natural",), progress=False)
     else:
@@ -201,8 +206,10 @@ def peak(what: str, n: int, length: int, file: Path) -> float:
 
 def memory_and_growth(sweep: Sweep, file: Path) -> None:
     """Peak memory at a long context, and what twice the prompts cost."""
-    ratio = peak("profile", 1, 2048, file) / peak("forward", 1, 2048, file)
-    print(f"{'sink_profile at 2,048 tokens, peak memory':45} {ratio:.2f}    bar 1.15")
+    profile = peak("profile", 1, 2048, file)
+    for what, said in (("forward", "forward"), ("sdpa", "forward with sdpa")):
+        ratio = profile / peak(what, 1, 2048, file)
+        print(f"{f'sink_profile at 2,048 tokens, memory / {said}':60} {ratio:.2f}    bar 1.15")
     few, many = (peak("heads", n, LENGTH, file) for n in (8, 16))
     print(f"{'twice the prompts, peak memory':45} {many / few:.2f}    bar 1.05")
     model = sweep.model
