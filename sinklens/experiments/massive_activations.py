@@ -409,7 +409,8 @@ def _effects(result: ExperimentResult) -> Iterator[str]:
                 if (row := found.get((metric, c, "contrast")))
             ]
             said = "; ".join(against) or "there is no control"
-            note = " (by construction)" if edit in result.settings["footnotes"] else ""
+            footnote = result.settings["footnotes"].get(edit, "")
+            note = " (by construction)" if "the effect is 0" in footnote else ""
             yield f"{edit}: {metric} {describe(treated)}{note}; {said}."
 
 

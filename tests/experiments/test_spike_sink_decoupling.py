@@ -121,6 +121,22 @@ def test_the_interaction_is_what_both_do_beyond_the_sum(result: Any) -> None:
         assert row.effect == pytest.approx(effect["both"] - sums, abs=1e-5)
 
 
+def test_spikes_at_position_0_are_said_to_be_out_of_reach_of_edges(result: Any) -> None:
+    """Position 0 sees only itself: dropped edges move the median, never the largest entry."""
+    assert result.settings["draws_made"]["spikes_at_position0_only"]
+    assert any("drop_edge cannot change them" in note for note in result.settings["notes"])
+    line = next(line for line in result.summary if line.startswith("Dropping"))
+    assert "by construction" in line and "against its control" not in line
+
+
+def test_figures_without_a_spread_over_prompts_have_no_interval(result: Any) -> None:
+    for metric in ("constancy", "first_token_spikes", "quadratic_norm", "leading_eigenvalue"):
+        rows = [row for row in result.effects if row.metric == metric]
+        assert rows and all(row.ci_low is row.ci_high is None for row in rows)
+    # rope was trained with BOS: other first tokens do not spike, so theirs says nothing of spikes.
+    assert result.find(metric="first_token_spikes").value == 0
+
+
 def test_what_clamping_spikes_does_in_rope(result: Any) -> None:
     """Without spikes the loss rises; without their sinks as well hardly more than without these."""
     loss = {c: result.find(metric="loss", condition=c, kind="treatment").effect for c in CONDITIONS}
@@ -275,6 +291,7 @@ def test_every_family_works_or_refuses(name: str) -> None:
     if name == "opt":
         assert "pattern" in found.settings["left_out"]["drop_edge"]
     gated = any(row.metric == "quadratic_norm" for row in found.effects)
+    assert gated != ("quadratic_form" in found.settings["left_out"])
     up = found.settings["draws_made"]["spikes"]["steps"]["up"]["after"]
     assert gated == (name in ("llama", "gemma2", "mistral") and up.endswith("MLP"))
     assert all(math.isfinite(row.value) for row in found.effects)
