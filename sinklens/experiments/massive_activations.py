@@ -24,8 +24,9 @@ each of its entries is its own mean, and `mean` does nothing there by constructi
 says; `first_token_mean` (ours) does something. A clamp tells what a trained model needs, not what
 training would have done.
 
-Takes as long as 39 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core,
-without the vocabulary sweep).
+Takes 40 to 46 times the CPU time of a plain forward of the batch (SmolLM2-135M, 16 prompts of 64
+tokens, one core, five runs on a shared machine), without the vocabulary sweep; that of 4,096 tokens
+at two positions takes 22.
 """
 
 from __future__ import annotations
