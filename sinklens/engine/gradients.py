@@ -1,0 +1,89 @@
+"""How strongly the loss pulls at each group of weights: the empirical Fisher trace.
+
+    trace of a group = |gradient of the prompt's mean loss by the group's weights|^2
+
+for each prompt apart (nats squared over the weights' own unit squared), averaged over prompts by
+whoever reads it. 2508.02546 calls the mean over samples the empirical Fisher information. It
+depends on how weights are scaled, so layers and groups compare, models do not.
+
+One prompt at a time: a forward and a backward of about twice its cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ..errors import SinklensError
+from ..models import origin, require_eval_mode
+from ..protocol import HookedModel
+from .forward import forward
+from .progress import progress_bar
+
+NO_LABEL = -100
+"""Of positions that are not predicted: padding, unmasked tokens, what has no next token."""
+
+
+def squared_gradients(
+    model: HookedModel,
+    tokens: Int[Tensor, "prompt pos"],
+    labels: Int[Tensor, "prompt pos"],
+    groups: Mapping[Any, Sequence[Tensor]],
+    *,
+    progress: bool | None = None,
+) -> Float[Tensor, "prompt group"]:
+    """The squared gradient norm of each prompt's mean loss, by group of parameters.
+
+    Args:
+        model: In eval mode; it comes back as it was, without gradients.
+        tokens: What the model reads.
+        labels: What it should predict at each position; `NO_LABEL` where nothing.
+        groups: Parameters by group; one that the loss does not reach counts as 0.
+        progress: Whether to show a bar; None shows one in a terminal or a notebook.
+
+    Raises:
+        SinklensError: A gradient is not finite, or no weight has one.
+    """
+    require_eval_mode(model)
+    everything = list({id(p): p for group in groups.values() for p in group}.values())
+    rows = []
+    with _wanting_gradients(everything), progress_bar(len(tokens), progress) as advance:
+        for row, wanted in zip(tokens, labels, strict=True):
+            row, wanted = row.to(model.cfg.device), wanted.to(model.cfg.device)
+            with torch.enable_grad():
+                logits = forward(model, row[None], []).last[0].float()
+                loss = cross_entropy(logits, wanted, ignore_index=NO_LABEL)
+                gradients = torch.autograd.grad(loss, everything, allow_unused=True)
+            squares = {
+                id(p): gradient.double().square().sum().item()
+                for p, gradient in zip(everything, gradients, strict=True)
+                if gradient is not None
+            }
+            rows.append([sum(squares.get(id(p), 0.0) for p in group) for group in groups.values()])
+            advance(1)
+    norms = torch.tensor(rows, dtype=torch.float64)
+    if not bool(torch.isfinite(norms).all()) or not bool(norms.any()):
+        raise SinklensError(
+            f"the gradient of the loss is NaN, infinite or 0 on {origin(model).name}; load the "
+            "model in float32"
+        )
+    return norms.float()
+
+
+@contextmanager
+def _wanting_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Have parameters take part in gradients for a while."""
+    before = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, wanted in zip(parameters, before, strict=True):
+            parameter.requires_grad_(wanted)

@@ -1,0 +1,46 @@
+"""A model like the user's with weights that were never trained."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from ..errors import SinklensError
+from ..models import load
+from ..protocol import HookedModel
+
+LARGEST = 1_000_000_000
+"""Parameters up to which a second, random model is made without being asked for."""
+
+
+def random_weights(model: HookedModel, seed: int) -> tuple[HookedModel, str]:
+    """A model of the same class and configuration with fresh weights, and how it was made.
+
+    The weights are those that Hugging Face's own initialisation draws, in the model's dtype and on
+    its device. It takes as much memory as the model. The user's model is not touched.
+
+    Raises:
+        SinklensError: It cannot be made from the configuration alone.
+    """
+    original = model.original_model
+    weight = next(iter(original.parameters()))
+    kind = type(original)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = copy.deepcopy(original.config)
+            made = kind._from_config(config, attn_implementation="eager", dtype=weight.dtype)
+        random = load(made.to(weight.device))
+    except Exception as error:
+        line = str(error).strip().splitlines()[:1]
+        raise SinklensError(
+            f"no random {kind.__name__} can be made from the configuration alone "
+            f"({type(error).__name__}: {''.join(line)[:200]})"
+        ) from error
+    return random, f"{kind.__name__} of the same configuration, Hugging Face's initialisation"
+
+
+def too_large(model: HookedModel) -> bool:
+    """Whether a second model is only made when it is asked for."""
+    return bool(sum(p.numel() for p in model.original_model.parameters()) > LARGEST)

@@ -1,0 +1,66 @@
+"""How far heads are from their mean, with and without some columns.
+
+    KL_h = mean over queries i of KL(A_hi || mean over heads of A_hi)
+
+in nats (2508.02546; on attention weights, not on values). Its mean over heads is the entropy of the
+mean row less the mean entropy of the rows, which is how it is computed here, for many sets of
+columns at once. Taking columns away sets their weights to 0 and scales the rest of each row up. A
+row that sees nothing else stays as it was (for a causal model query 0's own, and it could only be
+filled from the future); a head with no weight on what is left becomes uniform over it.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+SETS_AT_ONCE = 64
+# So small that no weight notices, and a row of nothing but this is uniform.
+FLOOR = 1e-30
+
+
+def sink_columns(
+    pattern: Float[Tensor, "batch head query key"], percentile: float
+) -> Bool[Tensor, "batch key"]:
+    """Keys whose attention, summed over heads and queries, reaches a percentile of all keys'.
+
+    There always are some: about (1 - percentile) n.
+    """
+    incoming = pattern.double().sum((1, 2))
+    return incoming >= incoming.quantile(percentile, dim=-1, keepdim=True)
+
+
+def head_divergence(
+    pattern: Float[Tensor, "batch head query key"],
+    removed: Bool[Tensor, "batch set key"],
+    visible: Bool[Tensor, "query key"],
+) -> Float[Tensor, "batch set query"]:
+    """The mean over heads of KL(head || mean head) in each row, without each set of columns."""
+    weights = pattern.float() / pattern.float().sum(-1, keepdim=True)
+    weights = weights + FLOOR * visible
+    entropy = torch.special.entr(weights)
+    whole = torch.special.entr(weights.mean(1)).sum(-1) - entropy.sum(-1).mean(1)
+    parts = [
+        _without(weights, entropy, ~part, visible, whole)
+        for part in removed.split(SETS_AT_ONCE, dim=1)
+    ]
+    return torch.cat(parts, 1)
+
+
+def _without(
+    weights: Float[Tensor, "batch head query key"],
+    entropy: Float[Tensor, "batch head query key"],
+    kept: Bool[Tensor, "batch set key"],
+    visible: Bool[Tensor, "query key"],
+    whole: Float[Tensor, "batch query"],
+) -> Float[Tensor, "batch set query"]:
+    kept = kept.to(weights.dtype)
+    left = torch.einsum("bhqk,bsk->bhsq", weights, kept)
+    # The entropy of p / Z is log Z + (entropy of p, its share kept) / Z.
+    scale = left.clamp_min(torch.finfo(left.dtype).tiny)
+    rows = scale.log() + torch.einsum("bhqk,bsk->bhsq", entropy, kept) / scale
+    mean = torch.einsum("bhqk,bhsq->bsqk", weights, 1 / scale) / weights.shape[1]
+    divergence = torch.special.entr(mean * kept[:, :, None]).sum(-1) - rows.mean(1)
+    empty = torch.einsum("qk,bsk->bsq", visible.to(kept.dtype), kept) == 0
+    return torch.where(empty, whole[:, None], divergence)

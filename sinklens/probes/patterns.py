@@ -1,0 +1,307 @@
+"""Attention patterns reduced while the model runs, beside uniform and row-permuted ones.
+
+Each layer's pattern is reduced by functions of the reader's choice as soon as it is there and then
+forgotten. Three sources are reduced alike:
+
+    attention     the pattern
+    uniform       the same weight on every key that the layer lets a query see, together as much as
+                  the query gives to keys (less than 1 where a learned sink takes a part)
+    row_permuted  each row's weights in random order among the keys that its query sees, the same
+                  order for all heads; every draw, layer and prompt has its own, which follows from
+                  the prompt's tokens and not from its place
+
+`MeanPatterns` reduces the head-averaged pattern; `HeadDivergences` reads how far heads are from
+their mean without the sink columns, beside random columns (`sinklens.head_divergence`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..attention_graphs import permute_rows, uniform_attention, visible_keys
+from ..capabilities import Capabilities, hook_name
+from ..errors import SinklensError
+from ..head_divergence import head_divergence, sink_columns
+from ..hooks.intervention import seeded
+from ..protocol import HookedModel
+from .base import Gathered
+
+Reduction = Callable[..., dict[str, Tensor]]
+"""`fn(pattern[batch, query, key], visible[query, key], layer) -> {name: [batch, ...]}`."""
+ATTENTION, UNIFORM, ROW_PERMUTED = "attention", "uniform", "row_permuted"
+ROW_SUM_ROOM = 0.02  # half precision
+
+
+class PatternReader:
+    """What a probe of patterns needs to know: which keys are visible, and the random orders.
+
+    Attributes:
+        capabilities: Of the model.
+        length: Positions in each prompt.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        capabilities: Capabilities,
+        tokens: Int[Tensor, "prompt pos"],
+        *,
+        draws: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Refuse a model whose patterns cannot be read.
+
+        Args:
+            model: The model.
+            capabilities: What `check` says of it, or of one with the same masks.
+            tokens: The prompts, in the order in which they will run.
+            draws: Random orders of each row.
+            seed: Decides them, together with the tokens.
+
+        Raises:
+            SinklensError: TransformerLens gives no pattern for some layer.
+        """
+        self.capabilities, self.length, self.draws = capabilities, tokens.shape[1], draws
+        self._seeds = [content_seed(row, seed) for row in tokens.cpu()] if draws else []
+        for layer in range(capabilities.n_layers):
+            if hook_name("pattern", layer) not in model.hook_dict:
+                raise SinklensError(
+                    f"layer {layer} of {capabilities.architecture} has no attention pattern that "
+                    "TransformerLens can read; massive_activations and position0_patching do "
+                    "without"
+                )
+
+    def visible(self, layer: int) -> Bool[Tensor, "query key"]:
+        """Which keys each query of a layer sees."""
+        return _visible(self.length, self.capabilities.causal, self.capabilities.windows[layer])
+
+    def checked(self, pattern: Tensor, layer: int) -> Float[Tensor, "batch head query key"]:
+        """A pattern in float32, if it is one.
+
+        Raises:
+            SinklensError: Its rows are no shares of attention over the keys that are visible.
+        """
+        pattern = pattern.detach().float()
+        if not bool(torch.isfinite(pattern).all()):
+            raise SinklensError(
+                f"layer {layer} of {self.capabilities.architecture} gives NaN or infinite "
+                "attention; its weights or its dtype cannot carry this"
+            )
+        hidden = pattern.masked_fill(self.visible(layer).to(pattern.device), 0)
+        sums = pattern.sum(-1)
+        if bool((pattern < 0).any() | (sums > 1 + ROW_SUM_ROOM).any() | (hidden != 0).any()):
+            raise SinklensError(
+                f"what TransformerLens gives as the pattern of layer {layer} of "
+                f"{self.capabilities.architecture} is not attention: its rows are no shares over "
+                "the keys that the mask leaves; check the model with sinklens.check"
+            )
+        return pattern
+
+    def even(
+        self, mean: Float[Tensor, "batch query key"], layer: int
+    ) -> Float[Tensor, "alike query key"]:
+        """Uniform attention, one for all prompts where rows sum to 1, else one for each."""
+        even = uniform_attention(self.visible(layer).to(mean.device))[None]
+        return even * mean.sum(-1, keepdim=True) if self.capabilities.learned_sinks else even
+
+    def order(self, prompts: range, layer: int, draw: int) -> Float[Tensor, "batch query key"]:
+        """Random numbers that decide the order within rows."""
+        size = (self.length, self.length)
+        return torch.from_numpy(
+            np.stack(
+                [
+                    np.random.default_rng([self._seeds[i], layer, draw]).random(size, np.float32)
+                    for i in prompts
+                ]
+            )
+        )
+
+
+class MeanPatterns:
+    """Reductions of the head-averaged pattern of every layer, beside its nulls."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        reader: PatternReader,
+        reductions: Sequence[Reduction],
+        *,
+        uniform: bool = True,
+    ) -> None:
+        """Reduce the pattern of every layer of `model`.
+
+        Args:
+            model: The model.
+            reader: Knows the masks and the random orders.
+            reductions: What to make of each pattern.
+            uniform: Whether to reduce uniform attention too.
+        """
+        self._reader, self._reductions, self._uniform = reader, list(reductions), uniform
+        self._layers = range(reader.capabilities.n_layers)
+        self._seen = Gathered()
+        self._names: dict[tuple[str, str], None] = {}
+        self.fwd_hooks: list[tuple[str, Any]] = [
+            (hook_name("pattern", layer), partial(self._read, layer=layer))
+            for layer in self._layers
+        ]
+
+    def _read(
+        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
+    ) -> None:
+        visible = self._reader.visible(layer).to(pattern.device)
+        mean = self._reader.checked(pattern, layer).mean(1)
+        done = sum(map(len, self._seen.parts(layer)))
+        batch = range(done, done + len(mean))
+        self._seen.add(layer, mean[:, 0, 0])
+        self._keep(ATTENTION, self._reduced(mean, visible, layer), layer)
+        if self._uniform:
+            reduced = self._reduced(self._reader.even(mean, layer), visible, layer)
+            wide = {name: v.expand(len(mean), *v.shape[1:]) for name, v in reduced.items()}
+            self._keep(UNIFORM, wide, layer)
+        draws = []
+        for draw in range(self._reader.draws):
+            order = self._reader.order(batch, layer, draw).to(mean.device)
+            draws.append(self._reduced(permute_rows(mean, order, visible), visible, layer))
+        if draws:
+            stacked = {name: torch.stack([one[name] for one in draws], 1) for name in draws[0]}
+            self._keep(ROW_PERMUTED, stacked, layer)
+
+    def _reduced(self, pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Tensor]:
+        reduced: dict[str, Tensor] = {}
+        for reduction in self._reductions:
+            reduced |= reduction(pattern, visible, layer)
+        return reduced
+
+    def _keep(self, source: str, reduced: dict[str, Tensor], layer: int) -> None:
+        for name, values in reduced.items():
+            self._names[source, name] = None
+            self._seen.add((source, name, layer), values)
+
+    def compute(self) -> dict[tuple[str, str], Float[Tensor, "prompt layer *rest"]]:
+        """By source and name, over the layers where a reduction gave that name.
+
+        Values of `row_permuted` have an axis of draws behind that of layers.
+        """
+        return {
+            (source, name): torch.stack(
+                [
+                    self._seen.concatenated((source, name, layer))
+                    for layer in self._layers
+                    if self._seen.parts((source, name, layer))
+                ],
+                1,
+            )
+            for source, name in self._names
+        }
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._seen.clear()
+        self._names.clear()
+
+
+class DivergenceValues(NamedTuple):
+    """What `HeadDivergences` computes, in nats.
+
+    Attributes:
+        whole: KL of heads to their mean.
+        without_sinks: The same without the sink columns.
+        without_random: Without as many random columns, mean over the sets.
+        deviation: Standard deviation over the sets, 0 where there are fewer than two.
+        removed: Sink columns, as a share of all.
+    """
+
+    whole: Float[Tensor, "prompt layer"]
+    without_sinks: Float[Tensor, "prompt layer percentile"]
+    without_random: Float[Tensor, "prompt layer percentile"]
+    deviation: Float[Tensor, "prompt layer percentile"]
+    removed: Float[Tensor, "prompt layer percentile"]
+
+
+class HeadDivergences:
+    """KL of heads to their mean with and without sink columns, and without random ones."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        reader: PatternReader,
+        percentiles: Sequence[float],
+        *,
+        sets: int = 100,
+        seed: int = 0,
+    ) -> None:
+        """Read the pattern of every layer of `model`.
+
+        Args:
+            model: The model.
+            reader: Knows the masks.
+            percentiles: What makes a sink column.
+            sets: Random sets of columns for each; the same orders of columns for all prompts.
+            seed: Decides them.
+        """
+        self._reader, self._percentiles = reader, list(percentiles)
+        self._layers = range(reader.capabilities.n_layers)
+        random = seeded(seed, "columns")
+        ranks = [random.permutation(reader.length) for _ in range(sets)]
+        self._ranks = torch.from_numpy(np.array(ranks).reshape(sets, reader.length))
+        self._seen = Gathered()
+        self.fwd_hooks: list[tuple[str, Any]] = [
+            (hook_name("pattern", layer), partial(self._read, layer=layer))
+            for layer in self._layers
+        ]
+
+    def _read(
+        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
+    ) -> None:
+        pattern = self._reader.checked(pattern, layer)
+        visible = self._reader.visible(layer).to(pattern.device)
+        ranks = self._ranks.to(pattern.device)
+        sinks = [sink_columns(pattern, percentile) for percentile in self._percentiles]
+        sets = [torch.zeros_like(sinks[0])[:, None], *(one[:, None] for one in sinks)]
+        sets += [ranks < one.sum(-1)[:, None, None] for one in sinks]
+        divergence = head_divergence(pattern, torch.cat(sets, 1), visible).mean(-1)
+        count = len(self._percentiles)
+        whole, without, rest = divergence.split([1, count, count * len(ranks)], 1)
+        random = rest.unflatten(1, (count, len(ranks)))
+        nothing = torch.zeros_like(without)
+        seen = DivergenceValues(
+            whole=whole[:, 0],
+            without_sinks=without,
+            without_random=random.mean(-1) if len(ranks) else nothing,
+            deviation=random.std(-1) if len(ranks) > 1 else nothing,
+            removed=torch.stack([one.float().mean(-1) for one in sinks], -1),
+        )
+        for what, values in seen._asdict().items():
+            self._seen.add((what, layer), values)
+
+    def compute(self) -> DivergenceValues:
+        """Of all prompts."""
+        return DivergenceValues(
+            *(
+                torch.stack([self._seen.concatenated((what, layer)) for layer in self._layers], 1)
+                for what in DivergenceValues._fields
+            )
+        )
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._seen.clear()
+
+
+@cache
+def _visible(length: int, causal: bool, window: int | None) -> Bool[Tensor, "query key"]:
+    return visible_keys(length, causal=causal, window=window)
+
+
+def content_seed(tokens: Int[Tensor, " pos"], seed: int) -> int:
+    """A number that follows from a prompt's tokens and the seed."""
+    digest = hashlib.sha256(f"{seed} {tokens.tolist()}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
