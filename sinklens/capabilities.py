@@ -40,9 +40,12 @@ def hook_name(site: str, layer: int) -> str:
     """The TransformerLens hook name of a kind of site.
 
     Args:
-        site: A key of `SITES`, or any short name that `get_act_name` knows.
+        site: A key of `SITES`, any short name that `get_act_name` knows, or a path inside a block
+            (`ln1.hook_out`).
         layer: The block; ignored for the embedding.
     """
+    if "." in site:
+        return f"blocks.{layer}.{site}"
     from transformer_lens.utilities import get_act_name
 
     return str(get_act_name(SITES.get(site, site), None if site == "embedding" else layer))

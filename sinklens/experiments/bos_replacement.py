@@ -11,6 +11,7 @@ conditions are sinklens's own, so no number here is a reproduction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..controls import control_positions
 from ..effects import Comparison
 from ..errors import SinklensError
 from ..hooks.bos import random_token, replace_bos_embedding
+from ..hooks.intervention import Intervention
 from ..models import bos_token_id
 from ..protocol import HookedModel
 from ..results import ExperimentResult
@@ -82,25 +84,11 @@ def bos_replacement(
     comparisons = []
     drawn: dict[str, Any] = {"control_positions": positions}
     for condition in conditions:
-        draws = max(1, config.draws) if condition in RANDOM else 1
-        comparisons.append(
-            Comparison(
-                condition,
-                [
-                    replace_bos_embedding(model, condition, seed=config.seed, draw=draw)
-                    for draw in range(draws)
-                ],
-                [
-                    replace_bos_embedding(
-                        model, condition, position=position, seed=config.seed, draw=draw
-                    )
-                    for draw, position in enumerate(positions)
-                ],
-            )
-        )
+        comparisons.append(compare_replacement(model, condition, positions, config))
         if condition == "random_token":
             drawn["tokens"] = [
-                random_token(model, condition, config.seed, draw) for draw in range(draws)
+                random_token(model, condition, config.seed, draw)
+                for draw in range(max(1, config.draws))
             ]
     return run_comparisons(
         "bos_replacement",
@@ -111,4 +99,22 @@ def bos_replacement(
         metrics,
         left_out={**left_out, **missing},
         draws=drawn,
+    )
+
+
+def compare_replacement(
+    model: HookedModel, condition: str, positions: Sequence[int], config: ExperimentConfig
+) -> Comparison:
+    """BOS replaced under one condition, and the same edit at a later position in each draw."""
+
+    def replacement(position: int, draw: int) -> Intervention:
+        return replace_bos_embedding(
+            model, condition, position=position, seed=config.seed, draw=draw
+        )
+
+    draws = max(1, config.draws) if condition in RANDOM else 1
+    return Comparison(
+        condition,
+        [replacement(0, draw) for draw in range(draws)],
+        [replacement(position, draw) for draw, position in enumerate(positions)],
     )

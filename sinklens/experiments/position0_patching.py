@@ -99,7 +99,7 @@ def position0_patching(
     config = replace(config, conditions=asked)
 
     def refusal(condition: str) -> str | None:
-        with_, part = _parse(condition)
+        with_, part = parse_condition(condition)
         try:
             capabilities.require(part, f"{with_}:{part}", "Use part=residual.")
         except SinklensError as error:
@@ -108,9 +108,12 @@ def position0_patching(
 
     conditions, left_out = choose_conditions(config, defaults, refusal)
     metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=True)
-    values = _Values(model, prompts, config, layers, conditions)
+    positions = control_positions(prompts.length, config.draws, config.seed, config.positions)
+    values = PatchValues(model, prompts, config, layers, conditions, positions)
     comparisons = [
-        values.comparison(*_parse(condition), layer) for condition in conditions for layer in layers
+        values.comparison(*parse_condition(condition), layer)
+        for condition in conditions
+        for layer in layers
     ]
     return run_comparisons(
         "position0_patching",
@@ -125,23 +128,32 @@ def position0_patching(
     )
 
 
-class _Values:
-    """What the patches write, read once for all layers."""
+class PatchValues:
+    """What the patches write, read once for all layers; makes their comparisons."""
 
     def __init__(
         self,
         model: HookedModel,
         prompts: Prompts,
-        config: Position0PatchingConfig,
+        config: ExperimentConfig,
         layers: list[int],
         conditions: list[str],
+        positions: list[int],
     ) -> None:
+        """Read what is written.
+
+        Args:
+            model: The model.
+            prompts: The prompts.
+            config: Seed and draws, and what the engine is told.
+            layers: The layers that are patched.
+            conditions: What is written, with its part (`other_token:key`).
+            positions: The control's position in each draw.
+        """
         self._model, self._config = model, config
-        parts = sorted({_parse(condition)[1] for condition in conditions})
-        names = {_parse(condition)[0] for condition in conditions}
-        self._positions = control_positions(
-            prompts.length, config.draws, config.seed, config.positions
-        )
+        parts = sorted({parse_condition(condition)[1] for condition in conditions})
+        names = {parse_condition(condition)[0] for condition in conditions}
+        self._positions = positions
         others = _other_tokens(model, prompts.tokens, 0, config.seed, "position0")
         self.drawn: dict[str, Any] = {"control_positions": self._positions}
         if "other_token" in names:
@@ -259,7 +271,7 @@ def _other_tokens(
     return torch.tensor(chosen, device=tokens.device)
 
 
-def _parse(condition: str) -> tuple[str, str]:
+def parse_condition(condition: str) -> tuple[str, str]:
     """A condition's name and part, as in `other_token:residual`."""
     with_, _, part = condition.partition(":")
     if with_ not in POSITION0_CONDITIONS:

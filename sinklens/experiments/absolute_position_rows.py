@@ -1,0 +1,250 @@
+"""The rows and arrays of `absolute_position`: every figure beside its null."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..controls import uniform_sink_mass
+from ..effects import Row, paired_row
+from ..probes.split import SinkReadoutValues
+from ..results import Array
+from .first_token import Fingerprint
+from .position_components import CausalMask, Components, by_prompt, depth_trend
+from .position_edits import KEYS, EditedRuns, PairSets, edit_rows, removed
+
+SINK_WEIGHTS = (0.1, 0.2, 0.3, 0.5)
+SHOWN_WEIGHT = 0.3
+
+
+def name(runs: EditedRuns) -> str:
+    """The name of an edit: its condition, and for a patch its layer."""
+    layer = runs.comparison.treatment[0].layer
+    return runs.comparison.condition + ("" if layer is None else f"@L{layer}")
+
+
+def footnotes(conditions: Sequence[str]) -> dict[str, str]:
+    """What a reader of a condition's rows has to know."""
+    if "zero" not in conditions:
+        return {}
+    return {
+        "zero": "with norms without bias the stream at position 0 then stays at 0 in every layer, "
+        "which is no token's trajectory"
+    }
+
+
+def _measured(
+    metric: str,
+    condition: str,
+    versions: Tensor,
+    null: float,
+    unit: str,
+    queries: str | None = None,
+    kind: str = "measurement",
+) -> Row:
+    """A figure by version, beside the value of its null."""
+    values = by_prompt(versions)
+    nulls = np.full_like(values, null)
+    return paired_row(metric, condition, kind, values, nulls, unit=unit, queries=queries)
+
+
+def shares(sets: PairSets, clean: Components, moved: Mapping[str, Components]) -> Iterator[Row]:
+    """The residual-stream component by range of queries, with its empirical null; depth trend."""
+    share = "share of the variance"
+    for keys in KEYS:
+        for label in sets.labels:
+            number = sets.number(label, keys)
+            yield _measured("residual_share", keys, clean.share(number), 0.0, share, label)
+        for label in dict.fromkeys((sets.labels[0], sets.labels[-1])):
+            versions = moved[keys].share(sets.number(label, keys))
+            yield _measured(
+                "residual_share", f"{keys}:moved", versions, 0.0, share, label, kind="null"
+            )
+    longest = sets.labels[-1]
+    for keys in KEYS:
+        number = sets.number(longest, keys)
+        for metric, form in (("visible_share", "visible"), ("linear_share", "linear")):
+            yield _measured(metric, keys, clean.share(number, form), 0.0, share, longest)
+        trend = depth_trend(clean.shares(number))
+        yield _measured("depth_trend", keys, trend, 0.0, "share, first to last", longest)
+
+
+def mask(
+    masks: Mapping[str, CausalMask], clean: Components, sets: PairSets, window: int
+) -> Iterator[Row]:
+    """The causal-mask component, beside that of flat logits (uniform attention)."""
+    longest = sets.labels[-1]
+    for keys, one in masks.items():
+        flat = one.flat()
+        for metric, unit, found, null in (
+            ("causal_slope", "nats by log(i + 1)", one.slope(), flat.slope()),
+            ("causal_r2", "share of the variance", one.extra_r2(), flat.extra_r2()),
+            (f"window_kl:{window}", "nats", one.window_kl(window), flat.window_kl(window)),
+        ):
+            yield _measured(
+                metric, keys, _over_heads(found), float(_over_heads(null)[0]), unit, longest
+            )
+        share = causal_share(one, clean, sets.number(longest, keys))[:, 1:].mean(1)
+        yield _measured("causal_share", keys, share, 1.0, "share of both components", longest)
+
+
+def causal_share(one: CausalMask, clean: Components, number: int) -> Tensor:
+    """Variance of log Z over it plus the residual-stream component, by version and layer."""
+    variance = one.variance().mean(2)
+    both = variance + clean.by_layer(number)
+    return torch.where(both > 0, variance / both.clamp_min(1e-300), 0.0)
+
+
+def _over_heads(values: Tensor) -> Tensor:
+    """The mean over heads, then over layers without layer 0."""
+    return values[:, 1:].mean((1, 2))
+
+
+def heads(readouts: SinkReadoutValues, length: int, windows: Sequence[int]) -> Iterator[Row]:
+    """How many heads read position 0: by weight, and by what it brings in.
+
+    Nulls: uniform attention, whose heads all have the same weight; and for the readout uniform
+    attention over values of the same norm that have nothing to do with each other, where key 0
+    brings in 1 / sqrt(i + 1) of what a query writes.
+    """
+    uniform = np.mean([uniform_sink_mass(length, window=w) for w in windows])
+    random = float(np.mean(1 / np.sqrt(np.arange(2, length + 1))))
+    for condition, found, null in (
+        ("weight", readouts.weight, uniform),
+        ("readout", readouts.readout, random),
+    ):
+        reading = (found > SHOWN_WEIGHT).double().mean((1, 2)).numpy()
+        nulls = np.full_like(reading, float(null > SHOWN_WEIGHT))
+        label = f"{condition}>{SHOWN_WEIGHT}"
+        yield paired_row(
+            "sink_reading_heads", label, "measurement", reading, nulls, unit="share of heads"
+        )
+
+
+def first_token(told: Fingerprint) -> Iterator[Row]:
+    """What later queries carry of the first token, mean over the layers that were read."""
+    chance = 1 / len(told.tokens)
+    for number, query in enumerate(told.queries):
+        label = f"{query}:{query + 1}"
+        ratio = told.ratio[..., number].mean(1)
+        yield _measured("fingerprint", "between_over_within", ratio, 0.0, "ratio", label)
+        right = told.accuracy[..., number].mean(1).numpy()
+        yield paired_row(
+            "fingerprint",
+            "nearest_centroid",
+            "measurement",
+            right,
+            np.full_like(right, chance),
+            unit="share of tokens",
+            queries=label,
+        )
+
+
+def edits(
+    runs: Iterable[EditedRuns], sets: PairSets, clean: Components, seed: int
+) -> Iterator[Row]:
+    """What each edit removes.
+
+    BOS: at every range without key 0, at the shortest and the longest with all keys, and the
+    component itself at the shortest. Patches: at the shortest range. The rest is in the arrays.
+    """
+    first, last = sets.labels[0], sets.labels[-1]
+    for one in runs:
+        patch = one.comparison.treatment[0].layer is not None
+        for keys, without in KEYS.items():
+            labels = sets.labels if without else (first, last)
+            for label in dict.fromkeys([first] if patch else labels):
+                rows = edit_rows(one, sets, clean, label, keys, seed)
+                yield from rows.get("removed", [])
+                if label == first and not patch:
+                    yield from rows["component"]
+
+
+def arrays(
+    sets: PairSets,
+    clean: Components,
+    runs: Sequence[EditedRuns],
+    masks: Mapping[str, CausalMask],
+    readouts: SinkReadoutValues,
+    told: Fingerprint | None,
+) -> dict[str, Array]:
+    """Curves, layers and heads; keys are `all_keys`, then `without_key0`."""
+    numbers = [[sets.number(label, keys) for label in sets.labels] for keys in KEYS]
+    by_layer = ("keys", "queries", "layer")
+    weights = torch.stack([readouts.weight.mean(0), readouts.readout.mean(0)])
+    reading = [(weights > least).double().mean((1, 2)) for least in SINK_WEIGHTS]
+    longest = [row[-1] for row in numbers]
+    found = {
+        "residual_share": Array(_each(numbers, lambda n: clean.shares(n)[0]), by_layer),
+        "component": Array(_each(numbers, lambda n: clean.by_layer(n)[0]), by_layer),
+        "component_by_head": Array(
+            clean.by_head["component"][..., longest].permute(2, 0, 1), ("keys", "layer", "head")
+        ),
+        "total_by_head": Array(
+            clean.by_head["total"][..., longest].permute(2, 0, 1), ("keys", "layer", "head")
+        ),
+        "causal_share": Array(
+            torch.stack(
+                [causal_share(masks[k], clean, n)[0] for k, n in zip(KEYS, longest, strict=True)]
+            ),
+            ("keys", "layer"),
+        ),
+        "causal_slope": Array(
+            torch.stack([masks[keys].slope()[0] for keys in KEYS]), ("keys", "layer", "head")
+        ),
+        "causal_variance": Array(
+            torch.stack([masks[keys].variance()[0] for keys in KEYS]), ("keys", "layer", "head")
+        ),
+        "log_z": Array(masks["all_keys"].log_z[0].mean(1), ("layer", "query")),
+        "toeplitz": Array(masks["all_keys"].offsets[0], ("layer", "head", "offset")),
+        "curve": Array(clean.curve[0].T, ("keys", "query")),
+        "sink_weight": Array(readouts.weight.mean(0), ("layer", "head")),
+        "sink_readout": Array(readouts.readout.mean(0), ("layer", "head")),
+        "sink_reading_heads": Array(torch.stack(reading, 1), ("criterion", "threshold")),
+    }
+    if runs:
+        found |= _edited(numbers, clean, runs)
+    if told is not None:
+        found["fingerprint_ratio"] = Array(told.ratio[0], ("layer_read", "query_read"))
+        found["fingerprint_accuracy"] = Array(told.accuracy.mean(0), ("layer_read", "query_read"))
+        found["position0_cosine"] = Array(told.cosine, ("layer_read", "norm"))
+    return found
+
+
+def _edited(
+    numbers: Sequence[Sequence[int]], clean: Components, runs: Sequence[EditedRuns]
+) -> dict[str, Array]:
+    """Curves and removed shares under every edit, in the order of `settings["compared"]`."""
+    curves = [torch.stack([run.curve[0].T for run in one.treatment]).mean(0) for one in runs]
+    shares = [_each(numbers, lambda n, one=one: _removed(clean, one, n)) for one in runs]
+    first = [row[0] for row in numbers]
+    layers = [
+        torch.stack([1 - _after(one, n) / clean.by_layer(n)[0] for n in first]) for one in runs
+    ]
+    return {
+        "curve_after": Array(torch.stack(curves), ("edit", "keys", "query")),
+        "removed": Array(torch.stack(shares), ("edit", "keys", "queries")),
+        "removed_by_layer": Array(
+            torch.nan_to_num(torch.stack(layers), posinf=0, neginf=0), ("edit", "keys", "layer")
+        ),
+    }
+
+
+def _removed(clean: Components, one: EditedRuns, number: int) -> Tensor:
+    """The removed share of an edit; NaN where there is nothing to remove."""
+    share = removed(clean.component(number), one.after(number))
+    return torch.tensor(torch.nan, dtype=torch.float64) if share is None else share[0]
+
+
+def _after(one: EditedRuns, number: int) -> Tensor:
+    """The component by layer under an edit, mean over draws."""
+    return torch.stack([run.by_layer(number)[0] for run in one.treatment]).mean(0)
+
+
+def _each(numbers: Sequence[Sequence[int]], read: object) -> Tensor:
+    """A figure of every pair set, keys by queries."""
+    assert callable(read)
+    return torch.stack([torch.stack([read(number) for number in row]) for row in numbers])

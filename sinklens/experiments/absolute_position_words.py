@@ -1,0 +1,224 @@
+"""What `absolute_position` says in words: at most 12 sentences, and the notes under its table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..capabilities import Capabilities
+from ..effects import EffectSize, is_significant
+from ..results import ExperimentResult
+from ..text import Prompts
+from .comparison import beside_null
+
+RELATIVE = 1e-2
+REPORTED = 0.40
+Rows = dict[tuple[str, str, str, str | None], EffectSize]
+
+
+def summary(result: ExperimentResult) -> list[str]:
+    """Both components, what edits of position 0 remove, and who reads it."""
+    rows: Rows = {
+        (row.metric, row.condition, row.kind, row.queries): row
+        for row in result.effects
+        if row.layer is None
+    }
+    lines = [*_components(result, rows), *_replacements(result, rows), *_patches(result)]
+    return [*lines, *_reading(result, rows), *_checks(result)][:12]
+
+
+def _components(result: ExperimentResult, rows: Rows) -> Iterator[str]:
+    """The shares, the mask and the depth."""
+    ranges = result.settings["ranges"]
+    first, last = ranges[0], ranges[-1]
+    for label in dict.fromkeys((first, last)):
+        said = []
+        for keys, words in (("without_key0", "without key 0"), ("all_keys", "with it")):
+            row = rows["residual_share", keys, "measurement", label]
+            null = rows["residual_share", f"{keys}:moved", "null", label]
+            said.append(f"{row.value:.0%} {words} ({_moved(row, null)})")
+        yield (
+            f"Queries {label}: of the variance of mean logits, {' and '.join(said)} is no function "
+            "of the offset."
+        )
+    window = result.settings["mask_window"]
+    slope = rows["causal_slope", "without_key0", "measurement", last]
+    cost = rows[f"window_kl:{window}", "without_key0", "measurement", last]
+    share = rows["causal_share", "without_key0", "measurement", last]
+    yield (
+        f"Causal mask (without key 0): log Z grows by {slope.value:.2f} log(i + 1) (flat logits 1) "
+        f"and costs {cost.value:.2f} nats against a window of {window} (flat {cost.baseline:.2f}); "
+        f"it is {share.value:.0%} of both components."
+    )
+    trend = rows["depth_trend", "without_key0", "measurement", last]
+    told = "" if _apart(trend) else ", not told apart from 0"
+    rank = result.settings["rank_correlation"]["without_key0"]
+    yield (
+        f"From layer 1 to the last the share without key 0 changes by {_described(trend)}{told} "
+        f"(rank correlation with depth {rank:+.2f})."
+    )
+
+
+def _moved(row: EffectSize, null: EffectSize) -> str:
+    """A share beside what is left of it when logits are moved along their diagonals."""
+    above = row.ci_low is not None and row.ci_low > max(0.0, null.value)
+    return f"{'above' if above else 'not above'} the null, {null.value:.0%}"
+
+
+def _replacements(result: ExperimentResult, rows: Rows) -> Iterator[str]:
+    """What replacing BOS removes, at early and at all queries."""
+    ranges = result.settings["ranges"]
+    conditions = dict.fromkeys(
+        row.condition
+        for row in result.effects
+        if row.metric.startswith("removed") and row.layer is None
+    )
+    early = []
+    for condition in conditions:
+        row = rows.get(("removed_without_key0", condition, "treatment", ranges[0]))
+        every = rows.get(("removed_without_key0", condition, "treatment", ranges[-1]))
+        whole = rows.get(("removed_all_keys", condition, "treatment", ranges[0]))
+        if row is None:
+            yield f"Replacing BOS by {condition}: there is no component to remove."
+            continue
+        early.append(f"{row.value:.0%} ({condition})")
+        contrast = rows.get(("removed_without_key0", condition, "contrast", ranges[0]))
+        said = f"Replacing BOS by {condition}: {_removal(row)} at {ranges[0]}, {_against(contrast)}"
+        if every is not None and every is not row:
+            said += f"; {_removal(every)} at {ranges[-1]}"
+        if whole is not None:
+            said += f"; with key 0 {_removal(whole)} at {ranges[0]}"
+        yield f"{said}."
+    if early:
+        yield (
+            f"2606.06160 reports {REPORTED:.0%} at early queries, for a replacement and a range "
+            f"that its abstract does not name; removed here: {', '.join(early)}."
+        )
+
+
+def _removal(row: EffectSize) -> str:
+    """What an edit removes; where the component grows, that."""
+    interval = "" if row.ci_low is None else f" [{row.ci_low:.0%}, {row.ci_high:.0%}]"
+    told = "" if _apart(row) else ", not told apart from 0"
+    if row.value < -1:
+        return f"the component grows {1 - row.value:.2g}-fold (removed {row.value:.0%}{interval})"
+    return f"{row.value:.0%} removed{interval}{told}"
+
+
+def _against(contrast: EffectSize | None) -> str:
+    """More than the control?"""
+    if contrast is None:
+        return "no control"
+    told = "" if is_significant(contrast) else " (not told apart)"
+    return f"{contrast.effect:+.0%} against its control{told}"
+
+
+def _patches(result: ExperimentResult) -> Iterator[str]:
+    """What patches of position 0 remove, in one sentence."""
+    found = [
+        row
+        for row in result.effects
+        if (row.metric, row.kind) == ("removed_without_key0", "treatment") and row.layer is not None
+    ]
+    if found:
+        said = ", ".join(f"{row.condition} at L{row.layer} {row.value:.0%}" for row in found[:6])
+        yield f"Patching position 0 removes at {found[0].queries}: {said}."
+
+
+def _reading(result: ExperimentResult, rows: Rows) -> Iterator[str]:
+    """Heads that read position 0, and the fingerprint."""
+    weight = rows["sink_reading_heads", "weight>0.3", "measurement", None]
+    readout = rows["sink_reading_heads", "readout>0.3", "measurement", None]
+    yield (
+        f"{weight.value:.0%} of heads give position 0 a weight above 0.3; in {readout.value:.0%} "
+        "what it brings in is more than 0.3 of what the head writes."
+    )
+    told = [row for key, row in rows.items() if key[:2] == ("fingerprint", "nearest_centroid")]
+    if told:
+        said = " and ".join(
+            f"{row.value:.0%} at query {str(row.queries).split(':')[0]} "
+            f"({beside_null(row)} chance, {row.baseline:.0%})"
+            for row in told
+        )
+        cosine = result.arrays["position0_cosine"].values
+        normed = f" ({float(cosine[-1, 1]):.2f} normed)" if cosine.shape[1] > 1 else ""
+        yield (
+            f"The stream names the first token in {said}; at position 0 different tokens have a "
+            f"cosine of {float(cosine[-1, 0]):.2f}{normed} entering the last layer."
+        )
+
+
+def _checks(result: ExperimentResult) -> Iterator[str]:
+    """The checks inside the run, if there is room; they are in the notes as well."""
+    yield f"Checks: {checked(result.settings['checks'])}"
+
+
+def checked(checks: dict[str, Any]) -> str:
+    """What the checks inside a run found."""
+    shifted = checks["shifted_positions"]
+    if shifted["change"] is None:
+        moved = f"position ids could not be shifted ({shifted['why']})"
+    else:
+        kind = "differences only" if shifted["change"] < RELATIVE else "absolute positions"
+        moved = (
+            f"{shifted['step']} added to all position ids changes logits by at most "
+            f"{shifted['change']:.1g}, so they know {kind}"
+        )
+    later = checks["position0_change"]
+    first = "" if later is None else f"; later tokens move position 0 by {later:.1g} of its norm"
+    return (
+        f"log A = s - log Z to {checks['split_error']:.1g}; Toeplitz logits have a share of "
+        f"{checks['toeplitz_share']:.1g}; {moved}{first}."
+    )
+
+
+def notes(
+    capabilities: Capabilities,
+    windows: Sequence[int],
+    prompts: Prompts,
+    draws: int,
+    positions: Sequence[int],
+    checks: dict[str, Any],
+) -> list[str]:
+    """The sentences at the foot of the table."""
+    said = [f"Checks: {checked(checks)}"]
+    short = sorted({window for window in windows if window < prompts.length})
+    if short:
+        layers = [layer for layer, window in enumerate(windows) if window < prompts.length]
+        said.append(
+            f"Layers {', '.join(map(str, layers))} see a window of "
+            f"{', '.join(map(str, short))} keys; beyond it key 0 is hidden and log Z stops growing."
+        )
+    else:
+        said.append(
+            f"No window is shorter than the prompts ({prompts.length} tokens), so window and "
+            "causal mask are the same here."
+        )
+    if capabilities.learned_sinks:
+        said.append("This model has learned sinks: their logit is part of log Z.")
+    said.append(
+        "Rows named :moved are the null: each prompt's logits moved along their diagonals. "
+        "All shares are averages over layers, without layer 0."
+    )
+    if not draws:
+        said.append("No controls and no contrasts: draws is 0.")
+    elif positions:
+        said.append(
+            "Controls are the same edits at a later position, read at queries after it; their "
+            "contrasts read the treatment on the same pairs."
+        )
+    return said
+
+
+def _described(row: EffectSize) -> str:
+    """A value with its interval."""
+    if row.unit.startswith("share"):
+        ends = "" if row.ci_low is None else f" [{row.ci_low:.0%}, {row.ci_high:.0%}]"
+        return f"{row.effect:.0%}{ends}"
+    ends = "" if row.ci_low is None else f" [{row.ci_low:.2f}, {row.ci_high:.2f}]"
+    return f"{row.effect:.2f}{ends}"
+
+
+def _apart(row: EffectSize) -> bool:
+    """Whether an interval leaves out 0."""
+    return row.ci_low is not None and row.ci_high is not None and row.ci_low * row.ci_high > 0

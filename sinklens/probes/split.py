@@ -1,0 +1,164 @@
+"""Attention split in the log domain, and what heads read at position 0.
+
+`LogSplit`: the softmax makes log A_ij = s_ij - log Z_i with Z_i the sum of exp s_ij over the keys
+that query i sees; a learned sink with logit b adds exp b to it. The largest error of that identity,
+over weights above 1e-30 (smaller ones lose digits, then underflow), says whether the scores that a
+hook shows are what the softmax gets. b is not read from the weights but from the rows:
+exp b / Z_i is what row i lacks to sum to 1, so b = s_ij - log A_ij + log(1 - sum_j A_ij); it is
+taken at the query that lacks most, and the error tells whether it holds for all.
+
+`SinkReadouts`: the weight that queries i >= 1 give to key 0, and what it brings in beside all that
+the head writes, mean over i >= 1 of |A_i0 W_O v_0| / |W_O z_i|. A large weight on a small value
+reads nothing. The ratio is no share: what is read at other keys can cancel.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..capabilities import check, hook_name
+from ..protocol import HookedModel
+from .base import Gathered
+
+SMALLEST_WEIGHT = 1e-30
+
+
+class LogSplitValues(NamedTuple):
+    """What `LogSplit` computes.
+
+    Attributes:
+        error: The largest error of log A = s - log Z, nats.
+        sink_logit: The logit b of learned sinks; None where rows sum to 1.
+    """
+
+    error: Float[Tensor, "prompt layer"]
+    sink_logit: Float[Tensor, "layer head"] | None
+
+
+class LogSplit:
+    """Whether scores and weights fit together, and the logit of learned sinks."""
+
+    def __init__(self, model: HookedModel) -> None:
+        """Read scores and pattern of every layer of `model`."""
+        capabilities = check(model)
+        self._layers = range(capabilities.n_layers)
+        self._learned, self._windows = capabilities.learned_sinks, capabilities.windows
+        self._scores: Tensor | None = None
+        self._sink_logits: dict[int, Tensor] = {}
+        self._seen = Gathered()
+        self.fwd_hooks: list[tuple[str, Any]] = []
+        for layer in self._layers:
+            self.fwd_hooks.append((hook_name("scores", layer), self._keep))
+            self.fwd_hooks.append((hook_name("pattern", layer), partial(self._read, layer=layer)))
+
+    def _keep(self, scores: Float[Tensor, "batch head query key"], hook: Any) -> None:
+        self._scores = scores
+
+    def _read(
+        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
+    ) -> None:
+        assert self._scores is not None
+        size, window = pattern.shape[-1], self._windows[layer]
+        seen = torch.ones(size, size, dtype=torch.bool, device=pattern.device).tril()
+        seen = seen if window is None else seen.triu(1 - window)
+        scores = self._scores.float().masked_fill(~seen, -torch.inf)
+        self._scores = None
+        weights = pattern.float()
+        log_z = scores.logsumexp(-1, keepdim=True)
+        logs = weights.clamp_min(SMALLEST_WEIGHT).log()
+        if self._learned:
+            if layer not in self._sink_logits:
+                self._sink_logits[layer] = _sink_logit(scores, logs, weights)
+            b = self._sink_logits[layer][:, None, None]
+            log_z = torch.logaddexp(log_z, b)
+        errors = (logs - scores + log_z).abs().masked_fill(weights <= SMALLEST_WEIGHT, 0.0)
+        self._seen.add(layer, errors.amax((1, 2, 3)))
+
+    def compute(self) -> LogSplitValues:
+        """Of all prompts."""
+        error = torch.stack([self._seen.concatenated(layer) for layer in self._layers], 1)
+        learned = [self._sink_logits[layer].cpu() for layer in self._layers if self._learned]
+        return LogSplitValues(error, torch.stack(learned) if learned else None)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._seen.clear()
+        self._sink_logits.clear()
+
+
+def _sink_logit(
+    scores: Float[Tensor, "batch head query key"],
+    logs: Float[Tensor, "batch head query key"],
+    weights: Float[Tensor, "batch head query key"],
+) -> Float[Tensor, " head"]:
+    """The logit of each head's learned sink, from the query whose weights lack most."""
+    lacking = 1 - weights.sum(-1)
+    largest = weights.argmax(-1, keepdim=True)
+    log_z = (scores.gather(-1, largest) - logs.gather(-1, largest)).squeeze(-1)
+    found = log_z + lacking.clamp_min(SMALLEST_WEIGHT).log()
+    by_head = lacking.transpose(0, 1).flatten(1).argmax(-1, keepdim=True)
+    return found.transpose(0, 1).flatten(1).gather(-1, by_head).squeeze(-1)
+
+
+class SinkReadoutValues(NamedTuple):
+    """What `SinkReadouts` computes.
+
+    Attributes:
+        weight: Mean weight of key 0.
+        readout: Mean norm of what key 0 brings in over the norm of all that the head writes.
+    """
+
+    weight: Float[Tensor, "prompt layer head"]
+    readout: Float[Tensor, "prompt layer head"]
+
+
+class SinkReadouts:
+    """What heads read at position 0: by weight, and by what it brings in."""
+
+    def __init__(self, model: HookedModel) -> None:
+        """Read pattern, values and outputs of every layer of `model`."""
+        capabilities = check(model)
+        self._layers = range(capabilities.n_layers)
+        self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
+        self._grams = {}
+        self._parts: dict[str, Tensor] = {}
+        self._seen = Gathered()
+        self.fwd_hooks: list[tuple[str, Any]] = []
+        for layer in self._layers:
+            written = model.blocks[layer].attn.W_O.detach().float()
+            self._grams[layer] = written @ written.transpose(-1, -2)
+            for site in ("value", "pattern"):
+                self.fwd_hooks.append((hook_name(site, layer), partial(self._keep, site=site)))
+            self.fwd_hooks.append((hook_name("z", layer), partial(self._read, layer=layer)))
+
+    def _keep(self, activation: Float[Tensor, " batch *shape"], hook: Any, *, site: str) -> None:
+        at_0 = activation[:, 0] if site == "value" else activation[..., 0]
+        self._parts[site] = at_0.float()
+
+    def _read(self, z: Float[Tensor, "batch pos head d_head"], hook: Any, *, layer: int) -> None:
+        gram, weight = self._grams[layer], self._parts["pattern"][..., 1:]
+        value = self._parts["value"][:, self._heads]
+        brought = torch.einsum("bhd,hde,bhe->bh", value, gram, value).clamp_min(0).sqrt()
+        later = z[:, 1:].float()
+        written = torch.einsum("bihd,hde,bihe->bhi", later, gram, later).clamp_min(0).sqrt()
+        ratio = weight * brought[..., None] / written.clamp_min(torch.finfo(torch.float32).tiny)
+        self._seen.add(("weight", layer), weight.mean(-1))
+        self._seen.add(("readout", layer), ratio.mean(-1))
+
+    def compute(self) -> SinkReadoutValues:
+        """Of all prompts."""
+        gathered = [
+            torch.stack([self._seen.concatenated((what, layer)) for layer in self._layers], 1)
+            for what in SinkReadoutValues._fields
+        ]
+        return SinkReadoutValues(*gathered)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._seen.clear()
+        self._parts.clear()
