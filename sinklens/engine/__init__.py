@@ -4,7 +4,8 @@ One batch of prompts at a time: a clean forward, then the interventions, so that
 clean values is held. Three things make this fast without changing what comes out, one module each:
 
 - `forward`: an edit in block k costs a run from block k; logits are computed only where they are
-  read; patterns are made only where a hook asks for them;
+  read; patterns are made only where a hook asks for them, large ones some rows at a time
+  (`attention`);
 - `watch`: interventions that start at the same block share a forward, and each is watched, since
   one that did not happen is an error;
 - `measure`: metrics are read a slice of predictions at a time.

@@ -28,7 +28,7 @@ def random_weights(model: HookedModel, seed: int) -> tuple[HookedModel, str]:
     kind = type(original)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # of the CPU alone, and put back
             config = copy.deepcopy(original.config)
             made = kind._from_config(config, attn_implementation="eager", dtype=weight.dtype)
         random = load(made.to(weight.device))

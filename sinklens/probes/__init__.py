@@ -1,7 +1,7 @@
 """Read-only hooks that reduce what they see while the model runs.
 
 A probe has `fwd_hooks` for `model.run_with_hooks`, `compute()` for what it has seen since the last
-`reset()`. It keeps one small value a prompt, layer and head, never a pattern.
+`reset()`. It keeps one small value a prompt, layer and head, never a pattern of each prompt.
 """
 
 from .base import Probe as Probe

@@ -27,6 +27,7 @@ kept by prompt. Keys behind a window are in no pair.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -189,7 +190,7 @@ class DiagonalShift:
         return logits.gather(-1, source[:, None].expand_as(logits).to(logits.device))
 
 
-class _Logits:
+class _Logits(ABC):
     """Takes the pairs of early queries out of the scores of every layer."""
 
     def __init__(self, basis: Mapping[int, PairBasis], shift: DiagonalShift | None = None) -> None:
@@ -211,8 +212,9 @@ class _Logits:
         self._count[layer] += len(taken)
         self._read(taken, layer)
 
+    @abstractmethod
     def _read(self, logits: Float[Tensor, "batch head pair"], layer: int) -> None:
-        raise NotImplementedError
+        """Take in the logits of a batch."""
 
     def reset(self) -> None:
         """Forget everything."""

@@ -34,7 +34,7 @@ def new_model(recipe: Recipe, seed: int) -> PreTrainedModel:
     config = recipe.config()
     model_class = getattr(transformers, config.architectures[0])
     with torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone, and put back
         model: PreTrainedModel = model_class._from_config(config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.endswith(recipe.frozen))
