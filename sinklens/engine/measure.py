@@ -7,6 +7,7 @@ Metrics of a user's own get all logits of one intervention.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from ..probes.base import Resumable
 from ..protocol import HookedModel
 from ..text import Prompts
 from .forward import Outcome
+
+CACHED_BYTES = 2**22
 
 
 class Measure:
@@ -82,10 +85,10 @@ class Measure:
         self._index, self._clean, self._clean_log_probs = index, clean, None
         length = self._prompts.length
         needed = any(metric.needs_clean for metric in self._by_row.values())
-        if needed and len(index) * length * int(self._model.cfg.d_vocab) * 4 <= self._memory:
-            logits = self._all_logits(clean)
-            self._require_finite(logits, "the clean run")
-            self._clean_log_probs = logits.float().log_softmax(-1)
+        shape = len(index), length, int(self._model.cfg.d_vocab)
+        if needed and math.prod(shape) * 4 <= self._memory:
+            # Filled where predictions count for any edit, while the clean run is read.
+            self._clean_log_probs = torch.empty(shape, device=clean.last.device)
         self._clean_rows = self._read_rows(clean, 0, "the clean run")
 
     def clean(self, position: int) -> Float[Tensor, "metric batch"]:
@@ -177,14 +180,20 @@ class Measure:
         positions = torch.cat(list(wanted.values())).unique()
         places = torch.cartesian_prod(torch.arange(size), positions)
         for some in places.split(self._rows):
-            prompts, at = some.T
-            logits = outcome.logits(prompts, at)
-            self._require_finite(logits, what)
-            for number, metric in self._by_row.items():
-                mine = torch.isin(at, wanted[number])
-                if bool(mine.any()):
-                    result = self._by_row_of(metric, logits, prompts, at, mine)
-                    values[number][prompts[mine], at[mine]] = result.float().cpu()
+            made = outcome.logits(*some.T)
+            self._require_finite(made, what)
+            # Large slices make the product fast, small ones keep what is read of it in caches.
+            few = max(1, CACHED_BYTES // (4 * made.shape[-1]))
+            for logits, (prompts, at) in zip(
+                made.split(few), (part.T for part in some.split(few)), strict=True
+            ):
+                if outcome is self._clean and self._clean_log_probs is not None:
+                    self._clean_log_probs[prompts, at] = logits.float().log_softmax(-1)
+                for number, metric in self._by_row.items():
+                    mine = torch.isin(at, wanted[number])
+                    if bool(mine.any()):
+                        result = self._by_row_of(metric, logits, prompts, at, mine)
+                        values[number][prompts[mine], at[mine]] = result.float().cpu()
         return values
 
     def _by_row_of(
