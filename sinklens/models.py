@@ -109,6 +109,31 @@ def load(
     )
 
 
+def load_like(
+    model: HookedModel,
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    step: int | None = None,
+    seed: int | None = None,
+) -> TransformerBridge:
+    """Load another model, or another checkpoint, on the device and in the dtype of `model`.
+
+    Args:
+        model: What it will be compared with.
+        source: As `load` takes it.
+        revision: A hub revision.
+        step: A training step of a shipped model.
+        seed: A training seed of a shipped model.
+
+    Raises:
+        SinklensError: As in `load`.
+    """
+    dtype = str(model.cfg.dtype).removeprefix("torch.")
+    device = model.cfg.device
+    return load(source, device=device, dtype=dtype, revision=revision, step=step, seed=seed)
+
+
 def require_eval_mode(model: HookedModel) -> None:
     """Refuse a model in train mode: dropout makes two equal runs differ.
 

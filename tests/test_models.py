@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sinklens
-from sinklens.models import bos_token_id, ordinary_tokens, weights_hash
+from sinklens.models import bos_token_id, load_like, ordinary_tokens, weights_hash
 from tests import families
 
 TOKENS = torch.tensor([[families.BOS, 5, 9, 17, 30]])
@@ -53,6 +53,13 @@ def test_a_bridge_passes_untouched(boot_family: Any) -> None:
     assert sinklens.load(bridge) is bridge
     with pytest.raises(sinklens.SinklensError, match="need a name"):
         sinklens.load(bridge, step=3)
+
+
+def test_another_model_is_loaded_in_the_same_dtype() -> None:
+    half = sinklens.load("rope", dtype="bfloat16")
+    early = load_like(half, "rope", step=32)
+    assert {p.dtype for p in early.original_model.parameters()} == {torch.bfloat16}
+    assert sinklens.origin(early).step == 32 and early.cfg.device == half.cfg.device
 
 
 def test_the_hash_follows_the_weights() -> None:

@@ -32,7 +32,7 @@ at two positions takes 22.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ from ..text import Prompts
 from . import spike_search
 from .comparison import beside_null, run_comparisons
 from .registry import ExperimentConfig, choose_metrics, experiment
-from .spike_edits import EDITS, EQUAL_NORM, SpikeEdits
+from .spike_edits import EDITS, EQUAL_NORM, SpikeEdits, crowded
 from .spike_search import Spikes, find_spikes
 
 if TYPE_CHECKING:
@@ -190,19 +190,24 @@ def _conditions(
     """The conditions to run, and those left out with their reasons.
 
     Raises:
-        SinklensError: Conditions were asked for, and there is nothing to edit.
+        SinklensError: A condition was asked for that has nothing to edit or no control.
     """
     asked = list(config.conditions or DEFAULT_CONDITIONS)
     if not config.draws:
         asked = [condition for condition in asked if not condition.endswith(EQUAL_NORM)]
-    if len(entries.massive.prompt):
+    refused = [condition for condition in asked if condition.endswith(EQUAL_NORM)]
+    reason = crowded(entries)
+    if not len(entries.massive.prompt):
+        refused = asked
+        reason = (
+            "no entry is massive there; criterion=scale_free with a lower scale_free= asks for less"
+        )
+    if not reason:
         return asked, {}
-    reason = (
-        "no entry is massive there; criterion=scale_free with a lower scale_free= asks for less"
-    )
-    if config.conditions:
-        raise SinklensError(f"{config.conditions[0]} has nothing to edit: {reason}")
-    return [], dict.fromkeys(asked, reason)
+    if config.conditions and refused:
+        raise SinklensError(f"{refused[0]} cannot be run: {reason}")
+    kept = [condition for condition in asked if condition not in refused]
+    return kept, dict.fromkeys(refused, reason)
 
 
 def _measured(model: HookedModel, prompts: Prompts, spikes: Spikes) -> list[Row]:
@@ -372,6 +377,7 @@ def _found(result: ExperimentResult) -> Iterator[str]:
             share = max(0.0, step["share"] if name == "up" else -step["share"])
             enough = share >= spike_search.STEP_SHARE
             said = f"{step['after']} (block {step['block']}) {verb} {share:.0%} of it"
+            said += _others(spikes, name)
             yield f"{said}." if enough else f"No single sub-block steps {name}: {said}."
         elif step:
             yield "The embedding already holds it."
@@ -392,6 +398,18 @@ def _found(result: ExperimentResult) -> Iterator[str]:
         )
         tried = f"{swept['tokens']:,} of {swept['of']:,} tried"
         yield f"Of the tokens of the vocabulary spike: {shares} ({tried})."
+
+
+def _others(spikes: Mapping[str, Any], name: str) -> str:
+    """What sub-blocks besides the largest write, or take away, of the peak."""
+    sign = 1 if name == "up" else -1
+    largest = spikes["steps"][name]["after"]
+    others = ", ".join(
+        f"{sign * share:.0%} ({after})"
+        for after, share in spikes["writers"].items()
+        if sign * share > 0 and after != largest
+    )
+    return f", besides {others}" if others else ""
 
 
 def _effects(result: ExperimentResult) -> Iterator[str]:

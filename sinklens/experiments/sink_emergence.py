@@ -41,7 +41,7 @@ from ..effects import EffectSize, Row, interval, paired_row
 from ..engine import evaluate
 from ..errors import SinklensError, UsageError
 from ..metrics import mean_sink_mass
-from ..models import load, origin
+from ..models import load_like, origin, weights_hash
 from ..plots import lines
 from ..probes import ResidualPeaks, SinkScores, ValueNorms
 from ..protocol import HookedModel
@@ -130,9 +130,11 @@ def sink_emergence(
     checkpoints = find_checkpoints(model, config.checkpoints)
     followed: dict[str, dict[int, Trait]] = {}
     left_out: dict[str, str] = {}
+    weights: dict[str, str] = {}
     forwards = 0
     for checkpoint in checkpoints:
-        at = load(checkpoint.source, **checkpoint.how)
+        at = load_like(model, checkpoint.source, **checkpoint.how)
+        weights[str(checkpoint.step)] = weights_hash(at)
         if int(at.cfg.d_vocab) <= int(prompts.tokens.max()):
             raise SinklensError(f"checkpoint {checkpoint.step} does not know the prompts' tokens")
         traits = read_traits(at, prompts, config, wanted)
@@ -168,6 +170,7 @@ def sink_emergence(
         "left_out": left_out,
         "notes": ["One training run: intervals are over prompts, not over seeds."],
         "steps": [checkpoint.step for checkpoint in checkpoints],
+        "weights": weights,
         "onsets": _described(onsets, followed),
     }
     return assemble(

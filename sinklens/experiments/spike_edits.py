@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..effects import Comparison
-from ..errors import UsageError
 from ..hooks.intervention import Intervention, seeded
 from ..hooks.position0 import MEAN_TOKENS
 from ..hooks.spikes import replace_entries, shift_entries
@@ -56,7 +55,7 @@ class SpikeEdits:
                 dataclasses.replace(made, identity=changes_nothing(massive, change))
             ]
         if condition != edit:
-            control = [self.elsewhere(edit, change, draw) for draw in range(self._config.draws)]
+            control = self.elsewhere(edit, change, self._config.draws)
             return Comparison(condition, self._made[edit], control)
         control = []
         for draw, ordinary in enumerate(self._entries.ordinary):
@@ -118,26 +117,36 @@ class SpikeEdits:
         """For each entry the mean of its channel, position 0 and the rest apart."""
         return self._entries.means[(entries.position > 0).long(), entries.channel]
 
-    def elsewhere(self, edit: str, change: Tensor, draw: int) -> Intervention:
-        """The same change in random other channels; each channel's goes to one other.
+    def elsewhere(self, edit: str, change: Tensor, draws: int) -> list[Intervention]:
+        """The same change in random other channels, one for each draw; none where `crowded`."""
+        return (
+            []
+            if crowded(self._entries)
+            else [self._elsewhere(edit, change, draw) for draw in range(draws)]
+        )
 
-        Raises:
-            UsageError: There is no other one.
-        """
+    def _elsewhere(self, edit: str, change: Tensor, draw: int) -> Intervention:
+        """One draw: each channel's change goes to a channel of its own."""
         massive = self._entries.massive
         own = massive.channel.unique()
         others = np.setdiff1d(np.arange(int(self._model.cfg.d_model)), own.numpy())
-        if not len(others):
-            raise UsageError(
-                "every channel holds a massive entry somewhere, so that there is no other one for "
-                "a control; a higher scale_free= (or times=) calls fewer entries massive"
-            )
         random = seeded(self._config.seed, "channels", draw)
-        chosen = torch.from_numpy(random.choice(others, len(own), replace=len(others) < len(own)))
+        chosen = torch.from_numpy(random.choice(others, len(own), replace=False))
         self._channels[draw] = dict(zip(own.tolist(), chosen.tolist(), strict=True))
         moved = massive._replace(channel=chosen[torch.searchsorted(own, massive.channel)])
         name = f"{edit} in other channels"
         return shift_entries(self._model, self._layer, moved, change, name=name, draw=draw)
+
+
+def crowded(entries: EntryValues) -> str:
+    """Why the same change cannot be made in other channels, empty where it can."""
+    own, width = len(entries.massive.channel.unique()), entries.means.shape[-1]
+    if 2 * own <= width:
+        return ""
+    return (
+        f"{own} of {width} channels hold a massive entry somewhere, so that too few others are "
+        "left to take an equal change each; a higher scale_free= (or times=) calls fewer massive"
+    )
 
 
 def changes_nothing(entries: Entries, change: Tensor) -> bool:

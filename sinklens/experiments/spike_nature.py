@@ -23,7 +23,7 @@ from ..errors import SinklensError, UsageError
 from ..hooks.intervention import seeded
 from ..hooks.position0 import MEAN_TOKENS
 from ..metrics import SINK_THRESHOLDS, mean_sink_mass, sink_rate
-from ..models import load, ordinary_tokens, origin
+from ..models import load_like, ordinary_tokens, origin, weights_hash
 from ..probes import (
     ChannelShares,
     GatedReads,
@@ -210,15 +210,18 @@ def _gated(
 
 def matched_models(
     model: HookedModel, prompts: Prompts, config: ExperimentConfig, sources: Sequence[str]
-) -> tuple[list[Row], list[str]]:
+) -> tuple[list[Row], dict[str, str]]:
     """Spike and sinks of other models on the same prompts, every seed of a shipped one.
+
+    Returns:
+        Rows, and the names of all models with a hash of their weights.
 
     Raises:
         SinklensError: It is not known where the model came from, or another model reads tokens
             differently.
     """
     if not sources:
-        return [], []
+        return [], {}
     own = origin(model)
     if own.kind in ("bridge", "hugging_face"):
         raise SinklensError(
@@ -228,17 +231,17 @@ def matched_models(
     others: list[tuple[str, HookedModel]] = [(own.name, model)]
     for source in dict.fromkeys(sources):
         if source not in zoo.names():
-            others.append((source, load(source)))
+            others.append((source, load_like(model, source)))
             continue
         seeds = zoo.seeds(source)
         for seed in seeds:
             name = source if len(seeds) == 1 else f"{source}, seed {seed}"
             if (own.kind, own.name, own.seed or seeds[0]) != ("shipped", source, seed):
-                others.append((name, load(source, seed=seed)))
+                others.append((name, load_like(model, source, seed=seed)))
     rows = [
         row for name, other in others for row in _one_model(name, other, prompts, config, model)
     ]
-    return rows, [name for name, _ in others]
+    return rows, {name: weights_hash(other) for name, other in others}
 
 
 def _one_model(

@@ -30,6 +30,7 @@ from ..text import Prompts
 from .registry import ExperimentConfig
 
 STEP_SHARE = 0.5
+NAMED_SHARE = 0.1  # sub-blocks that write less of the peak are in the arrays only
 CHANNELS = 3
 FORWARDS = 2
 
@@ -99,6 +100,11 @@ class Spikes:
                     "share": float(self.shares[:, stage].mean()),
                 }
                 for name, stage in steps.items()
+            },
+            "writers": {
+                stage_name(stage): share
+                for stage, share in enumerate(self.shares.mean(0).tolist())
+                if stage and abs(share) >= NAMED_SHARE
             },
         }
 

@@ -53,11 +53,11 @@ from ..protocol import HookedModel
 from ..results import Array, ExperimentResult, describe
 from ..text import Prompts
 from . import spike_search
-from .comparison import run_comparisons
+from .comparison import beside_null, run_comparisons
 from .massive_activations import MassiveActivationsConfig
 from .registry import ExperimentConfig, choose_metrics, experiment
 from .sink_head_ablation import SINK_MASS
-from .spike_edits import SpikeEdits
+from .spike_edits import SpikeEdits, crowded
 from .spike_nature import matched_models, spike_nature
 from .spike_search import Spikes, find_spikes
 
@@ -127,6 +127,7 @@ def spike_sink_decoupling(
     nature, arrays, forwards, no_form = spike_nature(model, prompts, config, spikes, entries)
     if no_form:
         left_out["quadratic_form"] = no_form
+    no_control = crowded(entries) if config.draws else ""
     bound = bool(len(entries.massive.position)) and not bool(entries.massive.position.any())
     metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=True)
     if not config.metrics:
@@ -145,6 +146,7 @@ def spike_sink_decoupling(
             "Under drop_edge the sink figures fall by construction, under clamp_spikes the spike. "
             "The interaction row sets the effect of both against the sum of the two effects.",
             *([BOUND] if bound and "drop_edge" in conditions else []),
+            *([f"No control for clamp_spikes and both: {no_control}."] if no_control else []),
         ]
         if conditions
         else [],
@@ -228,10 +230,7 @@ class _Edits:
         clamp = replace_entries(
             self._model, self._layer, self._entries, self._values, name="clamp_spikes"
         )
-        control = [
-            self._elsewhere("clamp_spikes", self._change, draw)
-            for draw in range(len(self.positions))
-        ]
+        control = self._elsewhere("clamp_spikes", self._change, len(self.positions))
         return Comparison("clamp_spikes", [clamp], control)
 
     def _drop(self) -> Comparison:
@@ -241,7 +240,9 @@ class _Edits:
 
     def _both(self) -> Comparison:
         one, other = self.comparison("clamp_spikes"), self.comparison("drop_edge")
-        control = [together("both", *pair) for pair in zip(one.control, other.control, strict=True)]
+        # Where spikes have no control, both have none.
+        pairs = zip(one.control, other.control, strict=False)
+        control = [together("both", *pair) for pair in pairs]
         return Comparison("both", [together("both", *one.treatment, *other.treatment)], control)
 
 
@@ -346,25 +347,30 @@ def _nature(result: ExperimentResult) -> Iterator[str]:
     if sparsity and constancy:
         before = found["constancy", "position0:before"].value
         spiking = found["first_token_spikes", "position0"].value
+        likeness = "above" if constancy.value > constancy.baseline else "not above"
         yield (
-            f"Spike channels hold {sparsity.value:.1%} of the squared norm at spike tokens "
-            f"({sparsity.baseline:.1%} elsewhere); ordinary first tokens, of which {spiking:.0%} "
-            f"spike, have a cosine of {constancy.value:.2f} with each other, {before:.2f} before "
-            f"the step-up (later positions {constancy.baseline:.2f})."
+            f"Spike channels hold {sparsity.value:.1%} of the squared norm at spike tokens, "
+            f"{beside_null(sparsity)} elsewhere ({sparsity.baseline:.1%}); ordinary first tokens, "
+            f"of which {spiking:.0%} spike, have a cosine of {constancy.value:.2f} with each "
+            f"other, {likeness} later positions ({constancy.baseline:.2f}), and {before:.2f} "
+            "before the step-up."
         )
     gap = found.get(("logit_gap", "sink_heads"))
     if gap:
         others = found.get(("logit_gap", "other_heads"))
-        beside = "" if others is None else f" (others {others.value:.2f})"
-        yield f"Sink heads' logit for position 0 lies {gap.value:.2f} nats above others{beside}."
+        beside = "" if others is None else f", in other heads {others.value:.2f}"
+        yield (
+            f"In sink heads the logit for position 0 lies {gap.value:.2f} nats from the mean of "
+            f"the others ({beside_null(gap)} 0{beside})."
+        )
     aligned = next((row for (metric, _), row in found.items() if metric == "alignment"), None)
     if aligned:
         norm = found["quadratic_norm", aligned.condition]
         yield (
             f"The step-up block's quadratic form for {aligned.condition} has "
             f"{norm.value / norm.baseline:.3g} times the median channel's norm; its eigenvector "
-            f"holds {aligned.value:.0%} of the input at spike tokens, {aligned.baseline:.0%} "
-            "elsewhere."
+            f"holds {aligned.value:.0%} of the input at spike tokens, {beside_null(aligned)} "
+            f"elsewhere ({aligned.baseline:.0%})."
         )
 
 

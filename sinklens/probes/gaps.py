@@ -4,9 +4,13 @@
 
 since the softmax's denominator is the same for all keys of a query; the mean over queries i >= 1 is
 one number a prompt, layer and head, in nats. 2410.13835 calls it the sink logit. Keys that a window
-hides are left out, and so are queries that do not see key 0. Weights below 1e-38 are taken as that,
-so that no gap is infinite; a dropped edge has a gap of about -87 by construction. In models that
-see both ways all keys j >= 1 count.
+hides are left out, and so are queries that do not see key 0. In models that see both ways all keys
+j >= 1 count.
+
+Scores s are read where the softmax gets them from `hook_attn_scores`: an edge dropped from the
+pattern then leaves its own layer's gap as it is, and what moves are the gaps of later layers. Where
+attention is left to Hugging Face the pattern is read; weights below 1e-38 are taken as that, so
+that no gap is infinite.
 """
 
 from __future__ import annotations
@@ -33,30 +37,34 @@ class LogitGaps:
     """The gap between the sink's logit and others, by prompt, layer and head."""
 
     def __init__(self, model: HookedModel) -> None:
-        """Read the pattern of every layer of `model`."""
+        """Read the scores of every layer of `model`, or its pattern."""
         capabilities = check(model)
+        site = "scores" if capabilities.edits["scores"] else "pattern"
+        self._of_pattern = site == "pattern"
         self._layers = range(capabilities.n_layers)
         self._causal, self._windows = capabilities.causal, capabilities.windows
         self._seen = Gathered()
         self.fwd_hooks: list[tuple[str, Any]] = [
-            (hook_name("pattern", layer), partial(self._read, layer=layer))
-            for layer in self._layers
+            (hook_name(site, layer), partial(self._read, layer=layer)) for layer in self._layers
         ]
 
     def _read(
-        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
+        self, activation: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
     ) -> None:
-        length = pattern.shape[-1]
-        logs = pattern.float().clamp_min(torch.finfo(torch.float32).tiny).log()
-        seen = torch.ones(length, length, device=pattern.device)
+        length = activation.shape[-1]
+        logits = activation.float()
+        if self._of_pattern:
+            logits = logits.clamp_min(torch.finfo(torch.float32).tiny).log()
+        seen = torch.ones(length, length, device=activation.device)
         seen = seen.tril() if self._causal else seen
         window = self._windows[layer]
         seen = seen if window is None else seen.triu(1 - window)
         queries = seen[:, 0].bool()
         queries[0] = False
         seen[:, 0] = 0
-        others = (logs * seen).sum(-1) / seen.sum(-1).clamp_min(1)
-        self._seen.add(layer, (logs[..., 0] - others)[..., queries].mean(-1))
+        # Scores of hidden keys can be minus infinity, which times 0 is no number.
+        others = logits.masked_fill(seen == 0, 0).sum(-1) / seen.sum(-1).clamp_min(1)
+        self._seen.add(layer, (logits[..., 0] - others)[..., queries].mean(-1))
 
     def compute(self) -> LogitGapValues:
         """Of all prompts."""

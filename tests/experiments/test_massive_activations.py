@@ -344,11 +344,19 @@ def test_a_stream_that_is_mostly_zero_is_refused() -> None:
         run(model, random_prompts(model, n=2, length=12))
 
 
-def test_thresholds_that_every_channel_meets_are_refused() -> None:
+def test_where_most_channels_are_massive_no_equal_change_is_made_elsewhere() -> None:
     model = families.boot("llama")
     prompts = random_prompts(model, n=3, length=12)
-    with pytest.raises(SinklensError, match="every channel holds a massive entry"):
-        run(model, prompts, criterion="scale_free", scale_free=1.01, draws=1)
+    result = run(model, prompts, criterion="scale_free", scale_free=1.01, draws=1)
+    assert "too few others" in result.settings["left_out"]["zero:equal_norm"]
+    assert result.find(metric="loss", condition="zero", kind="contrast")
+    asked = {"criterion": "scale_free", "scale_free": 1.01, "conditions": ("zero:equal_norm",)}
+    with pytest.raises(SinklensError, match="too few others"):
+        run(model, prompts, **asked)
+    other = sinklens.run("spike_sink_decoupling", model, prompts, scale_free=1.01, progress=False)
+    assert any("too few others" in note for note in other.settings["notes"])
+    kinds = {row.kind for row in other.effects if row.condition == "clamp_spikes"}
+    assert kinds == {"treatment"}
 
 
 def test_parallel_blocks_in_bfloat16_are_no_norm_on_the_stream() -> None:

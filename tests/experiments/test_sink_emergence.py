@@ -18,6 +18,7 @@ from sinklens import SinklensError
 from sinklens.cli import app
 from sinklens.errors import UsageError
 from sinklens.experiments.sink_emergence import Trait, _number_in, onset, onset_values
+from sinklens.models import weights_hash
 from sinklens.text import Prompts
 from sinklens.zoo import folder
 from tests import families
@@ -94,6 +95,7 @@ def test_what_does_not_appear_has_no_onset() -> None:
 def test_traits_are_those_of_each_checkpoint(result: Any, prompts: Prompts) -> None:
     """Against plain Hugging Face on the same file: attention, values and hidden states."""
     assert result.settings["steps"] == [0, 32, 64, 128, 256, 512, 1024, 2048, 4000]
+    assert result.settings["weights"]["64"] == weights_hash(sinklens.load("rope", step=64))
     for step in (32, 4000):
         with folder("rope", step=step) as path:
             plain = transformers.LlamaForCausalLM.from_pretrained(

@@ -18,6 +18,8 @@ from sinklens import SinklensError
 from sinklens.cli import app
 from sinklens.experiments.spike_nature import mean_cosine
 from sinklens.hooks import ablate_heads, patch_position0, together
+from sinklens.metrics import ProbeMetric
+from sinklens.models import weights_hash
 from sinklens.probes import ChannelShares, LogitGaps
 from sinklens.quadratic_form import (
     GatedWeights,
@@ -223,6 +225,33 @@ def test_logit_gaps_leave_hidden_keys_out() -> None:
         torch.testing.assert_close(probe.compute().gap[:, layer], wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["alibi", "learned-sink", "sandwich"])
+def test_logit_gaps_are_those_of_the_pattern(name: str) -> None:
+    """The softmax's denominator cancels: clean logits and log patterns have the same gap."""
+    model = sinklens.load(name)
+    prompts = sinklens.prompts(model, n=2, length=12)
+    probe = LogitGaps(model)
+    sinklens.evaluate(model, prompts, [], [], probes=[probe], progress=False)
+    _, cache = model.run_with_cache(prompts.tokens)
+    for layer in range(model.cfg.n_layers):
+        logs = cache["pattern", layer].log()
+        gaps = [logs[:, :, i, 0] - logs[:, :, i, 1 : i + 1].mean(-1) for i in range(1, 12)]
+        wanted = torch.stack(gaps).mean(0)
+        torch.testing.assert_close(probe.compute().gap[:, layer], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_dropped_edge_leaves_its_own_logits(rope: Any) -> None:
+    """The pattern is edited, not the scores: the gap moves in later layers only, and not by 87."""
+    prompts = sinklens.prompts(rope, n=2, length=12)
+    gaps = ProbeMetric("gap", LogitGaps, lambda values: values.gap[:, 2].mean(1), "nats")
+    later = ProbeMetric("later", LogitGaps, lambda values: values.gap[:, 3].mean(1), "nats")
+    drop = ablate_heads(rope, [(2, head) for head in range(4)], "drop_edge")
+    found = sinklens.evaluate(rope, prompts, [drop], [gaps, later], progress=False)
+    effects = (found.values - found.baselines)[0]
+    assert not bool(effects[0].any())
+    assert 1e-3 < float(effects[1].abs().max()) < 10
+
+
 def test_mean_cosine_and_channel_shares(rope: Any) -> None:
     vectors = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     pairs = [
@@ -259,9 +288,11 @@ def test_matched_models_stand_in_the_same_table(rope: Any) -> None:
     prompts = sinklens.prompts(rope, n=3, length=24)
     compared = run(rope, prompts, draws=1, compare=("postnorm", "rope", "nope"))
     named = compared.settings["draws_made"]["compared"]
-    assert named[0] == "rope" and {"postnorm, seed 1", "rope, seed 2", "nope"} <= set(named)
-    assert named.count("rope") == 1 and "rope, seed 0" not in named
-    other = sinklens.run("sink_profile", sinklens.load("nope"), prompts, progress=False)
+    assert next(iter(named)) == "rope" and "rope, seed 0" not in named
+    assert {"postnorm, seed 1", "rope, seed 2", "nope"} <= set(named)
+    nope = sinklens.load("nope")
+    assert named["nope"] == weights_hash(nope) and named["rope"] == weights_hash(rope)
+    other = sinklens.run("sink_profile", nope, prompts, progress=False)
     for metric, condition in (("sink_mass", "position0"), ("sink_rate", "gu")):
         mine = compared.find(metric=metric, condition="nope")
         theirs = other.find(metric=metric, condition=condition)
