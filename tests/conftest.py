@@ -22,6 +22,8 @@ import pytest
 
 # No test needs a hub. Set before anything imports huggingface_hub, which reads it only once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # every core has a worker already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests import families
 
