@@ -319,7 +319,7 @@ def _finished(
 ) -> Float[Tensor, "intervention metric batch"] | None:
     """A group that an earlier run finished, its watches as they were after it."""
     tensors = call.load(batch, _group_name(group, watches))
-    if tensors is None:
+    if tensors is None or not {"values", *(f"watch{number}" for number in group)} <= set(tensors):
         return None
     for number in group:
         changed, *fired = tensors[f"watch{number}"].tolist()
