@@ -28,6 +28,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from .effects import EffectSize, Row, hopeless_families
+from .engine.journal import COMMAND
 from .engine.journal import FOLDER as UNFINISHED
 from .errors import SinklensError, UsageError
 from .hooks.heads import head_label
@@ -311,7 +312,7 @@ def require_free(folder: Path, overwrite: bool) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise SinklensError(f"cannot make {folder}: {parent} is no folder that can be written")
     held = [path for path in folder.glob("*") if path.name != UNFINISHED]
-    saving = (folder / UNFINISHED / "command.json").exists()  # a run was stopped while it saved
+    saving = (folder / UNFINISHED / COMMAND).exists()  # a run was stopped while it saved
     if held and not overwrite and not saving:
         raise SinklensError(
             f"the folder {folder} is not empty; give another one, or --overwrite (overwrite=True)"

@@ -142,26 +142,30 @@ def shift(z: Tensor, hook: Any) -> Tensor:
     return z + 0.5
 
 
-def test_what_is_spared_is_spared(boot_family: Boot) -> None:
+def test_what_is_spared_is_spared(boot_family: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks below the edit do not run, and logits are made only where they are read."""
     model = boot_family("llama")
     prompts = random_prompts(3)
     ran: list[int] = []
     rows: list[int] = []
-    handles = [
-        model.blocks[0].attn.register_forward_hook(lambda *_: ran.append(0)),
-        model.unembed.register_forward_hook(
-            lambda _, __, output: rows.append(output.shape[0] * output.shape[1])
-        ),
-    ]
-    try:
-        shortcuts(model), check(model)
-        ran.clear(), rows.clear()
-        edits = [ablate_heads(model, [(1, head)], "zero") for head in range(4)]
-        sinklens.evaluate(model, prompts, edits, ["loss"], positions=(4,), progress=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    # Hooks on the modules would be the caller's own, for which nothing is spared.
+    attention, head = model.blocks[0].attn.original_component, model.unembed.original_component
+    attend, unembed = attention.forward, head.forward
+
+    def count_run(*inputs: Any, **named: Any) -> Any:
+        ran.append(0)
+        return attend(*inputs, **named)
+
+    def count_rows(hidden: Tensor) -> Any:
+        rows.append(hidden.shape[0] * hidden.shape[1])
+        return unembed(hidden)
+
+    monkeypatch.setattr(attention, "forward", count_run)
+    monkeypatch.setattr(head, "forward", count_rows)
+    shortcuts(model), check(model)
+    ran.clear(), rows.clear()
+    edits = [ablate_heads(model, [(1, head)], "zero") for head in range(4)]
+    sinklens.evaluate(model, prompts, edits, ["loss"], positions=(4,), progress=False)
     assert len(ran) == 1  # the clean run
     # One row for every forward that stops short, and one a prompt for each of five readings.
     assert sum(rows) == 2 + 3 * 5
@@ -307,6 +311,90 @@ def test_hooks_of_the_callers_own_stay_in_force(boot_family: Boot) -> None:
     assert (without - wanted).abs().max() > 0.01
     after = sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
     assert all(after.shortcuts.values())
+
+
+@pytest.mark.parametrize("pre", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_pytorch_hooks_of_the_callers_own_act_once(
+    wrapped: bool, pre: bool, boot_family: Boot
+) -> None:
+    """As of somebody who steers a block, behind which a run from the next block would start."""
+    model = boot_family("gemma2")
+    prompts = random_prompts(3)
+    module = model.blocks[1].original_component if wrapped else model.blocks[1]
+    steer = torch.linspace(-3, 3, 32)
+
+    def steer_input(_: Any, inputs: tuple[Tensor, ...]) -> Any:
+        return (inputs[0] + steer, *inputs[1:])
+
+    def steer_output(_: Any, __: Any, output: Any) -> Any:
+        return (output[0] + steer, *output[1:]) if isinstance(output, tuple) else output + steer
+
+    edits = [ablate_heads(model, [(2, head)], "zero") for head in range(3)]
+    sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
+    without = plain_values(model, prompts, edits)["loss"]
+    if pre:
+        handle = module.register_forward_pre_hook(steer_input)
+    else:
+        handle = module.register_forward_hook(steer_output)
+    try:
+        found = sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
+        wanted = plain_values(model, prompts, edits)["loss"]
+    finally:
+        handle.remove()
+    torch.testing.assert_close(found.values[:, 0], wanted, rtol=1e-5, atol=1e-5)
+    if not (pre and wrapped):  # TransformerLens may go around what it wraps
+        assert (without - wanted).abs().max() > 0.01
+    assert not any(found.shortcuts.values()) and not has_own_hooks(model)
+
+
+def test_a_block_that_the_caller_replaced_stays_replaced(boot_family: Boot) -> None:
+    model = boot_family("llama")
+    prompts = random_prompts(3)
+    block = model.blocks[0]
+    original = block.forward
+
+    def scaled(*inputs: Any, **named: Any) -> Any:
+        output = original(*inputs, **named)
+        return (output[0] * 2, *output[1:]) if isinstance(output, tuple) else output * 2
+
+    edits = [ablate_heads(model, [(1, head)], "zero") for head in range(3)]
+    block.__dict__["forward"] = scaled
+    try:
+        found = sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
+        assert block.__dict__["forward"] is scaled
+        wanted = plain_values(model, prompts, edits)["loss"]
+    finally:
+        del block.__dict__["forward"]
+    torch.testing.assert_close(found.values[:, 0], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_edit_in_place_stays_in_its_own_run(times: int, boot_family: Boot) -> None:
+    """What a block put out in the clean run is the start of every other run from there."""
+    model = boot_family("llama")
+    prompts = random_prompts(3)
+
+    def in_place(residual: Tensor, hook: Any) -> Tensor:
+        residual[:, 0] += 5
+        return residual + 1
+
+    rude = Intervention("rude", "residual", 1, [(hook_name("residual", 1), in_place)])
+    others = [ablate_heads(model, [(1, head)], "zero") for head in range(3)]
+    edits = [rude, *others]
+    batch_size = 3 * times
+    found = sinklens.evaluate(
+        model, prompts, edits, ["loss"], batch_size=batch_size, progress=False
+    )
+    alone = plain_values(model, prompts, others)["loss"]
+    torch.testing.assert_close(found.values[1:, 0], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", [{"memory": 0}, {"memory": -5}, {"batch_size": 0}])
+def test_a_size_that_holds_nothing_is_refused(setting: Any, boot_family: Boot) -> None:
+    model = boot_family("llama")
+    with pytest.raises(sinklens.SinklensError, match="must be at least 1"):
+        sinklens.evaluate(model, random_prompts(3), [], ["loss"], progress=False, **setting)
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))

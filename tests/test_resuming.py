@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 import sinklens
 from sinklens.engine import journal, kept, run
+from sinklens.results import require_free
 
 COMMAND = [
     *("position0_patching", "rope", "--n-prompts", "8", "--length", "48", "--quiet"),
@@ -132,6 +134,110 @@ def stop(logits: Any, tokens: Any, **_: Any) -> Any:
     if len(calls) > 6:
         raise KeyboardInterrupt
     return logits.mean((1, 2))
+
+
+def stopped(ablate: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Leave an unfinished run with `after` groups."""
+    done: list[int] = []
+    original = run._Sweep.run_group
+
+    def count(self: Any, watches: Any) -> Any:
+        if len(done) == after:
+            raise KeyboardInterrupt
+        done.append(1)
+        return original(self, watches)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run._Sweep, "run_group", count)
+        with kept(folder, ["ablate"]):
+            ablate()
+    assert groups(folder) == after
+
+
+@pytest.mark.parametrize("left", [0, 7, 100])
+def test_damaged_work_is_done_again(
+    left: int, ablate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a power cut leaves a file that was written last: empty, or cut off."""
+    stopped(ablate, tmp_path, monkeypatch, 6)
+    for file in tmp_path.glob("unfinished/**/*.safetensors"):
+        file.write_bytes(file.read_bytes()[:left])
+    with kept(tmp_path, ["ablate"]):
+        resumed = ablate()
+    plain = ablate()
+    assert resumed.effects == plain.effects and resumed.provenance == plain.provenance
+
+
+def test_a_full_disk_is_said_and_what_is_done_stays(
+    ablate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(ablate, tmp_path, monkeypatch, 4)
+
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, kept_open(tmp_path):
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(sinklens.SinklensError, match="No space left on device"):
+            ablate()
+    assert groups(tmp_path) == 4
+    with kept(tmp_path, ["ablate"]):
+        assert ablate().effects == ablate().effects
+
+
+@contextmanager
+def kept_open(folder: Path) -> Iterator[None]:
+    """Leave `kept` by an error, so that nothing is removed."""
+    with pytest.raises(KeyboardInterrupt), kept(folder, ["ablate"]):
+        yield
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_only_named_so_is_left_alone(overwrite: bool, tmp_path: Path) -> None:
+    mine = tmp_path / "unfinished" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("three years")
+    with (
+        pytest.raises(sinklens.SinklensError, match="is not of an unfinished run"),
+        kept(tmp_path, ["ablate"], overwrite=overwrite),
+    ):
+        pass
+    assert mine.read_text() == "three years"
+
+
+def test_a_run_stopped_before_it_said_which_it_is_can_be_taken_up(tmp_path: Path) -> None:
+    own = tmp_path / "unfinished"
+    own.mkdir()
+    (own / "command.json.partial").write_text("[")
+    with kept(tmp_path, ["ablate"]):
+        pass
+    assert not own.exists()
+
+
+def test_what_names_the_run_is_removed_last(
+    ablate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop while finished work is removed leaves a folder that the same command may use."""
+    stopped(ablate, tmp_path, monkeypatch, 4)
+    (tmp_path / "result.json").write_text("saved")
+    removed: list[Path] = []
+
+    def remove_once(path: Path, **_: Any) -> None:
+        removed.append(path)
+        if len(removed) == 2:
+            raise KeyboardInterrupt
+        original(path)
+
+    original = journal.shutil.rmtree
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(journal.shutil, "rmtree", remove_once)
+        with kept(tmp_path, ["ablate"]):
+            pass
+    require_free(tmp_path, overwrite=False)
+    with kept(tmp_path, ["ablate"]):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_an_error_leaves_no_folder(ablate: Any, tmp_path: Path) -> None:

@@ -22,12 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import SinklensError
 
 FOLDER = "unfinished"
+COMMAND = "command.json"
 _open: ContextVar[Journal | None] = ContextVar("sinklens_journal", default=None)
 _section: ContextVar[Section | None] = ContextVar("sinklens_section", default=None)
 
@@ -42,29 +44,47 @@ def kept(folder: Path, command: Sequence[str], *, overwrite: bool = False) -> It
         overwrite: Throw away what another command left.
 
     Raises:
-        SinklensError: Another command's unfinished work is there.
+        SinklensError: Another command's unfinished work is there, or something else under its name.
     """
     own, existed = folder / FOLDER, folder.exists()
     text = json.dumps(command, sort_keys=True)
-    said = own / "command.json"
-    if own.exists() and not (said.exists() and said.read_text("utf-8") == text):
+    said = own / COMMAND
+    if own.exists() and not (said.exists() and said.read_bytes() == text.encode()):
+        if not said.exists() and not _is_blank(own):
+            raise SinklensError(
+                f"{own} is not of an unfinished run, which would be kept under this name; give "
+                "another folder"
+            )
         if said.exists() and not overwrite:
             raise SinklensError(
                 f"{folder} holds an unfinished run of another command; run that again to finish "
                 "it, give another folder, or --overwrite"
             )
-        shutil.rmtree(own)
+        _remove(own)
     token = _open.set(Journal(own, text))
     try:
         yield
     except SinklensError:
         if not any(own.rglob("*.safetensors")):  # nothing that is worth going on with
-            shutil.rmtree(own, ignore_errors=True)
+            _remove(own)
         if not existed and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
         raise
     finally:
         _open.reset(token)
+    _remove(own)
+
+
+def _is_blank(own: Path) -> bool:
+    """Whether a run was stopped here before it could say which it is."""
+    return own.is_dir() and all(path.name == f"{COMMAND}.partial" for path in own.iterdir())
+
+
+def _remove(own: Path) -> None:
+    """Remove an unfinished run; last what says whose it is, for a stop may come in between."""
+    for part in own.glob("*"):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(own, ignore_errors=True)
 
 
@@ -81,14 +101,24 @@ class Journal:
     command: str
 
     def write(self, file: Path, content: bytes) -> None:
-        """Write a file that appears whole, and before the first one what it belongs to."""
-        said = self.folder / "command.json"
+        """Write a file that appears whole, and before the first one what it belongs to.
+
+        Raises:
+            SinklensError: It cannot be written.
+        """
+        said = self.folder / COMMAND
         for target, what in ((said, self.command.encode()), (file, content)):
             if target == file or not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
                 partial = target.with_name(f"{target.name}.partial")
-                partial.write_bytes(what)
-                os.replace(partial, target)
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    partial.write_bytes(what)
+                    os.replace(partial, target)
+                except OSError as error:
+                    raise SinklensError(
+                        f"cannot keep finished work in {self.folder}: {error}; what is there stays "
+                        "and the same command goes on from it"
+                    ) from error
 
 
 @contextmanager
@@ -141,7 +171,10 @@ class KeptCall(Call):
     def load(self, batch: int, what: str) -> dict[str, Tensor] | None:
         """What was kept of a batch under a name, None if it was not finished."""
         file = self._folder / f"{batch}-{what}.safetensors"
-        return load(file.read_bytes()) if file.exists() else None
+        try:
+            return load(file.read_bytes()) if file.exists() else None
+        except (SafetensorError, OSError):  # as after a power cut; it is measured again
+            return None
 
     def store(self, batch: int, what: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep what is finished."""

@@ -91,6 +91,7 @@ def evaluate(
     Raises:
         SinklensError: A hook did not fire or changed nothing, a hook name is unknown, the model is
             in train mode, or its output is not finite.
+        UsageError: There is no such position, or a size is below 1.
     """
     require_eval_mode(model)
     # Runs that only read probes have no predictions to count.
@@ -271,6 +272,7 @@ def read_under(
     *,
     last_layer: int,
     batch_size: int | None = None,
+    memory: int | None = None,
 ) -> Any:
     """What a probe computes while an intervention is in place, without going on to the logits.
 
@@ -280,11 +282,15 @@ def read_under(
         intervention: What is in place; None is a clean run.
         probe: Reads blocks up to `last_layer`.
         last_layer: The last block that has to run.
-        batch_size: Prompts in a forward; by default all.
+        batch_size: Prompts in a forward; by default as many as `memory` allows, on a CPU fewer.
+        memory: Bytes for what a forward holds, as in `evaluate`.
     """
+    sizes = choose_sizes(
+        model, len(prompts), prompts.length, batch_size=batch_size, memory=memory, starts=0
+    )
     probe.reset()
     with torch.no_grad():
-        for index in torch.arange(len(prompts)).split(batch_size or len(prompts)):
+        for index in torch.arange(len(prompts)).split(sizes.prompts):
             hooks = [] if intervention is None else intervention.for_prompts(index).fwd_hooks
             model.run_with_hooks(
                 prompts.tokens[index].to(model.cfg.device),
@@ -319,7 +325,7 @@ def _finished(
 ) -> Float[Tensor, "intervention metric batch"] | None:
     """A group that an earlier run finished, its watches as they were after it."""
     tensors = call.load(batch, _group_name(group, watches))
-    if tensors is None:
+    if tensors is None or not {"values", *(f"watch{number}" for number in group)} <= set(tensors):
         return None
     for number in group:
         changed, *fired = tensors[f"watch{number}"].tolist()

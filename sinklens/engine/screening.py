@@ -65,9 +65,14 @@ def estimate(
         bound = [one.for_prompts(index).fwd_hooks for one in interventions]
         # The backward runs as far as the embedding; hooks on the way then see their gradients.
         names = list(dict.fromkeys(["hook_embed", *(name for hooks in bound for name, _ in hooks)]))
-        answers = None if prompts.answers is None else prompts.answers[index]
-        tokens = prompts.tokens[index].to(model.cfg.device)
-        with torch.enable_grad(), _gradient_from_the_embedding(model):
+        # Under a caller's inference mode there are no gradients, and tensors cannot enter them.
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            _gradient_from_the_embedding(model),
+        ):
+            answers = None if prompts.answers is None else prompts.answers[index]
+            tokens = prompts.tokens[index].to(model.cfg.device)
             cache = cache_activation_and_gradient(
                 model,
                 tokens,

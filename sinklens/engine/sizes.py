@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import UsageError
 from ..protocol import HookedModel
 
 LARGEST_BUDGET = 2**30
@@ -62,7 +63,13 @@ def choose_sizes(
         memory: Bytes for what a forward holds; by default 1 GiB, or a quarter of the memory
             there is where that is less.
         starts: How many blocks' clean outputs are kept.
+
+    Raises:
+        UsageError: A batch size or a budget that holds nothing.
     """
+    for name, given in (("batch_size", batch_size), ("memory", memory)):
+        if given is not None and given < 1:
+            raise UsageError(f"{name} must be at least 1, not {given}")
     budget = memory or default_memory(model)
     width, hidden = int(model.cfg.d_model), int(getattr(model.cfg, "d_mlp", 0) or 0)
     patterns = 3 * int(model.cfg.n_heads) * length

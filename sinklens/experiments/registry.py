@@ -46,7 +46,7 @@ class ExperimentConfig:
         seed: Decides every draw.
         progress: Whether to show progress; None shows it in a terminal or a notebook.
         batch_size: Prompts in a forward; None lets `memory` decide.
-        memory: Bytes for logits and what is computed from them.
+        memory: Bytes for what a forward holds; by default 1 GiB, or a quarter of all there is.
         positions: Count only predictions at these positions.
         screen: Rank the rows of a condition by a gradient estimate and run only the `top` largest.
         top: How many rows of each condition to run after screening.

@@ -324,6 +324,7 @@ class _Edits:
                 SinkReads(self._model, layer, place),
                 last_layer=layer,
                 batch_size=self._config.batch_size,
+                memory=self._config.memory,
             )
             self.forwards += 1
         return values

@@ -129,7 +129,10 @@ def test_batches_and_models_without_gradients_give_the_same_estimates() -> None:
     edits = [ablate_heads(model, [(layer, 1)], "zero") for layer in range(2)]
     whole = estimate(model, prompts, edits, METRICS["loss"])
     one_by_one = estimate(model, prompts, edits, METRICS["loss"], memory=1)
+    with torch.inference_mode():
+        inferring = estimate(model, random_prompts(3), edits, METRICS["loss"])
     model.original_model.requires_grad_(False)
     frozen = estimate(model, prompts, edits, METRICS["loss"])
+    torch.testing.assert_close(inferring, whole)
     torch.testing.assert_close(one_by_one, whole)
     torch.testing.assert_close(frozen, whole)
