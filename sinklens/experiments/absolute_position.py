@@ -247,9 +247,9 @@ def _require(capabilities: Capabilities, prompts: Prompts) -> None:
     if not capabilities.edits["scores"]:
         raise SinklensError(
             f"{what}: it needs attn.hook_attn_scores to hold the scores that the softmax gets; "
-            "here TransformerLens leaves attention to Hugging Face and the hook holds something "
-            "else. bos_replacement and position0_patching do the same edits and read loss, KL and "
-            "sink mass"
+            "here TransformerLens leaves attention to the model underneath and the hook holds "
+            "something else. bos_replacement and position0_patching do the same edits and read "
+            "loss, KL and sink mass"
         )
     if capabilities.n_layers < 2:
         raise SinklensError(
