@@ -140,7 +140,7 @@ def _try_everything(model: HookedModel) -> Capabilities:
         }
     # The second prompt differs from the first in its last token only.
     causal = torch.allclose(clean[0, :-1], clean[1, :-1], atol=1e-4, rtol=1e-4)
-    config = model.original_model.config
+    config = getattr(model.original_model, "config", None)  # `boot_native` has none, and no window
     return Capabilities(
         architecture=str(model.cfg.architecture),
         n_layers=n_layers,

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 SETS_AT_ONCE = 64
+NEARBY = 1 / 8
 # So small that no weight notices, and a row of nothing but this is uniform.
 FLOOR = 1e-30
 
@@ -29,6 +30,36 @@ def sink_columns(
     """
     incoming = pattern.double().sum((1, 2))
     return incoming >= incoming.quantile(percentile, dim=-1, keepdim=True)
+
+
+def columns_nearby(
+    sinks: Bool[Tensor, "batch key"], order: Float[Tensor, "set key"]
+) -> Bool[Tensor, "batch set key"]:
+    """As many other columns at about the same places, one set for each row of `order`.
+
+    Under a causal mask early columns are seen by more queries, so that what sinks are compared with
+    has to be as early. Every sink in turn takes the nearest column that is no sink and not taken.
+    Where sinks are more than half of all columns, fewer are left than there are sinks.
+
+    Args:
+        sinks: What to stand in for.
+        order: Numbers in [0, 1); the distance of a column counts as up to `NEARBY` of the length
+            longer, so that sets differ.
+    """
+    length = sinks.shape[-1]
+    keys = torch.arange(length, device=sinks.device)
+    extra = order * max(2.0, NEARBY * length)
+    taken = sinks[:, None].repeat(1, len(order), 1)
+    most = int(sinks.sum(-1).max())
+    # The places of each prompt's sinks, -1 behind its last one.
+    places = sinks.float().topk(most, dim=-1).indices.sort(-1).values
+    places = places.masked_fill(~sinks.gather(-1, places), -1)
+    for place in places.T:
+        distance = (keys - place[:, None]).abs()[:, None] + extra
+        nearest = distance.masked_fill(taken, torch.inf).min(-1)
+        free = torch.isfinite(nearest.values) & (place >= 0)[:, None]
+        taken = taken | (torch.nn.functional.one_hot(nearest.indices, length) * free[..., None] > 0)
+    return taken & ~sinks[:, None]
 
 
 def head_divergence(

@@ -166,7 +166,7 @@ def ordinary_tokens(model: HookedModel) -> Int[Tensor, " token"]:
     """
     size = int(model.cfg.d_vocab)
     special = {bos_token_id(model)}
-    config = model.original_model.config
+    config = getattr(model.original_model, "config", None)  # `boot_native` has none
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(config, name, None)
         special.update(value if isinstance(value, (list, tuple)) else [value])

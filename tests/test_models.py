@@ -86,3 +86,58 @@ def test_capabilities_are_tried_once_for_each_mode() -> None:
     assert sinklens.check(model) is raw
     model.enable_compatibility_mode()
     assert sinklens.check(model) is not raw
+
+
+def _native(**settings: Any) -> Any:
+    """A model that TransformerLens makes by itself: no Hugging Face config, no tokenizer."""
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = TransformerBridge.boot_native(
+        TransformerBridgeConfig(
+            d_model=16,
+            d_head=4,
+            n_layers=2,
+            n_ctx=32,
+            n_heads=4,
+            d_vocab=40,
+            d_mlp=32,
+            act_fn="gelu",
+            seed=0,
+            **settings,
+        )
+    )
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"positional_embedding_type": "rotary", "n_key_value_heads": 2}]
+)
+def test_a_model_without_a_hugging_face_config(settings: Any) -> None:
+    model = _native(**settings)
+    found = sinklens.check(model)
+    assert found.edits["pattern"] and found.edits["residual"] and not found.edits["scores"]
+    assert found.causal and not found.bos and found.windows == (None, None)
+    assert ordinary_tokens(model).tolist() == list(range(40))
+    prompts = sinklens.random_prompts(model, n=3, length=8, bos=False)
+    scores = sinklens.sink_scores(model, prompts.tokens)
+    patterns: list[torch.Tensor] = []
+    with torch.no_grad():
+        model.run_with_hooks(
+            prompts.tokens,
+            fwd_hooks=[
+                (f"blocks.{layer}.attn.hook_pattern", lambda a, hook: patterns.append(a))
+                for layer in (0, 1)
+            ],
+        )
+    expected = torch.stack([pattern[..., 0].mean((0, 2)) for pattern in patterns])
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+    # A screen starts its gradients at the embedding, which Hugging Face models know by a method.
+    screened = sinklens.run(
+        "position0_patching", model, prompts, progress=False, draws=1, screen=True, top=1
+    )
+    assert screened.effects
+    result = sinklens.run("reference_frame", model, prompts, progress=False, draws=1)
+    assert "no Hugging Face configuration" in result.settings["left_out"]["random_weights"]
+    with pytest.raises(sinklens.SinklensError, match="hook_attn_scores"):
+        sinklens.run("absolute_position", model, prompts, progress=False)

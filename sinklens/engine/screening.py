@@ -111,7 +111,9 @@ def _prompts_in_a_forward(model: HookedModel, prompts: Prompts, memory: int | No
 @contextmanager
 def _gradient_from_the_embedding(model: HookedModel) -> Iterator[None]:
     """Gradients of activations also where the caller has switched off those of parameters."""
-    embedding = model.original_model.get_input_embeddings()
+    bridge: Any = model
+    find = getattr(model.original_model, "get_input_embeddings", None)
+    embedding = find() if find else bridge.embed.original_component  # of `boot_native`
     handle = embedding.register_forward_hook(lambda _module, _inputs, out: out.requires_grad_())
     try:
         yield

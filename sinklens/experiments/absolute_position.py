@@ -17,7 +17,8 @@ Everything is read with all keys and without key 0: with it, the component is mo
 column. Ranges of queries: the paper does not say which are early, so 1:8, 1:16, 1:32, 1:64 are
 read, and the curve over queries. Then BOS is replaced (`bos_replacement`) and position 0 patched
 (`position0_patching`: residual, key, value at `layers`), against the same edit at a position
-1 <= p <= a quarter of the shortest range: `removed` is 1 - component after / before.
+1 <= p <= a quarter of the shortest range: `removed` is 1 - component after / before, where the
+component before is above its null.
 
 Nulls: a function of the offset has share 0 (analytic); `moved` rows read the same prompts with each
 one's logits moved along their diagonals (empirical). Intervals: jackknife over prompts
@@ -204,7 +205,7 @@ def absolute_position(
     }
     settings = {
         **config.recorded(),
-        "left_out": left_out,
+        "left_out": {**left_out, **tables.nothing_to_remove(sets, clean, moved)},
         "notes": notes(capabilities, windows, prompts, config.draws, positions, checks),
         "footnotes": tables.footnotes(conditions),
         "checks": checks,
@@ -222,7 +223,7 @@ def absolute_position(
         *tables.mask(masks, clean, sets, window),
         *tables.heads(reading.compute(), prompts.length, windows),
         *([] if told is None else tables.first_token(told)),
-        *with_q_values(list(tables.edits(runs, sets, clean, config.seed))),
+        *with_q_values(list(tables.edits(runs, sets, clean, moved, config.seed))),
     ]
     return assemble(
         "absolute_position",
@@ -247,9 +248,9 @@ def _require(capabilities: Capabilities, prompts: Prompts) -> None:
     if not capabilities.edits["scores"]:
         raise SinklensError(
             f"{what}: it needs attn.hook_attn_scores to hold the scores that the softmax gets; "
-            "here TransformerLens leaves attention to Hugging Face and the hook holds something "
-            "else. bos_replacement and position0_patching do the same edits and read loss, KL and "
-            "sink mass"
+            "here TransformerLens leaves attention to the model underneath and the hook holds "
+            "something else. bos_replacement and position0_patching do the same edits and read "
+            "loss, KL and sink mass"
         )
     if capabilities.n_layers < 2:
         raise SinklensError(

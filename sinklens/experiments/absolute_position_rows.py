@@ -14,7 +14,7 @@ from ..probes.split import SinkReadoutValues
 from ..results import Array
 from .first_token import Fingerprint
 from .position_components import CausalMask, Components, by_prompt, depth_trend
-from .position_edits import KEYS, EditedRuns, PairSets, edit_rows, removed
+from .position_edits import KEYS, EditedRuns, PairSets, above_null, edit_rows, removed
 
 SINK_WEIGHTS = (0.1, 0.2, 0.3, 0.5)
 SHOWN_WEIGHT = 0.3
@@ -144,12 +144,17 @@ def first_token(told: Fingerprint) -> Iterator[Row]:
 
 
 def edits(
-    runs: Iterable[EditedRuns], sets: PairSets, clean: Components, seed: int
+    runs: Iterable[EditedRuns],
+    sets: PairSets,
+    clean: Components,
+    moved: Mapping[str, Components],
+    seed: int,
 ) -> Iterator[Row]:
     """What each edit removes.
 
     BOS: at every range without key 0, at the shortest and the longest with all keys, and the
-    component itself at the shortest. Patches: at the shortest range. The rest is in the arrays.
+    component itself at the shortest. Patches: at the shortest range, the component itself where
+    there is no share to remove. The rest is in the arrays.
     """
     first, last = sets.labels[0], sets.labels[-1]
     for one in runs:
@@ -157,10 +162,28 @@ def edits(
         for keys, without in KEYS.items():
             labels = sets.labels if without else (first, last)
             for label in dict.fromkeys([first] if patch else labels):
-                rows = edit_rows(one, sets, clean, label, keys, seed)
+                rows = edit_rows(one, sets, clean, moved[keys], label, keys, seed)
                 yield from rows.get("removed", [])
-                if label == first and not patch:
+                if label == first and (not patch or "removed" not in rows):
                     yield from rows["component"]
+
+
+def nothing_to_remove(
+    sets: PairSets, clean: Components, moved: Mapping[str, Components]
+) -> dict[str, str]:
+    """Where `removed` has no rows, and why."""
+    found = {}
+    for keys in KEYS:
+        labels = [
+            label
+            for label in sets.labels
+            if not above_null(clean, moved[keys], sets.number(label, keys))
+        ]
+        if labels:
+            found[f"removed_{keys} at {', '.join(labels)}"] = (
+                "the component there is not above its null, and a share of nothing says nothing"
+            )
+    return found
 
 
 def arrays(

@@ -71,28 +71,35 @@ def _replacements(result: ExperimentResult, rows: Rows) -> Iterator[str]:
     conditions = dict.fromkeys(
         row.condition
         for row in result.effects
-        if row.metric.startswith("removed") and row.layer is None
+        if row.metric.startswith("component") and row.layer is None
     )
-    early = []
+    early, early_with = [], []
     for condition in conditions:
-        row = rows.get(("removed_without_key0", condition, "treatment", ranges[0]))
-        every = rows.get(("removed_without_key0", condition, "treatment", ranges[-1]))
-        whole = rows.get(("removed_all_keys", condition, "treatment", ranges[0]))
-        if row is None:
-            yield f"Replacing BOS by {condition}: there is no component to remove."
-            continue
-        early.append(f"{row.value:.0%} ({condition})")
-        contrast = rows.get(("removed_without_key0", condition, "contrast", ranges[0]))
-        said = f"Replacing BOS by {condition}: {_removal(row)} at {ranges[0]}, {_against(contrast)}"
-        if every is not None and every is not row:
+
+        def at(queries: str, kind: str, keys: str, named: str = condition) -> EffectSize | None:
+            return rows.get((f"removed_{keys}", named, kind, queries))
+
+        row, every = (at(one, "treatment", "without_key0") for one in (ranges[0], ranges[-1]))
+        said = f"there is no component to remove at {ranges[0]} (not above its null)"
+        if row is not None:
+            early.append(f"{row.value:.0%} ({condition})")
+            against = _against(result, at(ranges[0], "contrast", "without_key0"))
+            said = f"{_removal(row)} at {ranges[0]}, {against}"
+        if every is not None and ranges[0] != ranges[-1]:
             said += f"; {_removal(every)} at {ranges[-1]}"
+        whole = at(ranges[0], "treatment", "all_keys")
         if whole is not None:
+            early_with.append(f"{whole.value:.0%} ({condition})")
             said += f"; with key 0 {_removal(whole)} at {ranges[0]}"
-        yield f"{said}."
-    if early:
+            if row is None:
+                said += f", {_against(result, at(ranges[0], 'contrast', 'all_keys'))}"
+        yield f"Replacing BOS by {condition}, without key 0: {said}."
+    if early or early_with:
+        words = "" if early else " with key 0, since without it there is nothing to remove"
         yield (
             f"2606.06160 reports {REPORTED:.0%} at early queries, for a replacement and a range "
-            f"that its abstract does not name; removed here: {', '.join(early)}."
+            f"that its abstract does not name; removed here{words}: "
+            f"{', '.join(early or early_with)}."
         )
 
 
@@ -101,28 +108,46 @@ def _removal(row: EffectSize) -> str:
     interval = "" if row.ci_low is None else f" [{row.ci_low:.0%}, {row.ci_high:.0%}]"
     told = "" if _apart(row) else ", not told apart from 0"
     if row.value < -1:
-        return f"the component grows {1 - row.value:.2g}-fold (removed {row.value:.0%}{interval})"
+        grown = f"the component grows {1 - row.value:.2g}-fold"
+        return f"{grown} (removed {row.value:.0%}{interval}{told})"
     return f"{row.value:.0%} removed{interval}{told}"
 
 
-def _against(contrast: EffectSize | None) -> str:
+def _against(result: ExperimentResult, contrast: EffectSize | None) -> str:
     """More than the control?"""
     if contrast is None:
-        return "no control"
+        drawn = result.settings["draws_made"]["control_positions"]
+        after = f" (no component above its null after position {max(drawn)})" if drawn else ""
+        return f"no control{after}"
     told = "" if is_significant(contrast) else " (not told apart)"
     return f"{contrast.effect:+.0%} against its control{told}"
 
 
 def _patches(result: ExperimentResult) -> Iterator[str]:
-    """What patches of position 0 remove, in one sentence."""
-    found = [
-        row
-        for row in result.effects
-        if (row.metric, row.kind) == ("removed_without_key0", "treatment") and row.layer is not None
-    ]
-    if found:
-        said = ", ".join(f"{row.condition} at L{row.layer} {row.value:.0%}" for row in found[:6])
-        yield f"Patching position 0 removes at {found[0].queries}: {said}."
+    """What patches of position 0 remove, in one sentence; without key 0 if there is something."""
+    for keys, words in (("without_key0", ""), ("all_keys", " with key 0")):
+        rows = [
+            row
+            for row in result.effects
+            if row.metric == f"removed_{keys}" and row.layer is not None
+        ]
+        contrasts = {(row.condition, row.layer): row for row in rows if row.kind == "contrast"}
+        found = [row for row in rows if row.kind == "treatment"][:6]
+        said = []
+        for row in found:
+            contrast = contrasts.get((row.condition, row.layer))
+            star = "" if contrast is not None and is_significant(contrast) else "*"
+            said.append(f"{row.condition} at L{row.layer} {row.value:.0%}{star}")
+        if found:
+            note = " (*: no control, or not told apart from it)" if "*" in "".join(said) else ""
+            where = f"{words} at {found[0].queries}"
+            yield f"Patching position 0 removes{where}: {', '.join(said)}{note}."
+            return
+    if any(row.layer is not None for row in result.effects):
+        yield (
+            f"Patching position 0: there is no component to remove at "
+            f"{result.settings['ranges'][0]}, with or without key 0 (not above its null)."
+        )
 
 
 def _reading(result: ExperimentResult, rows: Rows) -> Iterator[str]:
@@ -130,8 +155,10 @@ def _reading(result: ExperimentResult, rows: Rows) -> Iterator[str]:
     weight = rows["sink_reading_heads", "weight>0.3", "measurement", None]
     readout = rows["sink_reading_heads", "readout>0.3", "measurement", None]
     yield (
-        f"{weight.value:.0%} of heads give position 0 a weight above 0.3; in {readout.value:.0%} "
-        "what it brings in is more than 0.3 of what the head writes."
+        f"{weight.value:.0%} of heads give position 0 a weight above 0.3 ({beside_null(weight)} "
+        f"uniform attention, {weight.baseline:.0%}); in {readout.value:.0%} what it brings in is "
+        f"more than 0.3 of what the head writes ({beside_null(readout)} values that have nothing "
+        f"to do with each other, {readout.baseline:.0%})."
     )
     told = [row for key, row in rows.items() if key[:2] == ("fingerprint", "nearest_centroid")]
     if told:

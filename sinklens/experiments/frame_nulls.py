@@ -26,6 +26,10 @@ def random_weights(model: HookedModel, seed: int) -> tuple[HookedModel, str]:
     original = model.original_model
     weight = next(iter(original.parameters()))
     kind = type(original)
+    if not hasattr(original, "config"):
+        raise SinklensError(
+            f"{kind.__name__} has no Hugging Face configuration to make a random model from"
+        )
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # of the CPU alone, and put back

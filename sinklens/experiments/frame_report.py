@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from ..effects import EffectSize, is_significant
 from ..frames import FRAME_TYPES
 from ..plots import forest
+from ..probes.patterns import ATTENTION
 from ..results import LONGEST_SUMMARY, ExperimentResult, describe
 from .comparison import ROUNDING
+from .frame_rows import NEARBY, RANDOM_WEIGHTS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -27,15 +29,22 @@ def summary(result: ExperimentResult) -> list[str]:
 
 
 def frame_label(found: Found, least: dict[str, float]) -> str:
-    """The type of frame whose score is most above its null, if by enough.
+    """The type of frame whose score is most above row-permuted attention, if by enough.
 
-    Above row-permuted attention where it was drawn, else above uniform attention.
+    Uniform attention has no scatter, and whatever scatters has a distributed score; so there is no
+    name without row-permuted attention.
     """
-    above = {}
-    for name in FRAME_TYPES:
-        row = found.get((name, "attention", "contrast")) or found[name, "attention", "measurement"]
-        if row.effect >= least[name]:
-            above[name] = row.effect
+    contrasts = {name: found.get((name, ATTENTION, "contrast")) for name in FRAME_TYPES}
+    rows = {name: row for name, row in contrasts.items() if row is not None}
+    if not rows:
+        return "no name without row-permuted attention (draws is 0)"
+    if any(row.ci_low is None for row in rows.values()):
+        return "no name from a single prompt, which has no interval"
+    above = {
+        name: row.effect
+        for name, row in rows.items()
+        if row.effect >= least[name] and _side(row) == "above"
+    }
     return max(above, key=lambda name: above[name]) if above else NO_FRAME
 
 
@@ -43,22 +52,15 @@ def _frame(result: ExperimentResult, found: Found) -> Iterator[str]:
     if ("largest_column", "attention", "measurement") not in found:
         return
     least = {name: result.settings[name] for name in FRAME_TYPES}
-    scores = ", ".join(
-        f"{name} {found[name, 'attention', 'measurement'].value:.3f}"
-        f"{_null_value(found, name, 'attention')}"
-        for name in FRAME_TYPES
-    )
-    yield f"Frame: {frame_label(found, least)}; scores (ours): {scores}."
+    scores = "; ".join(f"{name} {_score(found, name)}" for name in FRAME_TYPES)
+    yield f"Frame: {frame_label(found, least)}. Scores (ours): {scores}."
     yield (
         f"The largest column gets {_said(found, 'largest_column', 'attention', '.2%')}; "
         f"effective anchors: {_said(found, 'effective_anchors', 'attention')}."
     )
-    ends = ("first_share", "last_share")
-    first, last = (found[name, "attention", "measurement"] for name in ends)
     yield (
-        f"The first token has {first.value:.2%} of the columns ({_side(first)} uniform, "
-        f"{first.baseline:.2%}), the last {last.value:.2%} ({_side(last)} uniform, "
-        f"{last.baseline:.2%})."
+        f"Of the columns the first token has {_said(found, 'first_share', 'attention', '.2%')}; "
+        f"the last {_said(found, 'last_share', 'attention', '.2%')}."
     )
     if ("stability", "attention", "measurement") in found:
         said = _said(found, "stability", "attention", ".1%", "keys drawn at random")
@@ -88,9 +90,9 @@ def _shares(result: ExperimentResult, found: Found) -> Iterator[str]:
         if (metric, kind) == ("reference_share", "measurement")
     ]
     if rows:
-        said = ", ".join(
-            f"{row.value:.0%} in {row.condition.replace('_', '-')} space ({_side(row)} uniform, "
-            f"{row.baseline:.0%})"
+        said = "; ".join(
+            f"in {row.condition.replace('_', '-')} space "
+            f"{_said(found, 'reference_share', row.condition, '.0%')}"
             for row in rows
         )
         yield f"Of what other queries read, reference points supply {said}."
@@ -101,17 +103,19 @@ def _head_kl(result: ExperimentResult, found: Found) -> Iterator[str]:
     if not rows:
         return
     row = rows[len(rows) // 2]
-    contrast = found.get(("head_kl", row.condition, "contrast"))
-    verb = "lowers" if row.effect < 0 else "raises"
-    against = "there is no control"
-    if contrast:
-        doubt = "" if is_significant(contrast) else ", not told apart"
-        against = f"{contrast.effect:+.3g} against as many random columns{doubt}"
+    against = []
+    for suffix, words in (("", "random columns"), (NEARBY, "others nearby")):
+        contrast = found.get(("head_kl", row.condition + suffix, "contrast"))
+        if contrast:
+            doubt = "" if is_significant(contrast) else ", not told apart"
+            against.append(f"{contrast.effect:+.3g} against as many {words}{doubt}")
     share = 1 - float(row.condition.split(":")[1])
-    reduction = "" if row.effect < 0 else ", so there is no KL reduction"
+    side = _side(row)
+    verb = {"above": "that raises it", "below": "that lowers it"}.get(side, "not told apart from 0")
+    reduction = ", so there is no KL reduction" if side.endswith("above") else ""
     yield (
         f"Without the top {share:.0%} of columns the KL of heads to their mean changes by "
-        f"{describe(row)}: that {verb} it ({against}){reduction}."
+        f"{describe(row)}: {verb} ({'; '.join(against) or 'there is no control'}){reduction}."
     )
 
 
@@ -147,40 +151,66 @@ def _published(result: ExperimentResult, found: Found) -> Iterator[str]:
     }
     if not stars:
         return
-    alike = [threshold for threshold, row in stars.items() if _side(row) != "above"]
-    said = "above that of uniform attention at every threshold"
-    if alike:
-        said = f"not above that of uniform attention at thresholds {', '.join(alike)}"
+    sides: dict[str, list[str]] = {}
+    for threshold, row in stars.items():
+        sides.setdefault(_side(row), []).append(threshold)
+    said = "; ".join(
+        f"{side} that of uniform attention at thresholds {', '.join(thresholds)}"
+        for side, thresholds in sides.items()
+    )
     yield f"As published, star-likeness is {said}; see the note below the table."
+
+
+def _nulls(
+    found: Found, metric: str, condition: str, uniform: str
+) -> Iterator[tuple[str, str, float]]:
+    """By null that was made: the side on which the value lies, what it is, and its value."""
+    row = found[metric, condition, "measurement"]
+    yield _side(row), uniform, row.baseline
+    others = [(condition, "row-permuted attention")]
+    if condition == ATTENTION:
+        others.append((RANDOM_WEIGHTS, "random weights"))
+    for name, words in others:
+        null, contrast = (found.get((metric, name, kind)) for kind in ("null", "contrast"))
+        if null and contrast:
+            yield _side(contrast), words, null.value
 
 
 def _said(
     found: Found, metric: str, condition: str, form: str = ".3g", uniform: str = "uniform attention"
 ) -> str:
-    """A value, and on which side of its nulls it lies."""
-    row = found[metric, condition, "measurement"]
-    said = f"{row.value:{form}}, {_side(row)} {uniform} ({row.baseline:{form}})"
-    null, contrast = (found.get((metric, condition, kind)) for kind in ("null", "contrast"))
-    if null and contrast:
-        said += f" and {_side(contrast)} row-permuted attention ({null.value:{form}})"
-    return said
+    """A value, and on which side of its nulls it lies: `0.4, above uniform attention (0.1)`."""
+    sides: dict[str, list[str]] = {}
+    for side, words, value in _nulls(found, metric, condition, uniform):
+        sides.setdefault(side, []).append(f"{words} ({value:{form}})")
+    said = " and ".join(f"{side} {', '.join(nulls)}" for side, nulls in sides.items())
+    return f"{found[metric, condition, 'measurement'].value:{form}}, {said}"
 
 
-def _null_value(found: Found, metric: str, condition: str) -> str:
-    """The value of row-permuted attention, where it was drawn."""
-    null = found.get((metric, condition, "null"))
-    contrast = found.get((metric, condition, "contrast"))
-    if null is None or contrast is None:
-        return ""
-    return f" ({_side(contrast)} the null, {null.value:.3f})"
+def _score(found: Found, name: str) -> str:
+    """The score of a type of frame, and the nulls that it is not above, if any."""
+    nulls = list(_nulls(found, name, ATTENTION, "uniform attention"))
+    said = f"above its nulls (at most {max(value for *_, value in nulls):.3f})"
+    sides: dict[str, list[str]] = {}
+    for side, words, value in nulls:
+        sides.setdefault(side, []).append(f"{words} ({value:.3f})")
+    if set(sides) != {"above"}:
+        said = " and ".join(
+            f"{side} {', '.join(those)}" for side, those in sides.items() if side != "above"
+        )
+    return f"{found[name, ATTENTION, 'measurement'].value:.3f}, {said}"
 
 
 def _side(row: EffectSize) -> str:
-    """Above, below or not above what a row is compared with, by its interval."""
-    if row.ci_low is not None and row.ci_low > ROUNDING:
+    """Above, below or not above what a row is compared with, by its interval.
+
+    A row without an interval, as of a single prompt, cannot tell.
+    """
+    if row.ci_low is None or row.ci_high is None:
+        return "not told apart from"
+    if row.ci_low > ROUNDING:
         return "above"
-    below = row.ci_high is not None and row.ci_high < -ROUNDING
-    return "below" if below else "not above"
+    return "below" if row.ci_high < -ROUNDING else "not above"
 
 
 def plot(result: ExperimentResult) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from ..probes.reference_points import SPACES
 from ..results import Array
 
 RANDOM_WEIGHTS = "random_weights"
+NEARBY = ":nearby"
 Read = dict[tuple[str, str], Tensor]
 UNITS = {
     "largest_column": "share of attention",
@@ -108,6 +110,22 @@ class Table:
         )
         self.rows += [null, contrast]
 
+    def against_random_weights(
+        self,
+        metric: str,
+        value: Float[Tensor, " prompt"],
+        random: Float[Tensor, " prompt"],
+        uniform: Float[Tensor, " prompt"],
+    ) -> None:
+        """The same with random weights as a null, and the value's distance from it."""
+        values, nulls, even = (x.double().numpy() for x in (value, random, uniform))
+        named, unit = (metric, RANDOM_WEIGHTS), UNITS[metric]
+        tested: dict[str, Any] = {"tested": True, "seed": self.seed}
+        self.rows += [
+            paired_row(*named, "null", nulls, even, unit=unit),
+            paired_row(*named, "contrast", values - even, nulls - even, unit=unit, **tested),
+        ]
+
     def by_layer(self, name: str, read: Read, metric: str, dims: Sequence[str] = ()) -> None:
         """The curve of a metric over layers, for attention and its nulls, mean over prompts."""
         for source in (ATTENTION, UNIFORM, ROW_PERMUTED):
@@ -154,11 +172,7 @@ def frame_rows(
                 table.beside_nulls(metric, condition, scores[metric], null[metric], drawn_scores)
         for metric in ANSWERS if fresh else ():
             assert fresh is not None
-            values, baselines = fresh[metric].numpy(), null[metric].numpy()
-            unit = UNITS[metric]
-            table.rows.append(
-                paired_row(metric, RANDOM_WEIGHTS, "null", values, baselines, unit=unit)
-            )
+            table.against_random_weights(metric, scores[metric], fresh[metric], null[metric])
     _column_arrays(table, columns, random)
 
 
@@ -256,33 +270,26 @@ def share_rows(table: Table, shares: dict[str, Tensor]) -> None:
 def divergence_rows(
     table: Table, values: DivergenceValues, percentiles: Sequence[float], sets: int
 ) -> None:
-    """KL of heads to their mean without sink columns, against random columns.
+    """KL of heads to their mean without sink columns, against random columns and others nearby.
 
     The effect is what taking the columns away does, so a reduction is negative.
     """
     whole = values.whole.double().mean(1).numpy()
     for place, percentile in enumerate(percentiles):
-        named = ("head_kl", f"without_sinks:{percentile:g}")
+        condition = f"without_sinks:{percentile:g}"
         without = values.without_sinks[..., place].double().mean(1).numpy()
-        treated = paired_row(
-            *named, "treatment", without, whole, unit="nats", tested=True, seed=table.seed
-        )
-        table.rows.append(treated)
-        if not sets:
-            continue
-        random = values.without_random[..., place].double().mean(1).numpy()
-        control = paired_row(*named, "control", random, whole, unit="nats", n_draws=sets)
-        contrast = paired_row(
-            *named,
-            "contrast",
-            without - whole,
-            random - whole,
-            unit="nats",
-            tested=True,
-            seed=table.seed,
-            n_draws=sets,
-        )
-        table.rows += [control, contrast]
+        tested: dict[str, Any] = {"unit": "nats", "tested": True, "seed": table.seed}
+        table.rows.append(paired_row("head_kl", condition, "treatment", without, whole, **tested))
+        controls = (("", values.without_random), (NEARBY, values.without_nearby))
+        for suffix, found in controls if sets else ():
+            named = ("head_kl", condition + suffix)
+            other = found[..., place].double().mean(1).numpy()
+            table.rows += [
+                paired_row(*named, "control", other, whole, unit="nats", n_draws=sets),
+                paired_row(
+                    *named, "contrast", without - whole, other - whole, **tested, n_draws=sets
+                ),
+            ]
     if sets > 1:
         for place, percentile in enumerate(percentiles):
             z = z_scores(values)[..., place].double().mean(1).numpy()
@@ -291,7 +298,7 @@ def divergence_rows(
             row = paired_row("kl_reduction_z", condition, "measurement", z, 0 * z, unit=unit)
             table.rows.append(row)
     table.arrays["head_kl"] = Array(values.whole.mean(0), ("layer",))
-    for name in ("without_sinks", "without_random", "deviation"):
+    for name in ("without_sinks", "without_random", "without_nearby", "deviation"):
         array = Array(getattr(values, name).mean(0), ("layer", "percentile"))
         table.arrays[f"head_kl:{name}"] = array
 

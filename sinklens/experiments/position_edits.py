@@ -7,6 +7,10 @@ had to come by way of the stream. For a control the second reading leaves out ke
 contrast reads treatment and control on the same pairs.
 
     removed = 1 - component after the edit / component before it
+
+A ratio with a denominator that may as well be 0 is a large number or 1, and says nothing. So
+`removed` is read only on pairs where the clean component is above its null: where its interval
+lies above 0 and above the component of the moved logits. The difference in nats^2 is read anyway.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..effects import Comparison, Row, paired_row
+from ..effects import Comparison, Row, interval, paired_row
 from ..engine import read_under
 from ..engine.sizes import default_memory
 from ..engine.watch import Watch
@@ -44,6 +48,7 @@ from .registry import ExperimentConfig
 
 KEYS = {"all_keys": False, "without_key0": True}
 EDIT_FORMS = ("component",)
+ROUNDING = 1e-9  # nats^2 a pair
 FORMS = ("component", "total", "linear", "visible")
 
 
@@ -188,13 +193,6 @@ class EditedRuns:
     treatment: list[Components]
     control: list[Components]
 
-    def removed(
-        self, sets: PairSets, clean: Components, label: str, keys: str, place: int = 0
-    ) -> Float[Tensor, " n"] | None:
-        """The removed share at queries after a position; None where there is nothing to remove."""
-        number = sets.number(label, keys, place)
-        return removed(clean.component(number), self.after(number))
-
     def after(self, number: int) -> Float[Tensor, " n"]:
         """The component under the treatment, mean over draws."""
         return torch.stack([run.component(number) for run in self.treatment]).mean(0)
@@ -202,7 +200,13 @@ class EditedRuns:
 
 def removed(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Float[Tensor, " n"] | None:
     """1 - after / before; None where no component is above rounding in some version."""
-    return 1 - after / before if bool((before > 1e-9).all()) else None
+    return 1 - after / before if bool((before > ROUNDING).all()) else None
+
+
+def above_null(clean: Components, moved: Components, number: int) -> bool:
+    """Whether the component of a pair set is above 0 and above that of the moved logits."""
+    low, _ = interval(by_prompt(clean.component(number)))
+    return low is not None and low > max(ROUNDING, float(moved.component(number)[0]))
 
 
 def read_edits(reader: Reader, comparisons: Sequence[Comparison]) -> list[EditedRuns]:
@@ -221,24 +225,36 @@ def read_edits(reader: Reader, comparisons: Sequence[Comparison]) -> list[Edited
 
 
 def edit_rows(
-    runs: EditedRuns, sets: PairSets, clean: Components, label: str, keys: str, seed: int
+    runs: EditedRuns,
+    sets: PairSets,
+    clean: Components,
+    moved: Components,
+    label: str,
+    keys: str,
+    seed: int,
 ) -> dict[str, list[Row]]:
-    """By metric (`removed`, `component`): treatment, control and contrast."""
+    """By metric (`removed`, `component`): treatment, control and contrast.
+
+    `removed` only where there is a component above its null, `moved`.
+    """
+
+    def share(number: int, before: Tensor, after: Tensor) -> Tensor | None:
+        return removed(before, after) if above_null(clean, moved, number) else None
+
+    def difference(number: int, before: Tensor, after: Tensor) -> Tensor | None:
+        return after - before
+
     number = sets.number(label, keys)
     before, after = clean.component(number), runs.after(number)
-    share = removed(before, after)
     zero = torch.zeros_like(before)
-    pairs: dict[str, Callable[[Tensor, Tensor], Tensor | None]] = {
-        "removed": removed,
-        "component": lambda before, after: after - before,
-    }
     rows: dict[str, list[Row]] = {}
-    for metric, change in pairs.items():
-        values = (zero, share) if metric == "removed" else (before, after)
-        if values[1] is None:
+    for metric, change in (("removed", share), ("component", difference)):
+        value = share(number, before, after) if metric == "removed" else after
+        if value is None:
             continue
+        baseline = zero if metric == "removed" else before
         make = _RowMaker(f"{metric}_{keys}", runs.comparison, label, seed)
-        made = [make("treatment", values[0], values[1], runs.treatment)]
+        made = [make("treatment", baseline, value, runs.treatment)]
         controls = _controls(runs, sets, clean, label, keys, change)
         if controls is not None:
             same_pairs, control = controls
@@ -254,14 +270,15 @@ def _controls(
     clean: Components,
     label: str,
     keys: str,
-    change: Callable[[Tensor, Tensor], Tensor | None],
+    change: Callable[[int, Tensor, Tensor], Tensor | None],
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]] | None:
     """The change under the treatment and under the control, on the same pairs; means over draws."""
     treated, controls = [], []
     for intervention, run in zip(runs.comparison.control, runs.control, strict=True):
         number = sets.number(label, keys, intervention.position)
         before = clean.component(number)
-        mine, theirs = change(before, runs.after(number)), change(before, run.component(number))
+        mine = change(number, before, runs.after(number))
+        theirs = change(number, before, run.component(number))
         if mine is None or theirs is None:
             return None
         treated.append(mine)

@@ -11,8 +11,9 @@ Follows 2508.02546; parts, each of which is a condition:
     shares     how much of what queries read comes from the reference points, in hidden-state, value
                and output space (`probes.reference_points`)
     head_kl    KL of heads to their mean when the sink columns are taken away
-               (`sinklens.head_divergence`), against random sets of as many columns; its effect is
-               after less before, so the paper's "KL reduction" is minus that. Percentile sinks
+               (`sinklens.head_divergence`), against random sets of as many columns and (rows named
+               :nearby) of as many that are no sinks and stand at about the same places; its effect
+               is after less before, so the paper's "KL reduction" is minus that. Percentile sinks
                always exist. It acts on attention rows; the model is not run on them.
 
 and, asked for apart, `topology=True` (persistent homology of every layer, `sinklens.persistence`),
@@ -22,10 +23,11 @@ and, asked for apart, `topology=True` (persistent homology of every layer, `sink
 
 Every value stands beside uniform attention over the visible keys (`baseline`), row-permuted
 attention (rows of kind `null`; the contrast sets the value against it) and, for the frame, a model
-of the same configuration with random weights. Head-averaged attention, one number a prompt, mean
-over layers; curves over layers are in `arrays`.
+of the same configuration with random weights (rows named so, likewise). Head-averaged attention,
+one number a prompt, mean over layers; curves over layers are in `arrays`. A frame has a name only
+beside row-permuted attention: scatter alone makes a distributed one.
 
-Takes as long as 10 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core);
+Takes as long as 12 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core);
 topology takes 7 more, Fisher traces 5, the published preset 1.
 
 It describes attention. That a frame is there does not say that the model needs it; for that,
@@ -79,7 +81,7 @@ class ReferenceFrameConfig(ExperimentConfig):
         shown: Absolute thresholds whose star-likeness is in the table.
         self_loops: Whether a query's weight on itself is an edge.
         percentiles: What makes a sink column for `head_kl`.
-        column_sets: Random sets of columns; 0 leaves that control out.
+        column_sets: Random sets of columns, and sets near the sinks; 0 leaves these controls out.
         reference: Mean received attention of a reference point.
         random_weights: Whether to run a model with random weights; None does for models of up to a
             billion parameters.
@@ -124,8 +126,10 @@ class ReferenceFrameConfig(ExperimentConfig):
         lacking = [one for one in self.shown if one not in self.thresholds]
         if lacking:
             raise UsageError(f"shown={lacking[0]:g} is none of thresholds={list(self.thresholds)}")
-        if not all(0 < one < 1 for one in self.percentiles):
-            raise UsageError("percentiles lie between 0 and 1, such as 0.9")
+        if not self.percentiles or not all(0 < one < 1 for one in self.percentiles):
+            raise UsageError("percentiles lie between 0 and 1, such as 0.9; there is at least one")
+        if not 0 < self.reference < 1:
+            raise UsageError("reference lies between 0 and 1: it is a mean share of attention")
         if not all(one > 0 for one in (*self.thresholds, *self.relative)):
             raise UsageError("thresholds and relative are positive")
         if self.column_sets < 0:
@@ -327,9 +331,11 @@ class _Run:
         if config.draws == 0:
             self.notes.append("No row-permuted nulls, random columns or contrasts: draws is 0.")
         else:
+            columns = ", for head_kl against random columns (:nearby: near the sinks)"
             self.notes.append(
                 "baseline: uniform attention over the visible keys; more than control: against "
-                "row-permuted attention, for head_kl against random columns."
+                "row-permuted attention (random_weights: against those)"
+                f"{columns if config.column_sets else ''}."
             )
         if self._capabilities.learned_sinks:
             self.notes.append("This model has learned sinks: attention rows sum to less than 1.")

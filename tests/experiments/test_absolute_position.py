@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
+from sinklens.experiments import position_edits
 from sinklens.experiments.absolute_position import plot
 from sinklens.experiments.first_token import centroid_accuracy, variance_ratio
 from sinklens.experiments.position_components import (
@@ -33,7 +34,7 @@ from sinklens.experiments.position_components import (
     by_prompt,
     versions_of_products,
 )
-from sinklens.experiments.position_edits import FORMS, KEYS, PairSets
+from sinklens.experiments.position_edits import FORMS, KEYS, PairSets, above_null
 from sinklens.probes.logits import DiagonalShift, LogitForms, LogitSums, PairBasis, PairSet
 from sinklens.probes.split import LogSplit, SinkReadouts
 from sinklens.results import ExperimentResult
@@ -132,6 +133,19 @@ def test_noise_of_single_prompts_does_not_count() -> None:
     found = read(scores, sets).by_head["component"][0, :, number].numpy()
     assert expected < 0.04
     assert abs(found.mean() - expected) < 4 * found.std() / math.sqrt(len(found))
+
+
+def test_what_is_above_its_null() -> None:
+    """A planted key is; noise is not, nor is a key planted in the moved logits as well."""
+    rng = np.random.default_rng(8)
+    sets = PairSets([(1, 8)], [])
+    number = sets.number("1:8", "without_key0")
+    noise, other = rng.standard_normal((2, 12, 2, SIZE, SIZE))
+    planted = of_pairs(lambda i, j: 2.0 * (j == 3))[0]
+    scatter, moved, key = (read(one, sets) for one in (noise, other, noise + planted))
+    assert above_null(key, moved, number)
+    assert not above_null(scatter, moved, number)
+    assert not above_null(key, read(other + 2 * planted, sets), number)
 
 
 def test_a_window_hides_its_keys() -> None:
@@ -439,6 +453,13 @@ def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> None:
     assert float(curve[11]) == pytest.approx(np.mean(by_query), rel=1e-3, abs=1e-5)
 
 
+@pytest.fixture
+def everything_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of any component, also of one that a few prompts do not tell from its null."""
+    monkeypatch.setattr(position_edits, "above_null", lambda *_: True)
+
+
+@pytest.mark.usefixtures("everything_removed")
 def test_agrees_with_plain_llama() -> None:
     plain = families.llama()
     model = families.boot("llama")
@@ -452,6 +473,7 @@ def alike(model: Any, n: int) -> Tensor:
     return tokens
 
 
+@pytest.mark.usefixtures("everything_removed")
 def test_agrees_with_plain_smollm2(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)
     tokens = sinklens.prompts(model, n=8, length=12, bos=True).tokens
@@ -592,9 +614,27 @@ def test_refused_inputs(rope: Any, prompts: Prompts) -> None:
         run(model, sinklens.prompts(model, n=3, length=8))
 
 
+def test_no_share_of_nothing(rope: Any, prompts: Prompts) -> None:
+    """Over five prompts, attention to later keys is not above the null: no share of that."""
+    result = run(rope, prompts, draws=1, first_tokens=0, conditions="mean")
+    row = result.find(metric="component_without_key0", kind="treatment", queries="1:8")
+    values = result.per_prompt["baseline"][result.effects.index(row)].numpy()
+    assert stats.ttest_1samp(values, 0).confidence_interval().low < 0 < row.baseline
+    assert not [e for e in result.effects if e.metric == "removed_without_key0"]
+    assert any("removed_without_key0" in what for what in result.settings["left_out"])
+    line = next(line for line in result.summary if line.startswith("Replacing BOS by mean"))
+    assert "no component to remove at 1:8 (not above its null); with key 0" in line
+    assert any("removed here with key 0, since" in line for line in result.summary)
+    assert any("uniform attention, 0%" in line for line in result.summary)
+
+
 def test_without_bos_patches_are_left(rope: Any, prompts: Prompts) -> None:
     result = run(rope, prompts.without_first(), draws=1, first_tokens=0, layers=(1,))
-    assert set(result.settings["left_out"]) == {"mean", "zero", "random_token", "gaussian"}
+    assert {"mean", "zero", "random_token", "gaussian"} <= set(result.settings["left_out"])
+    # Five prompts without BOS: nothing above the null to take a share of, so what is left in nats.
+    assert "Patching position 0: there is no component to remove" in " ".join(result.summary)
+    kinds = {e.kind for e in result.effects if e.metric == "component_without_key0"}
+    assert kinds == {"treatment", "control", "contrast"}
     assert result.settings["compared"] == [
         f"other_token:{p}@L1" for p in ("residual", "key", "value")
     ]
@@ -647,7 +687,8 @@ def test_the_summary_and_the_figure(rope: Any, prompts: Prompts, tmp_path: Path)
     assert again.summary == result.summary
     contrasts = {(e.metric, e.condition, e.queries) for e in result.effects if e.kind == "contrast"}
     treated = {(e.metric, e.condition, e.queries) for e in result.effects if e.kind == "treatment"}
-    assert treated == contrasts
+    assert contrasts <= treated
+    assert {("removed_all_keys", "mean", "1:8"), ("component_all_keys", "mean", "1:8")} <= contrasts
 
 
 def test_command_line(tmp_path: Path) -> None:

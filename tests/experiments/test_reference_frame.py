@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from sinklens.attention_graphs import (
 from sinklens.cli import app
 from sinklens.experiments.frame_published import published_reduction
 from sinklens.frames import frame_metrics
-from sinklens.head_divergence import head_divergence, sink_columns
+from sinklens.head_divergence import columns_nearby, head_divergence, sink_columns
 from sinklens.persistence import persistence
 from sinklens.probes import patterns
 from sinklens.probes.patterns import PatternReader
@@ -150,6 +151,8 @@ def test_every_family_works_or_refuses(name: str) -> None:
         ({"lead": 3.0}, "lead"),
         ({"shown": (0.3,)}, "shown"),
         ({"percentiles": (1.0,)}, "percentiles"),
+        ({"percentiles": ()}, "at least one"),
+        ({"reference": 2.0}, "reference lies"),
         ({"metrics": ("loss",)}, "metrics of its own"),
         ({"column_sets": -1}, "column_sets"),
         ({"preset": "publishd"}, "did you mean published"),
@@ -268,6 +271,24 @@ def test_percentile_sinks() -> None:
     assert sink_columns(pattern, 0.75)[0].nonzero().flatten().tolist() == [7, 8, 9]
 
 
+def test_columns_nearby() -> None:
+    """As many, none of them a sink, and as early; without an order, the very neighbours."""
+    sinks = torch.zeros(2, 40, dtype=torch.bool)
+    sinks[0, [0, 1, 20]] = True
+    sinks[1, 39] = True
+    found = columns_nearby(sinks, torch.zeros(1, 40))
+    assert found[0, 0].nonzero().flatten().tolist() == [2, 3, 19]
+    assert found[1, 0].nonzero().flatten().tolist() == [38]
+    found = columns_nearby(sinks, torch.rand(200, 40, generator=torch.Generator().manual_seed(0)))
+    assert not bool((found & sinks[:, None]).any())
+    assert bool((found.sum(-1) == torch.tensor([[3], [1]])).all())
+    assert found[0].any(0).nonzero().flatten().max() < 30  # 20 and an eighth of the length
+    assert int(found[1].any(0).sum()) > 2
+    most = torch.ones(1, 5, dtype=torch.bool)
+    most[0, 4] = False  # more sinks than others: what there is
+    assert columns_nearby(most, torch.zeros(1, 5))[0, 0].tolist() == [False] * 4 + [True]
+
+
 def test_reference_points() -> None:
     pattern = torch.zeros(3, 20, 20)
     pattern[0, :, 4] = 0.3  # the one above 0.1
@@ -350,6 +371,39 @@ def test_shares_and_heads_agree_with_plain_hugging_face(plain_rope: Any) -> None
         torch.testing.assert_close(mine.float(), shares[:, place], atol=1e-5, rtol=0)
     mine = row_value(result, condition="without_sinks:0.9", kind="treatment")
     torch.testing.assert_close(mine.float(), without, atol=1e-5, rtol=0)
+    for suffix in ("", ":nearby"):
+        contrast = result.find(condition=f"without_sinks:0.9{suffix}", kind="contrast")
+        control = result.find(condition=f"without_sinks:0.9{suffix}", kind="control")
+        assert control.n_draws == 4
+        assert contrast.effect == pytest.approx(float(mine.mean()) - control.value, abs=1e-6)
+
+
+def test_no_name_without_its_null(boot_family: Any) -> None:
+    """Scatter alone makes a distributed frame beside uniform attention, which has none."""
+    model = sinklens.load("rope")
+    prompts = sinklens.prompts(model, n=3, length=32)
+    named, bare = (run(model, prompts, conditions=("frame",), draws=draws) for draws in (2, 0))
+    assert named.summary[0].startswith("Frame: centralised")
+    assert bare.summary[0].startswith("Frame: no name without row-permuted attention")
+    assert "random weights" in named.summary[1]
+    row = {"metric": "largest_column", "condition": "random_weights"}
+    value = row_value(named, metric="largest_column", condition="attention", kind="measurement")
+    differences = value - row_value(named, **row, kind="null")
+    assert named.find(**row, kind="contrast").effect == pytest.approx(float(differences.mean()))
+    # A model that was never trained scatters, and no more.
+    tiny = boot_family("llama")
+    result = run(tiny, random_prompts(tiny, n=6, length=16), conditions=("frame",), draws=2)
+    assert result.summary[0].startswith("Frame: none")
+    assert "not above row-permuted attention" in result.summary[0]
+
+
+def test_a_single_prompt_tells_nothing_apart() -> None:
+    model = sinklens.load("rope")
+    result = run(model, sinklens.prompts(model, n=1, length=16), draws=1, preset="published")
+    assert result.summary[0].startswith("Frame: no name from a single prompt")
+    assert "not told apart from uniform attention" in in_words(result)
+    assert not re.search(r"(above|below) (its|uniform|keys|row|random|that)", in_words(result))
+    assert "KL reduction" not in in_words(result)
 
 
 def test_graph_agrees_with_numpy(plain_rope: Any) -> None:
