@@ -8,6 +8,7 @@ into a `TransformerBridge` with raw weights, eager attention and eval mode. `ori
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 import tempfile
@@ -233,6 +234,11 @@ def _load_named(
         )
     if path.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
         raise SinklensError(f"there is no file or folder {name}")
+    if step is not None or seed is not None:
+        raise UsageError(
+            f"step and seed pick a checkpoint of a shipped model; {name} is a hub id, whose "
+            "checkpoints are picked by revision"
+        )
     return _boot(name, Origin("hub", name, revision), tokenizer, device, dtype, revision)
 
 
@@ -275,6 +281,7 @@ def _boot(
         raise
     except Exception as error:
         raise SinklensError(f"cannot load {known.name}: {_first_line(error)}") from error
+    _keep_epsilons(bridge)
     bridge.eval()
     _origins[bridge] = Origin(known.kind, known.name, revision, known.step, known.seed, bos)
     return bridge
@@ -293,6 +300,7 @@ def _wrap(hugging_face: Any, tokenizer: Any) -> TransformerBridge:
             bridge = _build(hugging_face, tokenizer, name)
     except Exception as error:
         raise SinklensError(f"cannot wrap {name}: {_first_line(error)}") from error
+    _keep_epsilons(bridge)
     bridge.eval()
     _origins[bridge] = Origin("hugging_face", Path(name).name, bos_token_id=bos)
     return bridge
@@ -316,6 +324,25 @@ def _build(hugging_face: Any, tokenizer: Any, name: str) -> TransformerBridge:
     return TransformerBridge.boot_transformers(
         name, hf_model=hugging_face, tokenizer=tokenizer, device=device, dtype=hugging_face.dtype
     )
+
+
+def _keep_epsilons(bridge: TransformerBridge) -> None:
+    """Give every norm the epsilon of the Hugging Face module that it stands for.
+
+    TransformerLens reads it from the config, where it does not know every name that it can have
+    (StarCoder2 says `norm_epsilon`), and then takes 1e-5.
+    """
+    from transformer_lens.model_bridge.generalized_components.normalization import (
+        NormalizationBridge,
+    )
+
+    for norm in bridge.modules():
+        if not isinstance(norm, NormalizationBridge):
+            continue
+        own = getattr(norm.original_component, "eps", None)
+        if isinstance(own, float) and own != norm.config.eps:
+            norm.config = copy.copy(norm.config)  # other norms may share it
+            norm.config.eps = own
 
 
 def _find_tokenizer(name: str, revision: str | None) -> Any:

@@ -52,9 +52,15 @@ def card(name: str) -> dict[str, Any]:
 
 
 def steps(name: str, seed: int | None = None) -> list[int]:
-    """The training steps of a shipped model that can be loaded, 0 (untrained) among them."""
+    """The training steps of a shipped model that can be loaded, 0 (untrained) among them.
+
+    Raises:
+        UsageError: There is no such model or seed.
+    """
     runs = card(name)["weights"]
     wanted = runs[0]["seed"] if seed is None else seed
+    if wanted not in seeds(name):
+        raise UsageError(f"{name} has no seed {wanted}; there is: {_listed(seeds(name))}")
     return sorted({0, *(run["step"] for run in runs if run["seed"] == wanted)})
 
 
@@ -71,6 +77,8 @@ def own_prompts(name: str, prompts: Prompts) -> Prompts:
     """
     from .recipes import RECIPES
 
+    if name not in RECIPES:
+        raise unknown_name("shipped model", name, RECIPES)
     return RECIPES[name].task.own_prompts(prompts)
 
 
@@ -88,10 +96,8 @@ def folder(name: str, *, step: int | None = None, seed: int | None = None) -> It
         SinklensError: The weights file is damaged, or step 0 cannot be made again here.
     """
     runs = card(name)["weights"]
-    seed = runs[0]["seed"] if seed is None else seed
-    if seed not in seeds(name):
-        raise UsageError(f"{name} has no seed {seed}; there is: {_listed(seeds(name))}")
     step = max(steps(name, seed)) if step is None else step
+    seed = runs[0]["seed"] if seed is None else seed
     if step not in steps(name, seed):
         raise UsageError(
             f"{name} has no checkpoint of step {step} for seed {seed}; there is: "

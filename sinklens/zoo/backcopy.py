@@ -9,6 +9,11 @@ its bigram row. A head is useful after triggers and has nothing to do elsewhere.
 Here the distributions are those of the `N_CHARACTERS` most frequent characters of our training text
 (the paper takes the 65 of another text), so losses are to be held against the optimum of this
 table, not against the paper's numbers. Sequences are `LENGTH` positions long, as in the paper.
+
+They differ from the paper's in kind, too. In this text a comma is nearly always followed by a
+blank, which is a trigger and copies the comma back, so that most of a sequence is spent in runs
+such as ", , , ,": 61 % of the positions lie in runs of two characters, and 40 % are triggers (26 %
+in the paper). Figures over positions are mostly figures about such runs.
 """
 
 from __future__ import annotations
@@ -109,7 +114,10 @@ class BackcopyTask:
     @property
     def description(self) -> str:
         """One line for the card."""
-        return f"Bigram-Backcopy with {N_TRIGGERS} triggers; sequences of {LENGTH} positions"
+        return (
+            f"Bigram-Backcopy with {N_TRIGGERS} triggers; sequences of {LENGTH} positions, 61 % of "
+            "them in runs of two characters such as ', , , ,'"
+        )
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write a tokenizer of single characters."""

@@ -112,8 +112,12 @@ def findings(card: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]]) ->
 
 def _differences(card: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
     for name, key in FIGURES.items():
-        if name == "held-out loss" and card["task"].split(";")[0] != other["task"].split(";")[0]:
-            continue  # losses of different tasks
+        if name == "held-out loss" and card["task"] != other["task"]:
+            yield (
+                f"{name}: not held against {other['name']}, where other predictions count "
+                f"({other['task']})."
+            )
+            continue
         own, base = (
             [run["figures"][key]["value"] for run in last_steps(one)] for one in (card, other)
         )
@@ -122,16 +126,22 @@ def _differences(card: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[
             [value - (_uniform(card, key) or 0) for value in own],
             [value - (_uniform(other, key) or 0) for value in base],
         )
-        if p is None:
-            verdict = "one seed each, so seed noise is unknown"
-        elif p < SIGNIFICANT:
-            verdict = f"beyond seed noise (p = {p:.2g})"
-        else:
-            verdict = f"not told apart from seed noise (p = {p:.2g})"
         yield (
             f"{name}: {_spread(own)}{_null(card, key)}; {other['name']} has "
-            f"{_spread(base)}{_null(other, key)}: {verdict}."
+            f"{_spread(base)}{_null(other, key)}: "
+            f"{_verdict(p, {card['name']: len(own), other['name']: len(base)})}."
         )
+
+
+def _verdict(p: float | None, seeds: Mapping[str, int]) -> str:
+    """What p says of a difference, and what it takes for granted."""
+    single = [name for name, count in seeds.items() if count == 1]
+    if p is None:
+        alike = "one seed each" if len(single) == 2 else "seeds that do not differ"
+        return f"{alike}, so seed noise is unknown"
+    said = "beyond seed noise" if p < SIGNIFICANT else "not told apart from seed noise"
+    assumed = f" if {single[0]}, of which there is one seed, has as much of it" if single else ""
+    return f"{said}{assumed} (p = {p:.2g})"
 
 
 def _uniform(card: Mapping[str, Any], key: str) -> float | None:
@@ -198,7 +208,7 @@ def _page(card: Mapping[str, Any]) -> str:
         f"- Task: {card['task']}.\n- Data: {card['data']}; the 33 addresses that "
         "`sinklens.prompts` reads are not among them.\n"
         f"- Recipe: {made}. `python -m sinklens.zoo.train {card['name']} --seed {first['seed']} "
-        "--out FOLDER` makes it again.\n"
+        "--out FOLDER` makes it again, bit for bit with the same versions and kind of processor.\n"
         f"- Time: {first['training_seconds']} s. Training loss, nats, by step: {curve}.\n"
         f"- Half precision changes the held-out loss by "
         f"{first['half_precision_change']['held-out loss']:.1e} and the sink mass by "

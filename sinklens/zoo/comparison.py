@@ -93,12 +93,19 @@ class MemberComparison:
         counts = {member: len(seeds(member)) for member, _ in self.results}
         lines = [
             "seed_low and seed_high span training seeds, p_seeds tests against the seeds of "
-            f"{self.base}; intervals are over prompts and say nothing about seeds."
+            f"{self.base}, row by row and not corrected for their number; where one of the two "
+            "has a single seed, it is taken to have the spread of the other. Intervals are over "
+            "prompts of the first seed alone and say nothing about seeds."
         ]
         if all(count == 1 for count in counts.values()):
             lines.append(f"None of these has more than one seed; add {BASE} to see their spread.")
         for member in counts:
-            besides = card(member)["differs"]["besides"]
+            besides, task = card(member)["differs"]["besides"], card(member)["task"]
+            if task != card(self.base)["task"]:
+                lines.append(
+                    f"{member} was trained on another task than {self.base} ({task}): losses of "
+                    "the two count other predictions."
+                )
             if besides:
                 lines.append(f"{member} differs from {BASE} besides in: {'; '.join(besides)}.")
         return lines + [f"Left out: {name}, since {why}" for name, why in self.left_out.items()]

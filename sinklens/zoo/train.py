@@ -1,4 +1,4 @@
-"""Train a shipped model again: `python -m sinklens.zoo.train NAME [--seed S] --out FOLDER`.
+"""Train a shipped model again: `python -m sinklens.zoo.train NAME [--seed S] [--out FOLDER]`.
 
 One thread, float32, so that the same machine gives the same weights bit for bit. The state is saved
 as it goes; the same command goes on after it was stopped. The folder that comes out can be read by
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..errors import UsageError
 from .recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -111,21 +112,30 @@ def train(recipe: Recipe, folder: Path, *, seed: int = 0, stop_at: int | None = 
         folder: Receives the model, its tokenizer, checkpoints, `training.json` and `state/`.
         seed: Decides the first weights and the order of the windows.
         stop_at: Stop after this step (the schedule stays that of `recipe.steps`).
+
+    Raises:
+        UsageError: The folder holds a run of another recipe or seed.
     """
     torch.set_num_threads(1)
     state = folder / "state"
+    log: dict[str, Any] = {"name": recipe.name, "seed": seed, "step": 0, "seconds": 0.0, "loss": []}
+    if (state / "log.json").exists():
+        log |= json.loads((state / "log.json").read_text())
+    if (log["name"], log["seed"]) != (recipe.name, seed):  # its weights may well have our shapes
+        raise UsageError(
+            f"{folder} holds a run of {log['name']} with seed {log['seed']}, which {recipe.name} "
+            f"with seed {seed} cannot go on from; give another folder"
+        )
     state.mkdir(parents=True, exist_ok=True)
     recipe.task.save_tokenizer(folder)
     model = new_model(recipe, seed)
     model.train()
     model.config.save_pretrained(folder)
     optimizer = new_optimizer(model, recipe)
-    log: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss": []}
-    if (state / "log.json").exists():
-        log = json.loads((state / "log.json").read_text())
+    if log["step"]:
         restore_state(model, optimizer, state / f"{log['step']}.safetensors")
     stream = recipe.task.batches(recipe.batch_size, seed, log["step"])
-    last = min(recipe.steps, stop_at or recipe.steps)
+    last = recipe.steps if stop_at is None else min(recipe.steps, stop_at)
     began, seconds_before, recent = time.perf_counter(), log["seconds"], []
     for step, batch in zip(range(log["step"], last), stream, strict=False):
         for group in optimizer.param_groups:
@@ -145,7 +155,8 @@ def train(recipe: Recipe, folder: Path, *, seed: int = 0, stop_at: int | None = 
             recent = []
             save_state(model, optimizer, state / f"{done}.safetensors")
             previous, log["step"] = log["step"], done
-            (state / "log.json").write_text(json.dumps(log))
+            (state / "log.partial").write_text(json.dumps(log))
+            (state / "log.partial").replace(state / "log.json")
             (state / f"{previous}.safetensors").unlink(missing_ok=True)
             print(
                 f"{recipe.name} seed {seed} step {done} loss {log['loss'][-1][1]:.4f} "
@@ -167,10 +178,15 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m sinklens.zoo.train", description=__doc__)
     parser.add_argument("name", choices=sorted(RECIPES))
-    parser.add_argument("--out", type=Path, required=True, help="folder for model and state")
+    parser.add_argument("--out", type=Path, help="folder; NAME-seedS by default")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop-at", type=int, metavar="STEP", help="and go on another time")
     options = parser.parse_args()
-    train(RECIPES[options.name], options.out, seed=options.seed)
+    folder = options.out or Path(f"{options.name}-seed{options.seed}")
+    try:
+        train(RECIPES[options.name], folder, seed=options.seed, stop_at=options.stop_at)
+    except UsageError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

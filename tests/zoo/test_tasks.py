@@ -44,6 +44,10 @@ def test_sequences_follow_the_rule() -> None:
                 assert after == before and before not in triggers
                 copies += 1
     assert copies > 5_000
+    # What the card says of runs such as ", , , ,", and the docstring of triggers.
+    runs = (tokens[:, 4:] == tokens[:, 2:-2]) & (tokens[:, 3:-1] == tokens[:, 1:-3])
+    assert float(runs.double().mean()) == pytest.approx(0.61, abs=0.03)
+    assert float(backcopy.is_trigger(tokens[:, 1:]).double().mean()) == pytest.approx(0.4, abs=0.02)
     # After an ordinary character comes a draw from its row.
     bigram = backcopy.statistics().bigram
     often = backcopy.FIRST + 5

@@ -40,6 +40,10 @@ def _recipe(layers: int, steps: int) -> Recipe:
         description=f"GPT-2 of {layers} layer{plural}, one head each, on the Bigram-Backcopy task",
         config=partial(backcopy_config, layers),
         differs="another task and shape; it is not to be compared with `rope`",
+        also_differs=(
+            "GPT-2's block with learned positions and a ReLU MLP, without biases",
+            "learning rate, weight decay and betas of AdamW",
+        ),
         task=BackcopyTask(),
         steps=steps,
         learning_rate=1e-3,
