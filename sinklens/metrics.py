@@ -106,8 +106,18 @@ def loss_by_row(
 
 
 def with_next_token(positions: Int[Tensor, " counted"], length: int) -> Int[Tensor, " made"]:
-    """The positions that have a next token."""
-    return positions[positions < length - 1]
+    """The positions that have a next token.
+
+    Raises:
+        UsageError: None has.
+    """
+    made = positions[positions < length - 1]
+    if not len(made):
+        raise UsageError(
+            f"of the predictions at positions {positions.tolist()} none has a next token in "
+            f"prompts of {length}; use longer prompts or other positions"
+        )
+    return made
 
 
 def kl(
@@ -241,10 +251,10 @@ def counted_positions(
     """The positions whose predictions count: those after the edited one, or a sample of them.
 
     Raises:
-        UsageError: None is left that has a next token.
+        UsageError: None is left.
     """
     positions = [p for p in range(edited + 1, length) if sample is None or p in sample]
-    if not any(p < length - 1 for p in positions):
+    if not positions:
         raise UsageError(
             f"no predictions are left to count after position {edited} in prompts of {length} "
             "tokens; use longer prompts or other positions"

@@ -18,7 +18,7 @@ import sinklens
 from sinklens.capabilities import check, hook_name
 from sinklens.engine import forward as forwards
 from sinklens.engine import shortcuts
-from sinklens.engine.forward import has_own_hooks
+from sinklens.engine.own_hooks import has_own_hooks
 from sinklens.engine.sizes import choose_sizes
 from sinklens.hooks import ablate_heads
 from sinklens.hooks.intervention import Intervention, replace_position
@@ -411,3 +411,12 @@ def test_hooks_that_transformer_lens_wires_are_not_the_callers(
     finally:
         model.hook_dict[point].remove_hooks(including_permanent=True)
     assert not has_own_hooks(model)
+
+
+def test_the_last_prediction_counts_where_no_next_token_is_needed(boot_family: Boot) -> None:
+    model, prompts = boot_family("llama"), random_prompts(2)
+    edit, last = ablate_heads(model, [(0, 1)], "zero"), (LENGTH - 1,)
+    found = sinklens.evaluate(model, prompts, [edit], ["kl"], positions=last, progress=False)
+    assert bool((found.values > 0).all())
+    with pytest.raises(sinklens.SinklensError, match="none has a next token"):
+        sinklens.evaluate(model, prompts, [edit], ["kl", "loss"], positions=last, progress=False)

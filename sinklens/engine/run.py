@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,13 +26,13 @@ from .forward import (
     Attention,
     Outcome,
     forward,
-    has_own_hooks,
     is_pattern_free,
     repeat_output,
     shortcuts,
 )
 from .journal import Call, current_call
 from .measure import Measure
+from .own_hooks import has_own_hooks
 from .progress import progress_bar
 from .sizes import Sizes, choose_sizes
 from .watch import CannotShareError, Watch, shared_hooks
@@ -124,10 +124,11 @@ def evaluate(
             advance(1)
             rows: list[Tensor] = [torch.empty(0)] * len(watches)
             for group in sweep.groups():
-                results = _finished(call, batch, group, watches)
+                edits = {number: watches[number] for number in group}
+                results = _finished(call, batch, edits, len(index))
                 if results is None:
-                    results = sweep.run_group([watches[number] for number in group])
-                    _keep(call, batch, group, watches, results)
+                    results = sweep.run_group(list(edits.values()))
+                    _keep(call, batch, edits, results)
                 for number, result in zip(group, results, strict=True):
                     rows[number] = result
                 advance(len(group))
@@ -300,36 +301,33 @@ def read_under(
     return probe.compute()
 
 
-def _keep(
-    call: Call, batch: int, group: Sequence[int], watches: Sequence[Watch], results: Tensor
-) -> None:
+def _keep(call: Call, batch: int, group: Mapping[int, Watch], results: Tensor) -> None:
     """Keep a finished group on disk, where there is a folder for it."""
     tensors = {"values": results}
-    for number in group:
-        state = [int(watches[number].changed), *watches[number].fired]
-        tensors[f"watch{number}"] = torch.tensor(state)
-    call.store(batch, _group_name(group, watches), tensors)
+    for number, watch in group.items():
+        tensors[f"watch{number}"] = torch.tensor([int(watch.changed), *watch.fired])
+    call.store(batch, _group_name(group, results.shape[-1]), tensors)
 
 
-def _group_name(group: Sequence[int], watches: Sequence[Watch]) -> str:
-    """A name that tells which interventions a group holds, not only their numbers."""
-    edits = [watches[number].intervention for number in group]
+def _group_name(group: Mapping[int, Watch], prompts: int) -> str:
+    """A name that tells which interventions a group holds and on how many prompts."""
+    edits = [watch.intervention for watch in group.values()]
     said = [(e.name, e.site, e.first_layer, e.position, e.layer, e.head, e.draw) for e in edits]
-    names = [watches[number].names for number in group]
-    digest = hashlib.sha256(repr((said, names)).encode()).hexdigest()[:12]
-    return f"{group[0]}-{group[-1]}-{digest}"
+    names = [watch.names for watch in group.values()]
+    digest = hashlib.sha256(repr((said, names, prompts)).encode()).hexdigest()[:12]
+    return f"{min(group)}-{max(group)}-{digest}"
 
 
 def _finished(
-    call: Call, batch: int, group: Sequence[int], watches: Sequence[Watch]
+    call: Call, batch: int, group: Mapping[int, Watch], prompts: int
 ) -> Float[Tensor, "intervention metric batch"] | None:
     """A group that an earlier run finished, its watches as they were after it."""
-    tensors = call.load(batch, _group_name(group, watches))
+    tensors = call.load(batch, _group_name(group, prompts))
     if tensors is None or not {"values", *(f"watch{number}" for number in group)} <= set(tensors):
         return None
-    for number in group:
+    for number, watch in group.items():
         changed, *fired = tensors[f"watch{number}"].tolist()
-        watches[number].changed, watches[number].fired = bool(changed), fired
+        watch.changed, watch.fired = bool(changed), fired
     return tensors["values"]
 
 
