@@ -11,18 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from ..effects import EffectSize
+from ..effects import EffectSize, interval
 from ..errors import SinklensError, UsageError, unknown_name
 from . import card, names, seeds
 
 ROW = ("metric", "condition", "kind", "layer", "head", "queries")
 BASE = "rope"
 """The member that others are held against where it takes part."""
+
+
+class _Seed(NamedTuple):
+    """A row of one seed's result, and the differences by prompt that it is the mean of."""
+
+    row: EffectSize
+    differences: Float[np.ndarray, " prompt"]
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,16 @@ class MemberComparison:
     def table(self) -> pd.DataFrame:
         """One row an effect and member: the mean over seeds, their spread, the base, p.
 
-        `effect` is that of the experiment (value minus its baseline), `ci_low` and `ci_high` its
-        interval over prompts for the first seed, `seed_low` and `seed_high` the range over seeds.
+        `effect` is that of the experiment (value minus its baseline), averaged over seeds;
+        `ci_low` and `ci_high` are its interval over prompts, each prompt averaged over seeds;
+        `seed_low` and `seed_high` are the range over seeds.
         """
-        effects: dict[tuple[Any, ...], dict[str, list[EffectSize]]] = {}
+        effects: dict[tuple[Any, ...], dict[str, list[_Seed]]] = {}
         for (member, _), result in self.results.items():
-            for row in result.effects:
+            differences = (result.per_prompt["value"] - result.per_prompt["baseline"]).double()
+            for row, values in zip(result.effects, differences.numpy(), strict=True):
                 key = tuple(getattr(row, name) for name in ROW)
-                effects.setdefault(key, {}).setdefault(member, []).append(row)
+                effects.setdefault(key, {}).setdefault(member, []).append(_Seed(row, values))
         rows = [
             {**dict(zip(ROW, key, strict=True)), **self._row(member, members)}
             for key, members in effects.items()
@@ -68,24 +78,27 @@ class MemberComparison:
         ]
         return pd.DataFrame(rows).dropna(axis="columns", how="all")
 
-    def _row(self, member: str, members: Mapping[str, list[EffectSize]]) -> dict[str, Any]:
-        first = members[member][0]
-        values = [row.effect for row in members[member]]
-        base = [row.effect for row in members.get(self.base, [])]
+    def _row(self, member: str, members: Mapping[str, list[_Seed]]) -> dict[str, Any]:
+        rows = [seed.row for seed in members[member]]
+        values = [row.effect for row in rows]
+        base = [seed.row.effect for seed in members.get(self.base, [])]
         against = base if member != self.base else []
         several = len(values) > 1
+        low, high = interval(np.mean([seed.differences for seed in members[member]], axis=0))
+        if rows[0].ci_low is None:  # a figure that does not depend on the prompts
+            low = high = None
         return {
             "member": member,
-            "value": float(np.mean([row.value for row in members[member]])),
+            "value": float(np.mean([row.value for row in rows])),
             "effect": float(np.mean(values)),
-            "ci_low": first.ci_low,
-            "ci_high": first.ci_high,
+            "ci_low": low,
+            "ci_high": high,
             "seeds": len(values),
             "seed_low": min(values) if several else None,
             "seed_high": max(values) if several else None,
             f"minus_{self.base}": float(np.mean(values) - np.mean(against)) if against else None,
             "p_seeds": seed_p_value(values, against),
-            "unit": first.unit,
+            "unit": rows[0].unit,
         }
 
     def notes(self) -> list[str]:
@@ -95,7 +108,7 @@ class MemberComparison:
             "seed_low and seed_high span training seeds, p_seeds tests against the seeds of "
             f"{self.base}, row by row and not corrected for their number; where one of the two "
             "has a single seed, it is taken to have the spread of the other. Intervals are over "
-            "prompts of the first seed alone and say nothing about seeds."
+            "prompts, each averaged over seeds, and say nothing about seeds."
         ]
         if all(count == 1 for count in counts.values()):
             lines.append(f"None of these has more than one seed; add {BASE} to see their spread.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -28,7 +29,7 @@ def test_one_table_by_member(comparison: zoo.MemberComparison) -> None:
     table = comparison.table()
     rows = table[(table.kind == "treatment") & (table.metric == "loss")]
     assert list(rows.member) == ["rope", "nope"]
-    single = []
+    single, by_prompt = [], []
     for seed in (0, 1, 2):
         model = sinklens.load("rope", seed=seed)
         result = sinklens.run(
@@ -40,10 +41,15 @@ def test_one_table_by_member(comparison: zoo.MemberComparison) -> None:
             draws=1,
             progress=False,
         )
-        single.append(result.find(kind="treatment").effect)
+        row = result.find(kind="treatment")
+        single.append(row.effect)
+        differences = result.per_prompt["value"] - result.per_prompt["baseline"]
+        by_prompt.append(differences[result.effects.index(row)].numpy())
     rope, nope = rows.to_dict("records")
     assert rope["effect"] == pytest.approx(sum(single) / 3)
     assert (rope["seed_low"], rope["seed_high"]) == (min(single), max(single))
+    ends = stats.ttest_1samp(np.mean(by_prompt, axis=0), 0).confidence_interval()
+    assert (rope["ci_low"], rope["ci_high"]) == pytest.approx((ends.low, ends.high))
     assert nope["seeds"] == 1 and nope["minus_rope"] == pytest.approx(
         nope["effect"] - rope["effect"]
     )
