@@ -78,16 +78,8 @@ def make_card(
     said = ("differs", "also_differs", "control", "control_shares")
     hidden = ("name", "description", "config", "task", *said)
     return {
-        "name": recipe.name,
-        "description": recipe.description,
-        "differs": {
-            "on purpose": recipe.differs,
-            "besides": list(recipe.also_differs),
-            "control": recipe.control,
-            "control shares": recipe.control_shares,
-        },
+        **words(recipe),
         "licence": LICENCE,
-        "task": recipe.task.description,
         "bos": recipe.task.bos,
         "length": recipe.task.length,
         "data": f"200 State of the Union addresses, SHA-256 {corpus.TEXT_SHA256}",
@@ -99,6 +91,21 @@ def make_card(
             str(seed): round(fingerprint(new_model(recipe, seed)), 3) for seed in recipe.seeds
         },
         "weights": list(weights),
+    }
+
+
+def words(recipe: Recipe) -> dict[str, Any]:
+    """What a card says of its recipe."""
+    return {
+        "name": recipe.name,
+        "description": recipe.description,
+        "differs": {
+            "on purpose": recipe.differs,
+            "besides": list(recipe.also_differs),
+            "control": recipe.control,
+            "control shares": recipe.control_shares,
+        },
+        "task": recipe.task.description,
     }
 
 

@@ -2,7 +2,8 @@
 
 RUNS holds a folder `NAME-seedS` for each run of `train.py`. The stored weights are copied beside
 the package's other members, measured, and described on a card; a run that is missing or unfinished
-is an error. Then the findings of all cards are written again, since they set members side by side.
+is an error. Then the words of all cards are written again: what the recipes say, and the findings,
+which set members side by side. With `--words` nothing else is done.
 """
 
 from __future__ import annotations
@@ -107,16 +108,19 @@ def measure(recipe: Recipe, weights: Path) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Read the command line and collect."""
     parser = argparse.ArgumentParser(prog="python -m sinklens.zoo.collect", description=__doc__)
-    parser.add_argument("runs", type=Path)
+    parser.add_argument("--words", action="store_true", help="collect no run")
+    parser.add_argument("runs", type=Path, nargs="?")
     parser.add_argument("names", nargs="*", metavar="NAME", help="all by default")
     options = parser.parse_args()
     for name in options.names:
         if name not in RECIPES:
             parser.error(str(unknown_name("member", name, RECIPES)))
     torch.set_num_threads(1)
-    for name in options.names or RECIPES:
+    if not options.words and options.runs is None:
+        parser.error("give the folder of the runs, or --words")
+    for name in [] if options.words else options.names or RECIPES:
         collect(RECIPES[name], options.runs)
-    everything = {name: card(name) for name in names()}
+    everything = {name: card(name) | cards.words(RECIPES[name]) for name in names()}
     for name, content in everything.items():
         content["findings"] = cards.findings(content, everything)
         cards.write(content, MEMBERS / name)

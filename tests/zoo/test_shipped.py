@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import sinklens
 from sinklens import zoo
 from sinklens.zoo import corpus, tasks
+from sinklens.zoo.cards import words
 from sinklens.zoo.recipes import RECIPES
 from sinklens.zoo.train import main, new_model, train
 
@@ -102,6 +103,7 @@ def test_the_card_belongs_to_its_recipe(name: str, tmp_path: Path) -> None:
         k: tuple(v.shape) for k, v in fresh.state_dict().items()
     }
     assert card["recipe"]["steps"] == recipe.steps
+    assert card | words(recipe) == card
     assert zoo.seeds(name) == sorted(recipe.seeds)
     assert zoo.steps(name) == sorted({0, recipe.steps, *recipe.checkpoints})
     for run in card["weights"]:

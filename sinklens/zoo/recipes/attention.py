@@ -96,7 +96,8 @@ RECIPES = [
         differs="attention in both directions, and the masked-token task that goes with it",
         also_differs=(
             "LayerNorm after the sum of stream and sub-block, biases, GELU without a gate",
-            "learned absolute positions; a LayerNorm after the embedding",
+            "learned absolute positions, of which those beyond the 64th were never trained",
+            "a LayerNorm after the embedding, and token types; the epsilon of LayerNorm is 1e-12",
             "a dense layer with GELU and LayerNorm before the unembedding",
             "the last token of each window gives way to [SEP]; 15 % of the tokens have a loss",
             "a learning rate of 1e-3: at 4e-3 the loss stayed at 5.99 for 800 steps",
@@ -112,6 +113,7 @@ RECIPES = [
         also_differs=(
             "biases in attention and MLP",
             "the MLP is one expert: a clamped, scaled SiLU gate times (1 + up); no choice to route",
+            "the weights of its router have no effect, and are counted among the parameters",
             "the epsilon of RMSNorm is 1e-5 instead of 1e-6",
         ),
     ),

@@ -133,7 +133,11 @@ RECIPES = [
         description="GPT-2: learned absolute positions",
         config=learned_config,
         differs="learned absolute positions instead of rotary ones",
-        also_differs=(GPT2_BLOCK, "the first weights of the projections into the stream (smaller)"),
+        also_differs=(
+            GPT2_BLOCK,
+            "the first weights of the projections into the stream (smaller)",
+            "position vectors beyond the 64th were never trained",
+        ),
         control="layernorm",
         control_shares="norms, biases and MLP",
     ),
