@@ -110,7 +110,7 @@ def lines(
         ]
     )
     drawn.update_layout(title=title, template="simple_white", height=440, width=900)
-    drawn.update_xaxes(title_text=x_title, nticks=24)
+    drawn.update_xaxes(title_text=x_title, nticks=24, type="category")
     drawn.update_yaxes(title_text=y_title, type="log" if log else "linear", exponentformat="power")
     return drawn
 

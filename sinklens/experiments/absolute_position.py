@@ -364,18 +364,25 @@ def _occurring(
 
 
 def plot(result: ExperimentResult) -> Figure:
-    """The residual-stream component over queries, without key 0: clean, and with BOS replaced."""
+    """The residual-stream component over queries, without key 0: clean, and with BOS replaced.
+
+    Averaged over ranges that double, since a single query's estimate is mostly noise; unbiased
+    estimates of nothing lie on either side of 0, so that the axis is no logarithm.
+    """
     arrays, compared = result.arrays, result.settings["compared"]
     curves = {"clean": arrays["curve"].values[1]}
     edited = arrays["curve_after"].values[:, 1]
     names = [name for name in compared if "@" not in name] or compared
     curves |= {name: edited[compared.index(name)] for name in names}
-    shown = {name: torch.where(curve > 0, curve, torch.nan)[1:] for name, curve in curves.items()}
+    length = len(curves["clean"])
+    ranges = [(2**k, min(2 ** (k + 1), length)) for k in range((length - 1).bit_length())]
     return lines(
-        shown,
-        [str(query) for query in range(1, len(curves["clean"]))],
+        {
+            name: torch.stack([curve[start:end].mean() for start, end in ranges])
+            for name, curve in curves.items()
+        },
+        [f"{start}:{end}" for start, end in ranges],
         title=f"Residual-stream component of attention, {result.provenance['model']['name']}",
-        x_title="query",
+        x_title="queries",
         y_title="component without key 0 (nats^2 a pair)",
-        log=True,
     )

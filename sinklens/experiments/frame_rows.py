@@ -14,7 +14,8 @@ from ..attention_graphs import GRAPH_METRICS, SPECTRUM_METRICS
 from ..effects import Row, paired_row
 from ..frames import COLUMN_METRICS, FRAME_METRICS, column_metrics, frame_metrics
 from ..persistence import BETTI_CURVES, PERSISTENCE_METRICS
-from ..probes.patterns import ATTENTION, ROW_PERMUTED, UNIFORM, DivergenceValues
+from ..probes.divergences import DivergenceValues
+from ..probes.patterns import ATTENTION, ROW_PERMUTED, UNIFORM
 from ..probes.reference_points import SPACES
 from ..results import Array
 

@@ -46,7 +46,8 @@ from ..effects import with_q_values
 from ..engine import announce, evaluate
 from ..errors import SinklensError, UsageError, unknown_name
 from ..persistence import require_gudhi
-from ..probes.patterns import HeadDivergences, MeanPatterns, PatternReader, Reduction
+from ..probes.divergences import HeadDivergences
+from ..probes.patterns import MeanPatterns, PatternReader, Reduction
 from ..probes.reference_points import ReferenceShares
 from ..protocol import HookedModel
 from ..results import ExperimentResult, assemble

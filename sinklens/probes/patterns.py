@@ -10,9 +10,7 @@ forgotten. Three sources are reduced alike:
                   order for all heads; every draw, layer and prompt has its own, which follows from
                   the prompt's tokens and not from its place
 
-`MeanPatterns` reduces the head-averaged pattern; `HeadDivergences` reads how far heads are from
-their mean without the sink columns, beside random columns and others nearby
-(`sinklens.head_divergence`).
+`MeanPatterns` reduces the head-averaged pattern.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +28,6 @@ from torch import Tensor
 from ..attention_graphs import permute_rows, uniform_attention, visible_keys
 from ..capabilities import Capabilities, hook_name
 from ..errors import SinklensError
-from ..head_divergence import columns_nearby, head_divergence, sink_columns
-from ..hooks.intervention import seeded
 from ..protocol import HookedModel
 from .base import Gathered
 
@@ -207,101 +203,6 @@ class MeanPatterns:
         """Forget everything."""
         self._seen.clear()
         self._names.clear()
-
-
-class DivergenceValues(NamedTuple):
-    """What `HeadDivergences` computes, in nats.
-
-    Attributes:
-        whole: KL of heads to their mean.
-        without_sinks: The same without the sink columns.
-        without_random: Without as many random columns, mean over the sets.
-        without_nearby: Without as many columns near the sinks that are none, mean over the sets.
-        deviation: Standard deviation over the random sets, 0 where there are fewer than two.
-        removed: Sink columns, as a share of all.
-    """
-
-    whole: Float[Tensor, "prompt layer"]
-    without_sinks: Float[Tensor, "prompt layer percentile"]
-    without_random: Float[Tensor, "prompt layer percentile"]
-    without_nearby: Float[Tensor, "prompt layer percentile"]
-    deviation: Float[Tensor, "prompt layer percentile"]
-    removed: Float[Tensor, "prompt layer percentile"]
-
-
-class HeadDivergences:
-    """KL of heads to their mean with and without sink columns, and without others."""
-
-    def __init__(
-        self,
-        model: HookedModel,
-        reader: PatternReader,
-        percentiles: Sequence[float],
-        *,
-        sets: int = 100,
-        seed: int = 0,
-    ) -> None:
-        """Read the pattern of every layer of `model`.
-
-        Args:
-            model: The model.
-            reader: Knows the masks.
-            percentiles: What makes a sink column.
-            sets: Random sets of columns for each, and as many sets of columns near the sinks; the
-                same orders of columns for all prompts.
-            seed: Decides them.
-        """
-        self._reader, self._percentiles = reader, list(percentiles)
-        self._layers = range(reader.capabilities.n_layers)
-        random = seeded(seed, "columns")
-        ranks = [random.permutation(reader.length) for _ in range(sets)]
-        self._ranks = torch.from_numpy(np.array(ranks).reshape(sets, reader.length))
-        near = seeded(seed, "columns nearby").random((sets, reader.length), np.float32)
-        self._near = torch.from_numpy(near)
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (hook_name("pattern", layer), partial(self._read, layer=layer))
-            for layer in self._layers
-        ]
-
-    def _read(
-        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
-    ) -> None:
-        pattern = self._reader.checked(pattern, layer)
-        visible = self._reader.visible(layer).to(pattern.device)
-        ranks, near = self._ranks.to(pattern.device), self._near.to(pattern.device)
-        sinks = [sink_columns(pattern, percentile) for percentile in self._percentiles]
-        sets = [torch.zeros_like(sinks[0])[:, None], *(one[:, None] for one in sinks)]
-        sets += [ranks < one.sum(-1)[:, None, None] for one in sinks]
-        sets += [columns_nearby(one, near) for one in sinks]
-        divergence = head_divergence(pattern, torch.cat(sets, 1), visible).mean(-1)
-        count = len(self._percentiles)
-        whole, without, rest = divergence.split([1, count, 2 * count * len(ranks)], 1)
-        random, nearby = rest.unflatten(1, (2, count, len(ranks))).unbind(1)
-        nothing = torch.zeros_like(without)
-        seen = DivergenceValues(
-            whole=whole[:, 0],
-            without_sinks=without,
-            without_random=random.mean(-1) if len(ranks) else nothing,
-            without_nearby=nearby.mean(-1) if len(ranks) else nothing,
-            deviation=random.std(-1) if len(ranks) > 1 else nothing,
-            removed=torch.stack([one.float().mean(-1) for one in sinks], -1),
-        )
-        for what, values in seen._asdict().items():
-            self._seen.add((what, layer), values)
-
-    def compute(self) -> DivergenceValues:
-        """Of all prompts."""
-        return DivergenceValues(
-            *(
-                torch.stack([self._seen.concatenated((what, layer)) for layer in self._layers], 1)
-                for what in DivergenceValues._fields
-            )
-        )
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
 
 
 @cache
