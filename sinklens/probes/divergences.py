@@ -2,7 +2,7 @@
 
 The measure is that of `sinklens.head_divergence`, in nats; it is read layer by layer, and patterns
 are forgotten at once. Sink columns are taken out, and as many others in their place: random ones,
-and ones near the sinks, since early columns of a causal pattern can hold more weight than late ones.
+and ones near the sinks, since early columns of a causal pattern can hold more weight.
 """
 
 from __future__ import annotations
