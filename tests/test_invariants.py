@@ -37,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bos_replacement": {},
     "position0_patching": {"layers": [1]},
     "sink_head_ablation": {"heads": "L0H0,L1H3"},
-    "massive_activations": {"scale_free": 3.0},
+    "massive_activations": {"scale_free": 4.0},
 }
 NEED_CAUSAL = ("position0_patching", "massive_activations")
 Boot = Callable[[str], Any]
@@ -307,7 +307,7 @@ ORDER = torch.tensor([3, 0, 5, 1, 4, 2])
             {"conditions": ["zero", "mean", "drop_edge_unnormalised"], "heads": "L0H0,L1H3"},
         ),
         ("sink_head_ablation", {"conditions": ["resample"], "heads": "L0H0,L1H3"}),
-        ("massive_activations", {"scale_free": 3.0}),
+        ("massive_activations", {"scale_free": 4.0}),
     ],
     ids=["profile", "bos", "position0", "position0-other_token", "heads", "resample", "massive"],
 )
