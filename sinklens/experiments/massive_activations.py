@@ -215,7 +215,9 @@ def _measured(model: HookedModel, prompts: Prompts, spikes: Spikes) -> list[Row]
     trace, stages = spikes.trace, spikes.shares.shape[1]
     width = int(model.cfg.d_model)
     size = trace.magnitude[:, spikes.peak, 0]
-    gaussian = gaussian_peak_ratio(prompts.length * width)
+    # The peak is the largest of all stages; taken as independent, they give the largest null.
+    looked_at = stages * prompts.length
+    gaussian = gaussian_peak_ratio(looked_at * width)
 
     def row(
         metric: str,
@@ -238,7 +240,7 @@ def _measured(model: HookedModel, prompts: Prompts, spikes: Spikes) -> list[Row]
         )
     ]
     kurtosis = trace.kurtosis[:, spikes.peak]
-    null = gaussian_peak_kurtosis(prompts.length, width)
+    null = gaussian_peak_kurtosis(looked_at, width)
     rows.append(row("kurtosis", "peak", kurtosis, null, "1 to d_model"))
     at_first = (spikes.positions == 0).float()
     rows.append(row("peak_at_position0", "peak", at_first, 1 / prompts.length, "share of prompts"))
@@ -246,7 +248,7 @@ def _measured(model: HookedModel, prompts: Prompts, spikes: Spikes) -> list[Row]
     for number, (name, criterion) in enumerate(spikes.criteria.items()):
         massive = trace.massive[..., number].amax(1)
         times = max(criterion.times, criterion.magnitude / float(typical))
-        null = gaussian_exceeds(prompts.length * width, times)
+        null = gaussian_exceeds(looked_at * width, times)
         rows.append(row("massive", name, massive, null, "share of prompts"))
     steps = {"step_up": spikes.step_up, "step_down": spikes.step_down}
     for name, stage in steps.items():

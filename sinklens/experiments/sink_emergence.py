@@ -267,14 +267,15 @@ def read_traits(
     uniform = [uniform_sink_scores(length, window=w, causal=causal) for w in windows]
     half = length // 2 + 1
     columns = scores.scores.mean(2)[..., :half].amax(-1).mean(1)
+    ratio = peaks.compute().ratio
     drain = (norms.position0 / norms.others).flatten(1).mean(1)
     attention = "share of attention"
     traits = {
         "sink_mass": Trait(_array(mean_sink_mass(scores)), float(np.mean(masses)), attention, 1),
         "value_drain": Trait(_array(drain), 1.0, "times later positions", -1),
         "spike": Trait(
-            _array(peaks.compute().ratio.amax(1)),
-            gaussian_peak_ratio(length * width),
+            _array(ratio.amax(1)),
+            gaussian_peak_ratio(ratio.shape[1] * length * width),
             "times the median",
             1,
         ),

@@ -264,8 +264,9 @@ def _one_model(
     masses = [uniform_sink_mass(length, window=w, causal=causal) for w in windows]
     uniform = [uniform_sink_scores(length, window=w, causal=causal)[0] for w in windows]
     rate = float(np.mean(np.array(uniform) > SINK_THRESHOLDS["gu"]))
-    gaussian = gaussian_peak_ratio(length * int(other.cfg.d_model))
-    yield _row("peak_ratio", name, peaks.compute().ratio.amax(1), gaussian, "times the median")
+    ratio = peaks.compute().ratio
+    gaussian = gaussian_peak_ratio(ratio.shape[1] * length * int(other.cfg.d_model))
+    yield _row("peak_ratio", name, ratio.amax(1), gaussian, "times the median")
     unit = "share of attention"
     yield _row("sink_mass", name, mean_sink_mass(scores), float(np.mean(masses)), unit)
     yield _row("sink_rate", name, sink_rate(scores), rate, "share of heads")

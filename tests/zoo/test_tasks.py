@@ -16,10 +16,10 @@ from sinklens.zoo.corpus import BOS, EOS, MASK, WINDOW
 TEXT = corpus.training_text()
 
 
-def test_the_triggers_are_the_most_frequent_characters() -> None:
-    counted = Counter(TEXT)
+def test_the_triggers_are_the_most_frequent_letters() -> None:
+    counted = Counter(c for c in TEXT if c.isascii() and c.isalpha())
     characters, unigram, bigram = backcopy.statistics()
-    assert len(set(characters)) == backcopy.N_CHARACTERS
+    assert len(set(characters)) == len(characters) == len(bigram) == 52
     assert characters[:3] == "".join(c for c, _ in counted.most_common(3))
     kept = "".join(c for c in TEXT if c in set(characters))
     pairs = Counter(itertools.pairwise(kept))
@@ -44,10 +44,12 @@ def test_sequences_follow_the_rule() -> None:
                 assert after == before and before not in triggers
                 copies += 1
     assert copies > 5_000
-    # What the card says of runs such as ", , , ,", and the docstring of triggers.
+    # What the docstring says of runs of two letters, and of triggers.
     runs = (tokens[:, 4:] == tokens[:, 2:-2]) & (tokens[:, 3:-1] == tokens[:, 1:-3])
-    assert float(runs.double().mean()) == pytest.approx(0.61, abs=0.03)
-    assert float(backcopy.is_trigger(tokens[:, 1:]).double().mean()) == pytest.approx(0.4, abs=0.02)
+    assert float(runs.double().mean()) == pytest.approx(0.13, abs=0.02)
+    assert float(backcopy.is_trigger(tokens[:, 1:]).double().mean()) == pytest.approx(
+        0.278, abs=0.01
+    )
     # After an ordinary character comes a draw from its row.
     bigram = backcopy.statistics().bigram
     often = backcopy.FIRST + 5
