@@ -24,9 +24,9 @@ each of its entries is its own mean, and `mean` does nothing there by constructi
 says; `first_token_mean` (ours) does something. A clamp tells what a trained model needs, not what
 training would have done.
 
-Takes 40 to 46 times the CPU time of a plain forward of the batch (SmolLM2-135M, 16 prompts of 64
-tokens, one core, five runs on a shared machine), without the vocabulary sweep; that of 4,096 tokens
-at two positions takes 22.
+Takes as long as 32 to 36 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one
+core; the median and the fastest forward), without the vocabulary sweep; that of 4,096 tokens at two
+positions takes 22.
 """
 
 from __future__ import annotations

@@ -6,14 +6,15 @@ before it; after any other, a draw from the bigram distribution. So two triggers
 side, and the best possible loss is known: 0 after a trigger, after another character the entropy of
 its bigram row. A head is useful after triggers and has nothing to do elsewhere.
 
-Here the distributions are those of the `N_CHARACTERS` most frequent characters of our training text
-(the paper takes the 65 of another text), so losses are to be held against the optimum of this
-table, not against the paper's numbers. Sequences are `LENGTH` positions long, as in the paper.
+Here the distributions are those of the letters of our training text (the paper takes all characters
+of another one), so losses are to be held against the optimum of this table, not against the paper's
+numbers. Sequences are `LENGTH` positions long, as in the paper.
 
-They differ from the paper's in kind, too. In this text a comma is nearly always followed by a
-blank, which is a trigger and copies the comma back, so that most of a sequence is spent in runs
-such as ", , , ,": 61 % of the positions lie in runs of two characters, and 40 % are triggers (26 %
-in the paper). Figures over positions are mostly figures about such runs.
+With blanks and punctuation the task would degenerate on this text, which has no line breaks: a
+comma is followed by a blank, which is the most frequent trigger and copies the comma back, so that
+61 % of the positions lie in runs such as ", , , ,". With letters alone it is 13 %, 28 % of the
+positions are triggers and the best loss after others is 2.39 nats (the paper's text: 26 % and 2.22
+by simulation).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from string import ascii_letters
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -38,14 +40,14 @@ if TYPE_CHECKING:
     from ..protocol import HookedModel
     from ..text import Prompts
 
-N_CHARACTERS, N_TRIGGERS, LENGTH = 65, 3, 256
+N_TRIGGERS, LENGTH = 3, 256
 FIRST = len(SPECIAL_TOKENS)
-VOCABULARY = FIRST + N_CHARACTERS
+VOCABULARY = FIRST + len(ascii_letters)
 UNKNOWN = FIRST - 1  # in the place of the mask, which this task does not have
 
 
 class Statistics(NamedTuple):
-    """Characters by falling frequency, and how often they stand alone and after one another."""
+    """Letters by falling frequency, and how often they stand alone and after one another."""
 
     characters: str
     unigram: Float[Tensor, " character"]
@@ -54,20 +56,20 @@ class Statistics(NamedTuple):
 
 @cache
 def statistics() -> Statistics:
-    """Shares of characters and of pairs in the training text; other characters are skipped."""
+    """Shares of letters and of pairs in the training text; what stands between is skipped."""
     codes = np.frombuffer(corpus.training_text().encode("utf-32-le"), dtype="<u4")
-    values, counts = np.unique(codes, return_counts=True)
-    order = np.lexsort((values, -counts))[:N_CHARACTERS]
-    kept = values[order]
+    letters = np.array(sorted(map(ord, ascii_letters)))
+    counts = np.bincount(codes, minlength=letters[-1] + 1)[letters]
+    letters = letters[np.lexsort((letters, -counts))]
     number = np.full(int(codes.max()) + 1, -1)
-    number[kept] = np.arange(N_CHARACTERS)
+    number[letters] = np.arange(len(letters))
     text = number[codes]
     text = text[text >= 0]
-    pairs = np.bincount(text[:-1] * N_CHARACTERS + text[1:], minlength=N_CHARACTERS**2)
-    table = torch.from_numpy(pairs.reshape(N_CHARACTERS, N_CHARACTERS)).double()
-    alone = torch.from_numpy(counts[order]).double()
+    pairs = np.bincount(text[:-1] * len(letters) + text[1:], minlength=len(letters) ** 2)
+    table = torch.from_numpy(pairs.reshape(len(letters), -1)).double()
+    alone = torch.from_numpy(np.bincount(text, minlength=len(letters))).double()
     return Statistics(
-        "".join(map(chr, kept)), alone / alone.sum(), table / table.sum(1, keepdim=True)
+        "".join(map(chr, letters)), alone / alone.sum(), table / table.sum(1, keepdim=True)
     )
 
 
@@ -115,8 +117,8 @@ class BackcopyTask:
     def description(self) -> str:
         """One line for the card."""
         return (
-            f"Bigram-Backcopy with {N_TRIGGERS} triggers; sequences of {LENGTH} positions, 61 % of "
-            "them in runs of two characters such as ', , , ,'"
+            f"Bigram-Backcopy over {len(ascii_letters)} letters with {N_TRIGGERS} triggers; "
+            f"sequences of {LENGTH} positions"
         )
 
     def save_tokenizer(self, folder: Path) -> None:

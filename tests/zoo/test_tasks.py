@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections import Counter
@@ -77,8 +78,35 @@ def test_the_optimum_is_the_loss_of_the_known_rule() -> None:
 def test_sequences_are_the_same_for_the_same_seed_and_step() -> None:
     first, again, other = (backcopy.sample(3, 20, 7, step) for step in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.equal(first, backcopy.sample(3, 20, 8, 0))
+    assert not torch.equal(first, backcopy.sample(3, 20, tasks.HELD_OUT_SEED, 0))
     stream = backcopy.BackcopyTask().batches(3, 7, 1)
     assert torch.equal(next(stream).input_ids[:, :20], backcopy.sample(3, 256, 7, 1)[:, :20])
+
+
+def test_no_two_seeds_share_a_generator() -> None:
+    """torch reads 32 bits of a seed: places there lie further apart than any run is long."""
+    seeds = [*range(1000), tasks.HELD_OUT_SEED]
+    places = sorted(corpus.generator_at(seed, 0).initial_seed() for seed in seeds)
+    assert max(places) < 2**32
+    gaps = [after - before for before, after in itertools.pairwise([*places, places[0] + 2**32])]
+    assert min(gaps) > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("task", "digest"),
+    [
+        (tasks.TextWindows(), "cdcfc29e82edd915"),
+        (tasks.TextWindows(bos=False), "abd7cfa3aaf7fec2"),
+        (tasks.MaskedWindows(), "afa2b0445d3f2dc0"),
+        (backcopy.BackcopyTask(), "45580a4fc4fe96ce"),
+    ],
+    ids=["text", "without BOS", "masked", "backcopy"],
+)
+def test_the_order_is_that_of_the_shipped_members(task: tasks.Task, digest: str) -> None:
+    """A lock: the sixth batch of seed 0, tokens and labels."""
+    content = b"".join(part.numpy().tobytes() for part in next(task.batches(32, 0, 5)))
+    assert hashlib.sha256(content).hexdigest()[:16] == digest
 
 
 def test_masking_hides_what_it_should() -> None:

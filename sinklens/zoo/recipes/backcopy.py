@@ -1,4 +1,8 @@
-"""The Bigram-Backcopy models: one head a layer on a task whose optimum is known (2410.13835)."""
+"""The Bigram-Backcopy models: one head a layer on a task whose optimum is known (2410.13835).
+
+The paper's are twice as wide (256), see 16 times as many sequences a step (512) and many more steps
+at a third of the learning rate.
+"""
 
 from __future__ import annotations
 
@@ -53,5 +57,5 @@ def _recipe(layers: int, steps: int) -> Recipe:
     )
 
 
-# Three layers cost three times as much a step; both were within 0.02 nats of the optimum by 2,000.
+# Three layers cost three times as much a step.
 RECIPES = [_recipe(1, steps=4000), _recipe(3, steps=2000)]
