@@ -679,7 +679,9 @@ def test_the_summary_and_the_figure(rope: Any, prompts: Prompts, tmp_path: Path)
         "random_token",
         "gaussian",
     ]
-    assert len(drawn.data[0].x) == 15
+    assert drawn.data[0].x == ("1:2", "2:4", "4:8", "8:16")
+    curve = result.arrays["curve"].values[1]
+    assert drawn.data[0].y[2] == pytest.approx(float(curve[4:8].mean()))
     result.save(tmp_path / "out")
     again = ExperimentResult.load(tmp_path / "out")
     assert again.effects == result.effects
