@@ -115,7 +115,7 @@ def with_next_token(positions: Int[Tensor, " counted"], length: int) -> Int[Tens
     if not len(made):
         raise UsageError(
             f"of the predictions at positions {positions.tolist()} none has a next token in "
-            f"prompts of {length}; use longer prompts or other positions"
+            f"prompts of {length} tokens; use longer prompts or other positions"
         )
     return made
 
