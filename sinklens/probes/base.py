@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -73,6 +73,10 @@ class Gathered:
     def concatenated(self, key: Hashable) -> Tensor:
         """All batches of a key, `[prompt, ...]`."""
         return torch.cat(self._parts[key])
+
+    def stacked(self, what: Hashable, places: Iterable[Hashable]) -> Tensor:
+        """All batches of one thing at several places, `[prompt, place, ...]`; keys are pairs."""
+        return torch.stack([self.concatenated((what, place)) for place in places], 1)
 
     def fill(self, other: Gathered, times: int) -> None:
         """Take over the keys that are missing here, the prompts repeated."""

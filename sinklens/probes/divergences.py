@@ -108,10 +108,7 @@ class HeadDivergences:
     def compute(self) -> DivergenceValues:
         """Of all prompts."""
         return DivergenceValues(
-            *(
-                torch.stack([self._seen.concatenated((what, layer)) for layer in self._layers], 1)
-                for what in DivergenceValues._fields
-            )
+            *(self._seen.stacked(what, self._layers) for what in DivergenceValues._fields)
         )
 
     def reset(self) -> None:

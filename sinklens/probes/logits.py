@@ -272,10 +272,7 @@ class LogitForms(_Logits):
 
     def compute(self) -> LogitFormValues:
         """Of all prompts."""
-        gathered = [
-            torch.stack([self._seen.concatenated((what, layer)) for layer in self._basis], 1)
-            for what in LogitFormValues._fields
-        ]
+        gathered = [self._seen.stacked(what, self._basis) for what in LogitFormValues._fields]
         return LogitFormValues(*gathered)
 
     def reset(self) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -44,10 +43,7 @@ class _Norms:
 
     def compute(self) -> NormValues:
         """Norms of all prompts."""
-        gathered = [
-            torch.stack([self._seen.concatenated((what, site)) for site in self._sites], dim=1)
-            for what in ("position0", "others")
-        ]
+        gathered = [self._seen.stacked(what, self._sites) for what in ("position0", "others")]
         return NormValues(*gathered)
 
     def fill(self, clean: _Norms, times: int) -> None:

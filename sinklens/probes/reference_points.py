@@ -149,12 +149,7 @@ class ReferenceShares:
         Values of `row_permuted` have an axis of draws before that of spaces.
         """
         sources = ("points", ATTENTION, UNIFORM, *([ROW_PERMUTED] if self._reader.draws else []))
-        return {
-            source: torch.stack(
-                [self._seen.concatenated((source, layer)) for layer in self._layers], 1
-            )
-            for source in sources
-        }
+        return {source: self._seen.stacked(source, self._layers) for source in sources}
 
     def reset(self) -> None:
         """Forget everything."""

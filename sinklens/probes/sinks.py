@@ -83,10 +83,7 @@ class SinkScores:
 
     def compute(self) -> SinkScoreValues:
         """The scores of all prompts."""
-        gathered = [
-            torch.stack([self._seen.concatenated((what, layer)) for layer in self._layers], dim=1)
-            for what in SinkScoreValues._fields
-        ]
+        gathered = [self._seen.stacked(what, self._layers) for what in SinkScoreValues._fields]
         return SinkScoreValues(*gathered)
 
     def fill(self, clean: SinkScores, times: int) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -61,10 +60,7 @@ class ResidualPeaks:
 
     def compute(self) -> PeakValues:
         """Peaks of all prompts."""
-        gathered = [
-            torch.stack([self._seen.concatenated((what, site)) for site in self._sites], dim=1)
-            for what in PeakValues._fields
-        ]
+        gathered = [self._seen.stacked(what, self._sites) for what in PeakValues._fields]
         return PeakValues(*gathered)
 
     def fill(self, clean: ResidualPeaks, times: int) -> None:

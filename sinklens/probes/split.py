@@ -152,10 +152,7 @@ class SinkReadouts:
 
     def compute(self) -> SinkReadoutValues:
         """Of all prompts."""
-        gathered = [
-            torch.stack([self._seen.concatenated((what, layer)) for layer in self._layers], 1)
-            for what in SinkReadoutValues._fields
-        ]
+        gathered = [self._seen.stacked(what, self._layers) for what in SinkReadoutValues._fields]
         return SinkReadoutValues(*gathered)
 
     def reset(self) -> None:

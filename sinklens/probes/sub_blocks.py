@@ -122,10 +122,7 @@ class PeakTrace:
     def compute(self) -> PeakTraceValues:
         """Of all prompts."""
         return PeakTraceValues(
-            *(
-                torch.stack([self._seen.concatenated((what, s)) for s in range(self._stages)], 1)
-                for what in PeakTraceValues._fields
-            )
+            *(self._seen.stacked(what, range(self._stages)) for what in PeakTraceValues._fields)
         )
 
     def reset(self) -> None:
