@@ -154,11 +154,12 @@ class PatchValues:
         parts = sorted({parse_condition(condition)[1] for condition in conditions})
         names = {parse_condition(condition)[0] for condition in conditions}
         self._positions = positions
-        others = _other_tokens(model, prompts.tokens, 0, config.seed, "position0")
         self.drawn: dict[str, Any] = {"control_positions": self._positions}
+        self._other: PartValues = {}
         if "other_token" in names:
+            others = _other_tokens(model, prompts.tokens, 0, config.seed, "position0")
             self.drawn["other_tokens"] = others.tolist()
-        self._other = first_token_values(model, others, parts, layers)
+            self._other = first_token_values(model, others, parts, layers)
         self._mean: PartValues = {}
         if "mean_token" in names:
             random = seeded(config.seed, "position0", "mean_token")
@@ -234,10 +235,8 @@ class PatchValues:
         if with_ == "rescaled":
             assert self._norms is not None
             return self._norms[layer]
-        if with_ == "mean_token":
-            return self._mean[part, layer]
-        other = self._other[part, layer]
-        return torch.zeros_like(other[0]) if with_ == "zero" else other
+        written = {"mean_token": self._mean, "other_token": self._other}.get(with_)
+        return written[part, layer] if written else None
 
     def _patch(
         self, with_: str, part: str, layer: int, place: int, draw: int, written: Tensor | None

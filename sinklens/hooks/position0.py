@@ -179,11 +179,12 @@ def _write_hooks(
 
 def _default_values(model: HookedModel, layer: int, with_: str, part: str, seed: int) -> Tensor:
     """What is written if the caller gives no values."""
+    if with_ == "zero":
+        return torch.zeros(())
     random = seeded(seed, "position0", with_)
     count = MEAN_TOKENS if with_ == "mean_token" else 1
     tokens = torch.from_numpy(random.choice(ordinary_tokens(model).numpy(), count))
-    values = first_token_values(model, tokens, [part], [layer])[part, layer].mean(0)
-    return torch.zeros_like(values) if with_ == "zero" else values
+    return first_token_values(model, tokens, [part], [layer])[part, layer].mean(0)
 
 
 def _bos_output(model: HookedModel, layer: int) -> Float[Tensor, "1 n_heads d_head"]:
