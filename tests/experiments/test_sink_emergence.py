@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,8 +173,6 @@ def test_rows_of_another_experiment_are_followed(rope: Any, prompts: Prompts) ->
 
 
 def test_folders_are_checkpoints_of_any_model(prompts: Prompts, tmp_path: Path) -> None:
-    import shutil
-
     paths = []
     for step in (0, 4000):
         with folder("rope", step=step) as path:
@@ -181,6 +183,30 @@ def test_folders_are_checkpoints_of_any_model(prompts: Prompts, tmp_path: Path) 
     assert all(math.isfinite(row.value) for row in found.effects)
     with pytest.raises(SinklensError, match="came as folder"):
         run(model, prompts)
+
+
+def test_revisions_of_the_hub_are_checkpoints(rope: Any, prompts: Prompts, tmp_path: Path) -> None:
+    """From a cache laid out as the hub's client does it, so that nothing is fetched."""
+    cache = tmp_path / "hub" / "models--owner--name"
+    (cache / "refs").mkdir(parents=True)
+    for number, (revision, step) in enumerate({"main": None, "step64": 64, "step512": 512}.items()):
+        (cache / "refs" / revision).write_text(f"{number:040x}")
+        with folder("rope", step=step) as files:
+            shutil.copytree(files, cache / "snapshots" / f"{number:040x}")
+    command = [
+        *(sys.executable, "-m", "sinklens", "run", "sink_emergence", "owner/name", "--quiet"),
+        *("--n-prompts", str(len(prompts.tokens)), "--length", str(prompts.length)),
+        *("--set", "checkpoints=step64,step512", "--set", "conditions=value_drain"),
+        *("--out", str(tmp_path / "out")),
+    ]
+    here = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = sinklens.ExperimentResult.load(tmp_path / "out")
+    assert found.provenance["model"]["name"] == "owner/name"
+    wanted = run(rope, prompts, checkpoints=("64", "512"), conditions=("value_drain",))
+    assert found.settings["weights"] == wanted.settings["weights"]
+    assert [row.value for row in found.effects] == [row.value for row in wanted.effects]
 
 
 @pytest.mark.parametrize(
