@@ -7,6 +7,7 @@ is not checked with the code that wrote it.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,20 @@ def test_the_readme_prints_the_figures_of_the_cards() -> None:
         for cell, (key, digits) in zip(cells, keys.items(), strict=True):
             mean = sum(run["figures"][key]["value"] for run in ends) / len(ends)
             assert float(cell.split()[0].rstrip("|")) == pytest.approx(mean, abs=0.51 * 10**-digits)
+
+
+def test_the_loss_of_rope_on_the_predictions_of_no_bos() -> None:
+    """What the README sets beside the loss of `no-bos`, which never predicts a second token."""
+    losses = []
+    for seed in zoo.seeds("rope"):
+        model = sinklens.load("rope", seed=seed)
+        prompts = sinklens.prompts(model, n=tasks.HELD_OUT_PROMPTS, length=64)
+        later = range(2, prompts.length - 1)
+        clean = sinklens.evaluate(model, prompts, [], ["loss"], positions=later, progress=False)
+        losses.append(float(clean.clean.mean()))
+    readme = (Path(zoo.__file__).parents[2] / "README.md").read_text()
+    [printed] = re.findall(r"`rope`: ([0-9.]+) on the same tokens", readme)
+    assert float(printed) == pytest.approx(sum(losses) / len(losses), abs=0.51e-3)
 
 
 def test_findings_say_which_noise_is_taken_for_granted() -> None:
