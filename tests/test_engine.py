@@ -17,12 +17,13 @@ from transformer_lens.model_bridge import TransformerBridge
 import sinklens
 from sinklens.capabilities import check, hook_name
 from sinklens.engine import forward as forwards
-from sinklens.engine import shortcuts
+from sinklens.engine import read_under, shortcuts
 from sinklens.engine.own_hooks import has_own_hooks
 from sinklens.engine.sizes import choose_sizes
 from sinklens.hooks import ablate_heads
 from sinklens.hooks.intervention import Intervention, replace_position
 from sinklens.metrics import LogitMetric
+from sinklens.probes import SinkScores
 from sinklens.text import Prompts
 from tests.families import FAMILIES, VOCABULARY
 from tests.reference.plain_engine import plain_values
@@ -420,3 +421,16 @@ def test_the_last_prediction_counts_where_no_next_token_is_needed(boot_family: B
     assert bool((found.values > 0).all())
     with pytest.raises(sinklens.SinklensError, match="none has a next token"):
         sinklens.evaluate(model, prompts, [edit], ["kl", "loss"], positions=last, progress=False)
+
+
+def test_reading_under_an_edit_keeps_to_the_budget(boot_family: Boot) -> None:
+    model, prompts = boot_family("llama"), random_prompts(5)
+    edit, sizes = ablate_heads(model, [(0, 1)], "zero"), []
+    found = []
+    for memory in (None, 1):
+        probe = SinkScores(model)
+        probe.fwd_hooks.append(("hook_embed", lambda embedded, hook: sizes.append(len(embedded))))
+        last = model.cfg.n_layers - 1
+        found.append(read_under(model, prompts, edit, probe, last_layer=last, memory=memory).mass)
+    assert sizes == [5, 1, 1, 1, 1, 1]
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)

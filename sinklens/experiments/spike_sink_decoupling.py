@@ -347,13 +347,12 @@ def _nature(result: ExperimentResult) -> Iterator[str]:
     if sparsity and constancy:
         before = found["constancy", "position0:before"].value
         spiking = found["first_token_spikes", "position0"].value
-        likeness = "above" if constancy.value > constancy.baseline else "not above"
         yield (
             f"Spike channels hold {sparsity.value:.1%} of the squared norm at spike tokens, "
             f"{beside_null(sparsity)} elsewhere ({sparsity.baseline:.1%}); ordinary first tokens, "
             f"of which {spiking:.0%} spike, have a cosine of {constancy.value:.2f} with each "
-            f"other, {likeness} later positions ({constancy.baseline:.2f}), and {before:.2f} "
-            "before the step-up."
+            f"other, {before:.2f} before the step-up (later positions {constancy.baseline:.2f}; "
+            "neither has an interval)."
         )
     gap = found.get(("logit_gap", "sink_heads"))
     if gap:
