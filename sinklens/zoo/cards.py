@@ -76,7 +76,7 @@ def make_card(
         parameters: How many numbers the model has.
     """
     said = ("differs", "also_differs", "control", "control_shares")
-    hidden = ("name", "description", "config", "task", *said)
+    hidden = ("name", "description", "config", "task", "first_weights", *said)
     return {
         **words(recipe),
         "licence": LICENCE,

@@ -2,8 +2,9 @@
 
 `TextWindows`: next tokens of windows of the training text, with BOS or without. `MaskedWindows`:
 masked tokens of the same windows between [CLS] and [SEP], as BERT has it (1810.04805, section 3.1):
-15 % of the tokens are chosen, of which 80 % are shown as the mask, 10 % as another token and 10 %
-as they are. The Bigram-Backcopy task is in `backcopy.py`.
+some tokens are chosen, of which 80 % are shown as the mask, 10 % as another token and 10 % as they
+are. We choose 40 %, which BERT-large is better with than with BERT's 15 % (2202.08005) and which
+makes 2.7 times as many predictions a step. The Bigram-Backcopy task is in `backcopy.py`.
 
 A task says the same tokens in the same order for the same seed.
 """
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ..text import Prompts
 
 IGNORED = -100  # the label without a loss, in Hugging Face as in torch
-MASKED_SHARE, SHOWN_AS_MASK, SHOWN_AS_OTHER = 0.15, 0.8, 0.1
+MASKED_SHARE, SHOWN_AS_MASK, SHOWN_AS_OTHER = 0.4, 0.8, 0.1
 HELD_OUT_PROMPTS = 512
 HELD_OUT_SEED = 2**31 - 1  # no training seed
 
@@ -131,8 +132,8 @@ class MaskedWindows:
     def description(self) -> str:
         """One line for the card."""
         return (
-            f"masked tokens (15 %); windows of {WINDOW} positions: [CLS] (id {BOS}), text, "
-            f"[SEP] (id {EOS})"
+            f"masked tokens ({100 * MASKED_SHARE:.0f} %); windows of {WINDOW} positions: "
+            f"[CLS] (id {BOS}), text, [SEP] (id {EOS})"
         )
 
     def save_tokenizer(self, folder: Path) -> None:
@@ -151,7 +152,7 @@ class MaskedWindows:
         return replace(prompts, tokens=closed(prompts.tokens), source=f"{prompts.source}:sep")
 
     def held_out(self, model: HookedModel, prompts: Prompts) -> dict[str, float]:
-        """Cross-entropy in nats at masked tokens."""
+        """Cross-entropy in nats at masked tokens, and the least of a model without attention."""
         batch = mask_tokens(prompts.tokens.cpu(), HELD_OUT_SEED, 0)
         losses = []
         with torch.no_grad():
@@ -162,7 +163,10 @@ class MaskedWindows:
                         logits.flatten(0, 1), labels.flatten(), reduction="sum"
                     )
                 )
-        return {"loss": float(sum(losses) / (batch.labels != IGNORED).sum())}
+        return {
+            "loss": float(sum(losses) / (batch.labels != IGNORED).sum()),
+            "loss without context": loss_without_context(batch),
+        }
 
 
 def closed(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
@@ -185,6 +189,25 @@ def mask_tokens(tokens: Int[Tensor, "batch pos"], seed: int, step: int) -> Batch
     swapped = chosen & (shown >= SHOWN_AS_MASK) & (shown < SHOWN_AS_MASK + SHOWN_AS_OTHER)
     inputs[swapped] = others[swapped]
     return Batch(inputs, tokens.masked_fill(~chosen, IGNORED))
+
+
+def loss_without_context(batch: Batch) -> float:
+    """The least loss, in nats, that token frequencies and what a place itself shows can give.
+
+    With p the frequencies in the training text: the mask says nothing, so that t has p(t). Another
+    token s was either kept, or drawn uniformly from the n that are no special ones, so that t has
+    p(t) (keep [t = s] + swap / n) / (keep p(s) + swap / n).
+    """
+    # Every token once more, so that none that the held-out text has is impossible.
+    counts = torch.bincount(torch.tensor(corpus.training_tokens()), minlength=VOCABULARY) + 1.0
+    counts[: len(SPECIAL_TOKENS)] = 0
+    share = counts / counts.sum()
+    chosen = batch.labels != IGNORED
+    true, shown = batch.labels[chosen], batch.input_ids[chosen]
+    keep = 1 - SHOWN_AS_MASK - SHOWN_AS_OTHER
+    swap = SHOWN_AS_OTHER / (VOCABULARY - len(SPECIAL_TOKENS))
+    seen = share[true] * (keep * (true == shown) + swap) / (keep * share[shown] + swap)
+    return float(-torch.where(shown == MASK, share[true], seen).log().mean())
 
 
 def write_tokenizer(folder: Path, **roles: Any) -> None:

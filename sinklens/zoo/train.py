@@ -37,6 +37,8 @@ def new_model(recipe: Recipe, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # of the CPU alone, and put back
         model: PreTrainedModel = model_class._from_config(config)
+    if recipe.first_weights:
+        recipe.first_weights(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.endswith(recipe.frozen))
     return model

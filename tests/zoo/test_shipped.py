@@ -255,6 +255,21 @@ def test_training_repeats_bit_for_bit_also_after_a_stop(name: str, tmp_path: Pat
     )
 
 
+def test_the_encoder_starts_from_positions_that_know_their_distance() -> None:
+    positions = new_model(RECIPES["encoder"], 0).bert.embeddings.position_embeddings.weight
+    products = (positions @ positions.T).detach().double()
+    frequencies = 10000 ** (-torch.arange(64, dtype=torch.float64) / 64)
+    for distance in (0, 1, 5, 100):
+        wanted = 2 * 0.03**2 * float((distance * frequencies).cos().sum())
+        assert torch.allclose(products.diagonal(distance), torch.tensor(wanted).double(), atol=1e-5)
+
+
+def test_the_encoder_learned_to_attend() -> None:
+    figures = zoo.card("encoder")["weights"][0]["figures"]
+    without = figures["held-out loss without context"]["value"]
+    assert figures["held-out loss"]["value"] < without - 1
+
+
 def test_the_readme_prints_the_figures_of_the_cards() -> None:
     readme = Path(zoo.__file__).parents[2] / "README.md"
     rows = [line.split(" | ") for line in readme.read_text().splitlines() if line.startswith("| `")]

@@ -5,7 +5,10 @@ And `no-bos`, whose windows offer no token that is always the same.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..corpus import WINDOW
 from ..tasks import MaskedWindows, TextWindows
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 SLIDING_WINDOW = WINDOW // 2
+SINUSOID_SIZE = 0.03  # root mean square; that of BERT's other embeddings is 0.02
 
 
 def window_config() -> PretrainedConfig:
@@ -57,6 +61,21 @@ def encoder_config() -> PretrainedConfig:
         attention_probs_dropout_prob=0.0,
         tie_word_embeddings=False,
     )
+
+
+def start_from_sinusoids(model: Any) -> None:
+    """Give the learned positions of BERT the sinusoids of 1706.03762 to start from.
+
+    A masked token says nothing, so that nothing can be learned before some head finds a neighbour,
+    and random positions have no neighbours: with them the training loss was 5.35 after 4,000 steps
+    (without attention 5.47 can be reached), from sinusoids 3.48.
+    """
+    positions = model.bert.embeddings.position_embeddings.weight
+    count, width = positions.shape
+    frequencies = 10000 ** (-torch.arange(0, width, 2) / width)
+    angles = torch.arange(count)[:, None] * frequencies
+    with torch.no_grad():
+        positions.copy_(SINUSOID_SIZE * math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], 1))
 
 
 def learned_sink_config() -> PretrainedConfig:
@@ -97,13 +116,18 @@ RECIPES = [
         also_differs=(
             "LayerNorm after the sum of stream and sub-block, biases, GELU without a gate",
             "learned absolute positions, of which those beyond the 64th were never trained",
+            "positions start as sinusoids: from random ones it did not learn to attend",
             "a LayerNorm after the embedding, and token types; the epsilon of LayerNorm is 1e-12",
             "a dense layer with GELU and LayerNorm before the unembedding",
-            "the last token of each window gives way to [SEP]; 15 % of the tokens have a loss",
-            "a learning rate of 1e-3: at 4e-3 the loss stayed at 5.99 for 800 steps",
+            "the last token of each window gives way to [SEP]; 40 % of the tokens have a loss",
+            "a learning rate of 1e-3 (at 4e-3 the loss stayed at 5.99 for 800 steps), 200 steps of "
+            "warm-up and a weight decay of 0.01",
         ),
         task=MaskedWindows(),
+        first_weights=start_from_sinusoids,
         learning_rate=1e-3,
+        weight_decay=0.01,
+        warmup=200,
     ),
     Recipe(
         name="learned-sink",

@@ -15,7 +15,7 @@ from ..corpus import BOS, EOS, PAD, VOCABULARY
 from ..tasks import Task, TextWindows
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 N_LAYERS, N_HEADS, D_MODEL, D_HEAD, D_MLP = 6, 4, 128, 32, 256
 D_MLP_WITHOUT_GATE = 384  # two matrices of this width weigh what three of `D_MLP` do
@@ -45,6 +45,7 @@ class Recipe:
         warmup: Steps of linear warm-up.
         betas: Of AdamW.
         max_gradient_norm: Gradients are scaled down to this norm.
+        first_weights: Changes the untrained model; by default it stays as transformers makes it.
         frozen: Endings of the names of parameters that stay as they were initialised.
         checkpoints: Steps whose weights are kept besides the last.
         seeds: The seeds that are shipped; checkpoints are those of the first.
@@ -65,6 +66,7 @@ class Recipe:
     warmup: int = 100
     betas: tuple[float, float] = (0.9, 0.999)
     max_gradient_norm: float = 1.0
+    first_weights: Callable[[PreTrainedModel], None] | None = None
     frozen: tuple[str, ...] = ()
     checkpoints: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0,)
