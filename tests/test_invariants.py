@@ -38,8 +38,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "position0_patching": {"layers": [1]},
     "sink_head_ablation": {"heads": "L0H0,L1H3"},
     "massive_activations": {"scale_free": 4.0},
+    "spike_sink_decoupling": {"scale_free": 3.0},
 }
-NEED_CAUSAL = ("position0_patching", "massive_activations")
+NEED_CAUSAL = ("position0_patching", "massive_activations", "spike_sink_decoupling")
 Boot = Callable[[str], Any]
 
 

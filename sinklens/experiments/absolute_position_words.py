@@ -47,8 +47,8 @@ def _components(result: ExperimentResult, rows: Rows) -> Iterator[str]:
     share = rows["causal_share", "without_key0", "measurement", last]
     yield (
         f"Causal mask (without key 0): log Z grows by {slope.value:.2f} log(i + 1) (flat logits 1) "
-        f"and costs {cost.value:.2f} nats against a window of {window} (flat {cost.baseline:.2f}); "
-        f"it is {share.value:.0%} of both components."
+        f"and costs {cost.value:.2f} nats against a window of {window}, {beside_null(cost)} flat "
+        f"logits ({cost.baseline:.2f}); it is {share.value:.0%} of both components."
     )
     trend = rows["depth_trend", "without_key0", "measurement", last]
     told = "" if _apart(trend) else ", not told apart from 0"

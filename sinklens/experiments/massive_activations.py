@@ -3,7 +3,8 @@
 Found without being told where (`spike_search`): the largest entries of the stream after every
 sub-block, the channels and positions that hold them, and the sub-blocks that write and remove them.
 Beside each figure stands its null: of Gaussian entries the largest would be about 6 times the
-median one, and every one of 2 L sub-blocks would write 1 / (2 L) of an entry.
+median one, and every one of 2 L sub-blocks would write 1 / (2 L) of an entry (the share of the
+largest is above that by being the largest: it is no test, and all above 10 % are named).
 
 Then the massive entries of the stream behind the step-up are edited:
 
@@ -14,8 +15,9 @@ Then the massive entries of the stream behind the step-up are edited:
     first_token_mean  the same, but at position 0 the mean over 256 ordinary first tokens, each run
                       as a prompt of length 1
 
-against two controls: as many entries of median size (which take their channel's mean), and, under
-`zero:equal_norm` and so on, the same change made to random other channels of the same positions.
+against two controls: as many entries of median size (which take 0 under `zero`, else their
+channel's mean), and, under `zero:equal_norm` and so on, the same change made to random other
+channels of the same positions.
 Units: nats, shares of attention, the stream's own.
 
 Follows 2402.17762 (definition, zero, mean, median-size control) and 2503.22329 (position 0 apart,
@@ -244,9 +246,9 @@ def _measured(model: HookedModel, prompts: Prompts, spikes: Spikes) -> list[Row]
     rows.append(row("kurtosis", "peak", kurtosis, null, "1 to d_model"))
     at_first = (spikes.positions == 0).float()
     rows.append(row("peak_at_position0", "peak", at_first, 1 / prompts.length, "share of prompts"))
-    typical = trace.layer_median[:, spikes.peak].mean()
     for number, (name, criterion) in enumerate(spikes.criteria.items()):
         massive = trace.massive[..., number].amax(1)
+        typical = getattr(trace, criterion.median)[:, spikes.peak].mean()
         times = max(criterion.times, criterion.magnitude / float(typical))
         null = gaussian_exceeds(looked_at * width, times)
         rows.append(row("massive", name, massive, null, "share of prompts"))
@@ -367,10 +369,13 @@ def _found(result: ExperimentResult) -> Iterator[str]:
         f"The largest activation is {size:,.4g} on average, after {spikes['peak_after']}: "
         f"{ratio.value:,.4g} times the median, {beside_null(ratio)} Gaussian entries "
         f"({ratio.baseline:.2g}); it leads in channel {spikes['channels'][0]}, "
-        f"and at position 0 in {first.value:.0%} of prompts."
+        f"and at position 0 in {first.value:.0%} of prompts ({beside_null(first)} "
+        f"{first.baseline:.0%})."
     )
     shares = ", ".join(
-        f"{row.value:.0%} ({name})" for (metric, name), row in rows.items() if metric == "massive"
+        f"{row.value:.0%} ({name}, {beside_null(row)} {row.baseline:.2g})"
+        for (metric, name), row in rows.items()
+        if metric == "massive"
     )
     yield f"Prompts with a massive activation: {shares}."
     for name, verb in (("up", "writes"), ("down", "takes away")):
@@ -379,6 +384,7 @@ def _found(result: ExperimentResult) -> Iterator[str]:
             share = max(0.0, step["share"] if name == "up" else -step["share"])
             enough = share >= spike_search.STEP_SHARE
             said = f"{step['after']} (block {step['block']}) {verb} {share:.0%} of it"
+            said += f" (an equal share: {1 / (len(result.arrays['written_share'].values) - 1):.1%})"
             said += _others(spikes, name)
             yield f"{said}." if enough else f"No single sub-block steps {name}: {said}."
         elif step:

@@ -341,11 +341,8 @@ def onset_values(curve: dict[int, Trait]) -> Values | None:
     last = curve[int(steps[-1])]
     count = values.shape[1]
     change, beyond = _side(values[-1] - values[0]), _side(values[-1] - last.null)
-    if (
-        min(count, len(steps)) < 3
-        or not change
-        or (last.side and not change == beyond == last.side)
-    ):
+    appeared = change and beyond and (not last.side or change == beyond == last.side)
+    if min(count, len(steps)) < 3 or not appeared:
         return None
     whole = onset(steps, values.mean(1))
     without = np.array([onset(steps, np.delete(values, p, 1).mean(1)) for p in range(count)])

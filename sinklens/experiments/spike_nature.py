@@ -16,14 +16,19 @@ from torch import Tensor
 
 from .. import zoo
 from ..capabilities import check
-from ..controls import gaussian_peak_ratio, uniform_sink_mass, uniform_sink_scores
+from ..controls import (
+    gaussian_exceeds,
+    gaussian_peak_ratio,
+    uniform_sink_mass,
+    uniform_sink_scores,
+)
 from ..effects import Row, paired_row
 from ..engine import evaluate
 from ..errors import SinklensError, UsageError
 from ..hooks.intervention import seeded
 from ..hooks.position0 import MEAN_TOKENS
 from ..metrics import SINK_THRESHOLDS, mean_sink_mass, sink_rate
-from ..models import load_like, ordinary_tokens, origin, weights_hash
+from ..models import Origin, load_like, ordinary_tokens, origin, weights_hash
 from ..probes import (
     ChannelShares,
     GatedReads,
@@ -95,8 +100,17 @@ def spike_nature(
                 squares = reads.cosine[..., number] ** 2
                 rows.append(_apart("alignment", name, squares, at_spikes))
             lead = torch.arange(len(prompts)), spikes.positions
-            ratio = reads.predicted[..., number][lead] / reads.written[..., number][lead]
-            rows.append(_row("quadratic_prediction", name, ratio, 1.0, "share of what is written"))
+            written, predicted = reads.written[..., number][lead], reads.predicted[..., number]
+            ordinary = (predicted * ~at_spikes).sum(1) / (~at_spikes).sum(1).clamp(min=1)
+            rows.append(
+                _row(
+                    "quadratic_prediction",
+                    name,
+                    predicted[lead] / written,
+                    (ordinary / written).double().numpy(),
+                    "share of what is written",
+                )
+            )
         cosines = reads.cosine.mean(0)
         arrays["eigenvector_cosine"] = Array(cosines, ("position", "channel"))
     return rows, arrays, 1, no_form
@@ -160,7 +174,9 @@ def _constancy(
         median = size.median(-1).values
     spiking = size.amax(-1) >= (criterion.times * median).clamp_min(criterion.magnitude)
     share = float(spiking.float().mean())
-    yield _constant(prompts, "first_token_spikes", "position0", share, 0.0, "share of tokens")
+    times = max(criterion.times, criterion.magnitude / float(median.mean()))
+    null = gaussian_exceeds(size.shape[-1], times)
+    yield _constant(prompts, "first_token_spikes", "position0", share, null, "share of tokens")
 
 
 def mean_cosine(vectors: Tensor) -> float:
@@ -228,20 +244,31 @@ def matched_models(
             "compare= sets a model beside others by where it came from, and this one came as an "
             "object; load it with sinklens.load(...) by name, folder or hub id"
         )
-    others: list[tuple[str, HookedModel]] = [(own.name, model)]
+    others: list[tuple[str, HookedModel]] = [(_full_name(own), model)]
     for source in dict.fromkeys(sources):
         if source not in zoo.names():
             others.append((source, load_like(model, source)))
             continue
         seeds = zoo.seeds(source)
+        ended = own.step in (None, zoo.card(source)["recipe"]["steps"])
         for seed in seeds:
             name = source if len(seeds) == 1 else f"{source}, seed {seed}"
-            if (own.kind, own.name, own.seed or seeds[0]) != ("shipped", source, seed):
+            mine = (own.kind, own.name, own.seed or seeds[0]) == ("shipped", source, seed)
+            if not (mine and ended):
                 others.append((name, load_like(model, source, seed=seed)))
     rows = [
         row for name, other in others for row in _one_model(name, other, prompts, config, model)
     ]
     return rows, {name: weights_hash(other) for name, other in others}
+
+
+def _full_name(own: Origin) -> str:
+    """A model's name, and which of its checkpoints it is."""
+    last = own.step if own.kind != "shipped" else zoo.card(own.name)["recipe"]["steps"]
+    step = "" if own.step in (None, last) else f", step {own.step}"
+    revision = f", revision {own.revision}" if own.revision else ""
+    seed = f", seed {own.seed}" if own.seed is not None else ""
+    return f"{own.name}{step}{revision}{seed}"
 
 
 def _one_model(

@@ -20,8 +20,9 @@ Beside them, what makes a spike a sink (2603.05498): how much of the normed stre
 channels hold at spike tokens (`sparsity`), how alike position 0 is over 256 ordinary first tokens,
 behind the step-up and before it (`constancy`, beside the likeness of a later position over
 prompts), how far sink heads' logits for position 0 lie above the others, and for a gated step-up
-block its quadratic form (`sinklens.quadratic_form`). With `compare=`, spike and sinks of other
-models on the same prompts, every seed of a shipped one.
+block its quadratic form (`sinklens.quadratic_form`), with the share of what it writes that the form
+predicts (`quadratic_prediction`, beside what the inputs at ordinary tokens would give). With
+`compare=`, spike and sinks of other models on the same prompts, every seed of a shipped one.
 
 2603.05498 trains models to separate the two; this asks what one trained model needs, which is
 weaker evidence. Its definitions give no measure for sparsity and constancy; those here are ours.
@@ -39,7 +40,7 @@ from torch import Tensor
 
 from ..capabilities import check
 from ..controls import control_positions
-from ..effects import Comparison, Row, is_significant, paired_row
+from ..effects import Comparison, EffectSize, Row, is_significant, paired_row
 from ..engine import evaluate
 from ..errors import SinklensError
 from ..hooks.heads import Head, ablate_heads, head_label
@@ -319,22 +320,27 @@ def _cells(result: ExperimentResult) -> Iterator[str]:
             if condition == "drop_edge" and drawn["spikes_at_position0_only"]:
                 against = "by construction: position 0 sees only itself, the median moves"
             elif contrast:
-                doubt = "" if is_significant(contrast) else ", not told apart"
-                against = f"{contrast.effect:+.3g} against its control{doubt}"
+                against = _against(contrast)
             yield (
-                f"{said} takes {metric} from {treated.baseline:.3g} to {treated.value:.3g} "
-                f"({against})."
+                f"{said} moves {metric} from {treated.baseline:.3g} by {describe(treated)}; "
+                f"{against}."
             )
     for condition in CONDITIONS:
         loss = found.get(("loss", condition, "treatment"))
         contrast = found.get(("loss", condition, "contrast"))
         if loss:
-            against = "" if contrast is None else f"; {contrast.effect:+.3g} against its control"
+            against = "" if contrast is None else f"; {_against(contrast)}"
             yield f"{condition}: loss {describe(loss)}{against}."
     loss = found.get(("loss", INTERACTION, "contrast"))
     if loss:
         doubt = "" if is_significant(loss) else ", not told apart from 0"
         yield f"Interaction in the loss: {describe(loss)}{doubt}."
+
+
+def _against(contrast: EffectSize) -> str:
+    """How much more than the control, and whether it can be told."""
+    doubt = "" if is_significant(contrast) else ", not told apart from it"
+    return f"{contrast.effect:+.3g} against its control{doubt}"
 
 
 def _nature(result: ExperimentResult) -> Iterator[str]:

@@ -74,11 +74,13 @@ def finished_run(recipe: Recipe, seed: int, runs: Path) -> Path:
     """The folder of a finished run.
 
     Raises:
-        SystemExit: The run has not ended.
+        SystemExit: The run has not ended, or the recipe has changed since.
     """
     folder = runs / f"{recipe.name}-seed{seed}"
     if not (folder / "training.json").exists():
         raise SystemExit(f"{folder} has no finished run; train {recipe.name} with --seed {seed}")
+    if json.loads((folder / "training.json").read_text()).get("recipe") != recipe.digest():
+        raise SystemExit(f"{folder} was trained by another version of the recipe of {recipe.name}")
     return folder
 
 

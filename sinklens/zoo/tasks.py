@@ -152,7 +152,7 @@ class MaskedWindows:
         return replace(prompts, tokens=closed(prompts.tokens), source=f"{prompts.source}:sep")
 
     def held_out(self, model: HookedModel, prompts: Prompts) -> dict[str, float]:
-        """Cross-entropy in nats at masked tokens, and the least of a model without attention."""
+        """Cross-entropy in nats at masked tokens, and that of frequencies without context."""
         batch = mask_tokens(prompts.tokens.cpu(), HELD_OUT_SEED, 0)
         losses = []
         with torch.no_grad():
@@ -192,7 +192,7 @@ def mask_tokens(tokens: Int[Tensor, "batch pos"], seed: int, step: int) -> Batch
 
 
 def loss_without_context(batch: Batch) -> float:
-    """The least loss, in nats, that token frequencies and what a place itself shows can give.
+    """The loss, in nats, of who knows token frequencies and what each place itself shows.
 
     With p the frequencies in the training text: the mask says nothing, so that t has p(t). Another
     token s was either kept, or drawn uniformly from the n that are no special ones, so that t has

@@ -120,12 +120,15 @@ def train(recipe: Recipe, folder: Path, *, seed: int = 0, stop_at: int | None = 
     """
     torch.set_num_threads(1)
     state = folder / "state"
-    log: dict[str, Any] = {"name": recipe.name, "seed": seed, "step": 0, "seconds": 0.0, "loss": []}
+    own = {"name": recipe.name, "seed": seed, "recipe": recipe.digest()}
+    log: dict[str, Any] = {**own, "step": 0, "seconds": 0.0, "loss": []}
     if (state / "log.json").exists():
-        log |= json.loads((state / "log.json").read_text())
-    if (log["name"], log["seed"]) != (recipe.name, seed):  # its weights may well have our shapes
+        log |= {"recipe": None} | json.loads((state / "log.json").read_text())
+    if any(log[key] != value for key, value in own.items()):  # its weights may have our shapes
+        alike = (log["name"], log["seed"]) == (recipe.name, seed)
         raise UsageError(
-            f"{folder} holds a run of {log['name']} with seed {log['seed']}, which {recipe.name} "
+            f"{folder} holds a run of {log['name']} with seed {log['seed']}"
+            f"{' by another version of the recipe' if alike else ''}, which {recipe.name} "
             f"with seed {seed} cannot go on from; give another folder"
         )
     state.mkdir(parents=True, exist_ok=True)
@@ -169,6 +172,7 @@ def train(recipe: Recipe, folder: Path, *, seed: int = 0, stop_at: int | None = 
         save_weights(model, folder / "model.safetensors")
         training = {
             "seed": seed,
+            "recipe": own["recipe"],
             "steps": recipe.steps,
             "seconds": round(log["seconds"]),
             "loss": log["loss"],

@@ -108,8 +108,9 @@ def test_a_planted_spike_is_found_exactly(model: Any, prompts: Prompts) -> None:
         (CHANNEL, "position 0", 1.0),
         (CHANNEL, "later", 11.0),
     ] or [e["per_prompt"] for e in entries] == [11.0, 1.0]
-    assert "L1 MLP (block 4) writes 100% of it." in result.summary
-    assert "L3 MLP (block 8) takes away 80% of it." in result.summary
+    equal = f"(an equal share: {1 / (2 * LAYERS):.1%})"
+    assert f"L1 MLP (block 4) writes 100% of it {equal}." in result.summary
+    assert f"L3 MLP (block 8) takes away 80% of it {equal}." in result.summary
 
 
 def test_criteria_and_kurtosis() -> None:

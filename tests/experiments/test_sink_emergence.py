@@ -89,6 +89,10 @@ def test_what_does_not_appear_has_no_onset() -> None:
     assert onset_values(trait(rising, null=9.0)) is None  # ends below its null
     assert onset_values(trait(rising, side=-1)) is None  # goes the other way
     assert onset_values(trait(-rising, side=-1)) is not None
+    falling = (
+        1 - np.outer([0.0, 0.2, 0.5, 0.9, 1.0], np.ones(4)) + np.outer(np.ones(5), [-1, 1, -2, 2])
+    )
+    assert onset_values(trait(falling, side=0)) is None  # vanishes
     flat = np.tile([1.0, 2, 3, 4], (5, 1))
     assert onset_values(trait(flat)) is None
     noisy = np.outer([0.0, 0, 1, 1, 1], [1.0, -1, 2, -2])

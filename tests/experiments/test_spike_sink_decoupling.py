@@ -304,6 +304,62 @@ def test_matched_models_stand_in_the_same_table(rope: Any) -> None:
     assert any(line.startswith("postnorm: spike") for line in compared.summary)
 
 
+def test_a_checkpoint_is_compared_with_the_end_of_its_own_training() -> None:
+    early = sinklens.load("rope", step=512)
+    prompts = sinklens.prompts(early, n=2, length=12)
+    compared = run(early, prompts, draws=1, compare=("rope",))
+    named = compared.settings["draws_made"]["compared"]
+    assert list(named) == ["rope, step 512", "rope, seed 0", "rope, seed 1", "rope, seed 2"]
+    assert named["rope, step 512"] == weights_hash(early)
+    assert named["rope, seed 0"] == weights_hash(sinklens.load("rope"))
+    assert any(line.startswith("rope, step 512: spike") for line in compared.summary)
+
+
+def test_spikes_are_read_as_plain_hugging_face_reads_them(
+    rope: Any, result: Any, plain_rope: Any
+) -> None:
+    """Sparsity, alignment and the form's prediction, from the plain MLP's inputs and outputs."""
+    drawn = result.settings["draws_made"]
+    spikes, entered = drawn["spikes"], drawn["layer"]
+    layer = (spikes["steps"]["up"]["block"] - 1) // 2
+    mlp, kept = plain_rope.model.layers[layer].mlp, []
+    handle = mlp.register_forward_hook(lambda module, inputs, out: kept.extend((inputs[0], out)))
+    with torch.no_grad():
+        tokens = sinklens.prompts(rope, n=4, length=24).tokens
+        states = plain_rope(tokens, output_hidden_states=True).hidden_states
+    handle.remove()
+    inputs, written = (part.double() for part in kept)
+
+    sizes = states[entered].abs()
+    massive = sizes >= 50 * sizes.flatten(1).median(1).values[:, None, None]
+    assert massive.any(-1)[:, 0].all() and not massive[:, 1:].any()
+    squares = sizes.double() ** 2
+    shares = squares[..., massive.flatten(0, 1).any(0)].sum(-1) / squares.sum(-1)
+    row = result.find(metric="sparsity", condition="spike_tokens")
+    assert (row.value, row.baseline) == pytest.approx(both_sides(shares), rel=1e-5)
+
+    channel = spikes["channels"][0]
+    gate, up, down = (
+        linear.weight.detach().double() for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    )
+    matrix = gate.T @ (down[channel][:, None] * up)
+    eigenvalues, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    leading = vectors[:, eigenvalues.abs().argmax()]
+    row = result.find(metric="alignment", condition=f"channel {channel}")
+    aligned = (torch.nn.functional.normalize(inputs, dim=-1) @ leading) ** 2
+    assert (row.value, row.baseline) == pytest.approx(both_sides(aligned), rel=1e-4)
+
+    predicted = torch.einsum("bpd,de,bpe->bp", inputs, matrix, inputs)
+    row = result.find(metric="quadratic_prediction", condition=f"channel {channel}")
+    values = predicted / written[:, :1, channel]
+    assert (row.value, row.baseline) == pytest.approx(both_sides(values), rel=1e-4)
+
+
+def both_sides(values: Tensor) -> tuple[float, float]:
+    """The mean at position 0, and over the later ones."""
+    return float(values[:, 0].mean()), float(values[:, 1:].mean())
+
+
 def test_what_compare_refuses(rope: Any) -> None:
     prompts = random_prompts(families.boot("llama"), n=2, length=12)
     with pytest.raises(SinklensError, match="by where it came from"):

@@ -66,9 +66,9 @@ def encoder_config() -> PretrainedConfig:
 def start_from_sinusoids(model: Any) -> None:
     """Give the learned positions of BERT the sinusoids of 1706.03762 to start from.
 
-    A masked token says nothing, so that nothing can be learned before some head finds a neighbour,
-    and random positions have no neighbours: with them the training loss was 5.35 after 4,000 steps
-    (without attention 5.47 can be reached), from sinusoids 3.48.
+    A masked token says nothing, so that little can be learned before some head finds a neighbour,
+    and random positions have no neighbours: with them the loss on training text was 5.35 after
+    4,000 steps (frequencies alone give 5.47), from sinusoids 3.48.
     """
     positions = model.bert.embeddings.position_embeddings.weight
     count, width = positions.shape
@@ -116,12 +116,13 @@ RECIPES = [
         also_differs=(
             "LayerNorm after the sum of stream and sub-block, biases, GELU without a gate",
             "learned absolute positions, of which those beyond the 64th were never trained",
-            "positions start as sinusoids: from random ones it did not learn to attend",
+            "positions start as sinusoids; from random ones the training loss was 5.35 in the end, "
+            "where token frequencies alone give 5.47",
             "a LayerNorm after the embedding, and token types; the epsilon of LayerNorm is 1e-12",
             "a dense layer with GELU and LayerNorm before the unembedding",
             "the last token of each window gives way to [SEP]; 40 % of the tokens have a loss",
             "a learning rate of 1e-3 (at 4e-3 the loss stayed at 5.99 for 800 steps), 200 steps of "
-            "warm-up and a weight decay of 0.01",
+            "warm-up and a weight decay of 0.01, of which neither was tried apart",
         ),
         task=MaskedWindows(),
         first_weights=start_from_sinusoids,

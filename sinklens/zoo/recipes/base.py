@@ -7,8 +7,10 @@ difference alone; `also_differs` is then not empty, and a control member may exi
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ..corpus import BOS, EOS, PAD, VOCABULARY
@@ -70,6 +72,20 @@ class Recipe:
     frozen: tuple[str, ...] = ()
     checkpoints: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0,)
+
+    def digest(self) -> str:
+        """What tells a run of this recipe from one of another version; its words do not count."""
+        words = {"description", "differs", "also_differs", "control", "control_shares", "seeds"}
+        parts = {
+            part.name: getattr(self, part.name)
+            for part in fields(self)
+            if part.name not in words | {"config", "task", "first_weights"}
+        }
+        parts["config"] = self.config().to_dict() | {"transformers_version": None}
+        parts["task"] = self.task.description
+        parts["first_weights"] = getattr(self.first_weights, "__name__", None)
+        content = json.dumps(parts, sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def token_ids() -> dict[str, int]:

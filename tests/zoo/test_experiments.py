@@ -1,0 +1,63 @@
+"""The four papers' experiments on every member: each works, or says why it does not.
+
+Controls are left out; the tests of each experiment have them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+import sinklens
+from sinklens import zoo
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "massive_activations": {"conditions": "zero"},
+    "reference_frame": {"column_sets": 0},
+    "absolute_position": {"conditions": "zero:key", "first_tokens": 2, "queries": "1:8"},
+    "spike_sink_decoupling": {"conditions": "drop_edge"},
+    "sink_emergence": {"checkpoints": "0,512,4000"},
+}
+NO_SPIKE, NO_SINK = "no entry is massive there", "no head has a sink mass above 0.3"
+REFUSED = {
+    ("encoder", "massive_activations"): "needs a causal model",
+    ("encoder", "absolute_position"): "needs a causal model",
+    ("encoder", "spike_sink_decoupling"): "needs a causal model",
+    ("backcopy-1", "absolute_position"): "needs at least two layers",
+}
+REFUSED |= {
+    (name, "massive_activations"): NO_SPIKE
+    for name in zoo.names()
+    if name not in ("rope", "ntk", "nope", "window", "layernorm", "encoder")
+}
+REFUSED |= {
+    (name, "spike_sink_decoupling"): NO_SINK
+    for name in ("learned-sink", "no-bos", "postnorm", "sandwich")
+}
+REFUSED |= {
+    (name, "sink_emergence"): "no checkpoint of step 512"
+    for name in zoo.names()
+    if name not in ("rope", "postnorm")
+}
+
+
+@pytest.fixture(scope="module", params=zoo.names())
+def member(request: pytest.FixtureRequest) -> tuple[str, Any]:
+    return request.param, sinklens.load(request.param)
+
+
+@pytest.mark.parametrize("experiment", SETTINGS)
+def test_every_member_works_or_says_why_not(member: tuple[str, Any], experiment: str) -> None:
+    name, model = member
+    prompts = sinklens.prompts(model, n=3, length=16)
+    settings = {"draws": 0, "progress": False, **SETTINGS[experiment]}
+    reason = REFUSED.get((name, experiment))
+    if reason is not None:
+        with pytest.raises(sinklens.SinklensError, match=reason):
+            sinklens.run(experiment, model, prompts, **settings)
+        return
+    result = sinklens.run(experiment, model, prompts, **settings)
+    assert all(math.isfinite(row.value) for row in result.effects)
+    assert 0 < len(result.summary) <= 12 and result.plot().data and "<table" in result._repr_html_()
