@@ -132,7 +132,8 @@ def train(recipe: Recipe, folder: Path, *, seed: int = 0, stop_at: int | None = 
             f"with seed {seed} cannot go on from; give another folder"
         )
     state.mkdir(parents=True, exist_ok=True)
-    recipe.task.save_tokenizer(folder)
+    if not log["step"]:
+        recipe.task.save_tokenizer(folder)
     model = new_model(recipe, seed)
     model.train()
     model.config.save_pretrained(folder)
