@@ -1,0 +1,54 @@
+"""What experiments cost, in plain forwards of the batch: `python -m tests.benchmarks.experiments`.
+
+On SmolLM2-135M with 16 prompts of 64 tokens and default settings, CPU time on one thread, which
+other work on the machine moves less than wall time. Forwards are timed before and after each run;
+their median is the unit. The bars are those that the experiments were built to meet.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sinklens
+from tests.conftest import SMOLLM2_FILE
+
+BARS = {"massive_activations": 40, "reference_frame": 40, "absolute_position": 80}
+FORWARDS = 3
+
+
+def cpu_seconds(call: Callable[[], Any]) -> float:
+    """The CPU time that a call takes."""
+    began = time.process_time()
+    call()
+    return time.process_time() - began
+
+
+def main() -> None:
+    """Time each experiment between plain forwards."""
+    torch.set_num_threads(1)
+    model = sinklens.load(Path(sinklens.models.cache_folder() / "tests" / SMOLLM2_FILE))
+    prompts = sinklens.prompts(model, n=16, length=64)
+    sinklens.check(model)
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(prompts.tokens)
+
+    forward()
+    for name, bar in BARS.items():
+        before = [cpu_seconds(forward) for _ in range(FORWARDS)]
+        taken = cpu_seconds(partial(sinklens.run, name, model, prompts, progress=False))
+        after = [cpu_seconds(forward) for _ in range(FORWARDS)]
+        unit = statistics.median(before + after)
+        print(f"{name:25} {taken / unit:.1f} forwards of {unit:.2f} s    bar {bar}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
