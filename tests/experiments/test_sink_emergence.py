@@ -153,8 +153,7 @@ def test_sinks_of_rope_appear_late_and_after_the_values_drain(result: Any) -> No
 
 def test_a_trait_that_stays_at_its_null_is_said_not_to_appear() -> None:
     model = sinklens.load("postnorm")
-    prompts = sinklens.prompts(model, n=5, length=24)
-    found = run(model, prompts, conditions=("sink_mass",), checkpoints=("0", "512", "4000"))
+    found = run(model, sinklens.prompts(model, n=5, length=24), conditions=("sink_mass",))
     assert found.settings["onsets"] == {"sink_mass": None}
     assert "does not appear" in found.summary[0]
 

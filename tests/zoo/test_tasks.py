@@ -138,7 +138,9 @@ def test_the_loss_without_context_is_that_of_the_joint_table() -> None:
     shown_given_true[:, MASK] += 0.8
     joint = truth[:, None] * shown_given_true
     true_given_shown = joint / joint.sum(0)
-    windows = torch.multinomial(truth, 8000, True, generator=torch.Generator().manual_seed(0))
+    # A generator of its own: drawn tokens, whatever ran before and with no global seed.
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.multinomial(truth, 8000, replacement=True, generator=generator)
     batch = tasks.mask_tokens(windows.view(100, 80), seed=0, step=0)
     chosen = batch.labels != tasks.IGNORED
     wanted = -true_given_shown[batch.labels[chosen], batch.input_ids[chosen]].log().mean()

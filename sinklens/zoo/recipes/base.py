@@ -74,7 +74,10 @@ class Recipe:
     seeds: tuple[int, ...] = (0,)
 
     def digest(self) -> str:
-        """What tells a run of this recipe from one of another version; its words do not count."""
+        """What tells a run of this recipe from one of another version; its words do not count.
+
+        It sees settings, not code: of `first_weights` the name alone, of the task its description.
+        """
         words = {"description", "differs", "also_differs", "control", "control_shares", "seeds"}
         parts = {
             part.name: getattr(self, part.name)
