@@ -35,6 +35,10 @@ class HookedModel(Protocol):
         """The blocks, in order."""
 
     @property
+    def unembed(self) -> Any:
+        """The unembedding."""
+
+    @property
     def training(self) -> bool:
         """Whether the model is in train mode."""
 

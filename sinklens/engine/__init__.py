@@ -1,11 +1,12 @@
 """Run interventions over prompts and measure; the only place that loops over forwards.
 
 One batch of prompts at a time: a clean forward, then the interventions, so that only one batch of
-clean values is held. Three things make this fast without changing what comes out, one module each:
+clean values is held. Four things make this fast without changing what comes out, one module each:
 
 - `forward`: an edit in block k costs a run from block k; logits are computed only where they are
   read; patterns are made only where a hook asks for them, large ones some rows at a time
   (`attention`);
+- `bridges`: blocks in which no hook is run as Hugging Face wrote them;
 - `watch`: interventions that start at the same block share a forward, and each is watched, since
   one that did not happen is an error;
 - `measure`: metrics are read a slice of predictions at a time.

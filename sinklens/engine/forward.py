@@ -1,16 +1,19 @@
 """A forward pass that does only what is asked: from block k on, and up to the unembedding.
 
-Three shortcuts, none of which changes the numbers of the parts that do run:
+Four shortcuts, none of which changes the numbers of the parts that do run:
 
 - **Prefix**: an edit in block k leaves what the blocks below put out as it was. Block k - 1 then
   hands on what it put out in the clean run, and the blocks below hand on anything; each stays in
   its place, so that position ids, masks and layer numbers are those of a whole forward. What comes
   out is equal to the last bit.
-- **Unembedding on demand**: the forward stops short of the unembedding (it gets a single row), and
-  logits are computed afterwards, only where they are read, some rows at a time. Scalings and caps
-  behind the unembedding stay in place, since the rows go through the model's own code.
+- **Unembedding on demand**: the forward stops short of the unembedding (it gets no rows: a single
+  one takes as long as reading the whole matrix), and logits are computed afterwards, only where
+  they are read, some rows at a time. Scalings and caps behind the unembedding stay in place, since
+  the rows go through the model's own code.
 - **No patterns**: where no hook asks for scores or patterns, they are not made, and where probes
   only read them, at long contexts, only some rows at a time (`attention`). Equal to float rounding.
+- **No bridges**: with that, blocks in which no hook is run as Hugging Face wrote them (`bridges`).
+  Equal to the last bit.
 
 Which of them a model allows is found by trying each on a short prompt (`shortcuts`); elsewhere the
 whole forward runs. The replacements of module code live inside `with` blocks only.
@@ -34,6 +37,7 @@ from ..capabilities import hook_name
 from ..models import ordinary_tokens
 from ..protocol import HookedModel
 from .attention import in_slices, without_patterns
+from .bridges import Bridges, block_of, bridges_by_block, without_bridges
 
 Hooks = Sequence[tuple[str, Any]]
 Attention = Callable[[HookedModel], AbstractContextManager[None]]
@@ -52,6 +56,7 @@ class Shortcuts:
         sites: Kinds of site that are read and edited alike without patterns; empty where attention
             has to stay as TransformerLens computes it.
         slices: Whether patterns can be read some queries at a time.
+        bridges: Whether blocks without patterns are the same without bridges.
         tuple_length: How long the tuple is that a block puts out; None where it is a tensor.
     """
 
@@ -59,10 +64,11 @@ class Shortcuts:
     unembedding: bool
     sites: frozenset[str]
     slices: bool
+    bridges: bool
     tuple_length: int | None
 
 
-NO_SHORTCUTS = Shortcuts(False, False, frozenset(), False, None)
+NO_SHORTCUTS = Shortcuts(False, False, frozenset(), False, False, None)
 _known: WeakKeyDictionary[Any, dict[tuple[Any, ...], Shortcuts]] = WeakKeyDictionary()
 
 
@@ -125,6 +131,7 @@ def forward(
     below: Any = None,
     keep: Iterable[int] = (),
     attention: Attention | None = None,
+    bridges: Bridges = (),
     rows: bool = False,
 ) -> Outcome:
     """Run the model with hooks.
@@ -138,13 +145,17 @@ def forward(
         keep: Blocks whose output is kept, for later runs.
         attention: How attention is computed instead of as TransformerLens does; no hook may then
             ask for patterns (`is_pattern_free`). Runs that are compared should agree in this.
+        bridges: Those that are passed by in blocks without hooks; only where the model allows it,
+            and without patterns.
         rows: Whether logits are made by rows, afterwards; only where the model allows it, and not
             with hooks behind the input of the unembedding.
     """
     inputs: list[Tensor] = []
     reading = [(UNEMBED, partial(_keep_input, kept=inputs))] if rows else []
+    hooked = {block_of(name) for name, _ in hooks} if bridges else set()
     with (
         nullcontext() if attention is None else attention(model),
+        without_bridges(bridges, set(range(start, len(bridges))) - hooked),
         _replaced(model, start, below),
         _keeping(model, keep) as kept,
     ):
@@ -182,22 +193,20 @@ def _unembed(
     blank: Any = torch.zeros(1, 1, int(model.cfg.d_model), dtype=rows.dtype, device=rows.device)
     if tuple_length is not None:
         blank = (blank, *[None] * (tuple_length - 1))
-    with _replaced(model, len(model.blocks), blank):
-        logits: Tensor = model.run_with_hooks(
-            token, fwd_hooks=[(UNEMBED, partial(_put_rows, rows=rows[None]))]
-        )
+    # No other hook can be in place, so PyTorch's own will do, which is found without a search.
+    handle = model.unembed.hook_in.register_forward_hook(partial(_hand_on, rows[None]))
+    try:
+        with _replaced(model, len(model.blocks), blank):
+            logits: Tensor = model(token)
+    finally:
+        handle.remove()
     return logits[0]
 
 
 def _keep_input(activation: Tensor, hook: Any, *, kept: list[Tensor]) -> Tensor:
-    """Keep what enters the unembedding and let a single row through."""
+    """Keep what enters the unembedding and let no row through."""
     kept.append(activation)
-    return activation[:1, :1]
-
-
-def _put_rows(activation: Tensor, hook: Any, *, rows: Tensor) -> Tensor:
-    """Let other rows through."""
-    return rows
+    return activation[:1, :0]
 
 
 @contextmanager
@@ -216,7 +225,7 @@ def _replaced(model: HookedModel, start: int, below: Any) -> Iterator[None]:
 
 
 def _hand_on(output: Any, *args: Any, **kwargs: Any) -> Any:
-    """In place of a block's forward."""
+    """In place of a block's forward, or of what a module puts out."""
     return output
 
 
@@ -263,7 +272,8 @@ def _try_all(model: HookedModel) -> Shortcuts:
         if not _works(_try_without_patterns, model, tokens, sites):
             sites = tuple(s for s in sites if _works(_try_without_patterns, model, tokens, (s,)))
         slices = bool(sites) and _works(_try_slices, model, tokens, whole)
-    return Shortcuts(prefix, unembedding, frozenset(sites), slices, form)
+        bridges = bool(sites) and _works(_try_without_bridges, model, tokens)
+    return Shortcuts(prefix, unembedding, frozenset(sites), slices, bridges, form)
 
 
 def _works(trial: Any, *arguments: Any) -> bool:
@@ -323,6 +333,24 @@ def _try_slices(model: HookedModel, tokens: Tensor, whole: Tensor) -> bool:
         sliced = model.run_with_hooks(tokens, fwd_hooks=[])
     pairs = ((torch.cat(rows[n], dim=2), patterns[n][0]) for n in layers)
     return _close(sliced, whole) and all(_close(found, wanted) for found, wanted in pairs)
+
+
+def _try_without_bridges(model: HookedModel, tokens: Tensor) -> bool:
+    """Pass by every bridge, unless TransformerLens has hooks of its own on some."""
+    if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
+        return False
+    bridges, blocks = bridges_by_block(model), range(len(model.blocks))
+    runs = []
+    for passed in (range(0), blocks):
+        with (
+            without_patterns(model),
+            without_bridges(bridges, passed),
+            _keeping(model, blocks) as k,
+        ):
+            logits = model.run_with_hooks(tokens, fwd_hooks=[])
+        streams = [out[0] if isinstance(out, tuple) else out for out in k.values()]
+        runs.append([logits, *streams])
+    return all(torch.equal(usual, direct) for usual, direct in zip(*runs, strict=True))
 
 
 def _keep_pattern(activation: Tensor, hook: Any, *, kept: list[Tensor]) -> None:

@@ -21,6 +21,7 @@ from ..probes.base import Sliceable
 from ..protocol import HookedModel
 from ..text import Prompts
 from .attention import in_slices, without_patterns
+from .bridges import bridges_by_block
 from .forward import (
     NO_SHORTCUTS,
     Attention,
@@ -50,7 +51,8 @@ class Evaluation:
         probes: What each of `probes` computed on the clean run.
         fired: How often the hooks of each intervention fired.
         forwards: Forwards of a batch, one a batch and intervention, however they were run.
-        shortcuts: What was spared: `prefix`, `unembedding`, `patterns` (of whole layers).
+        shortcuts: What was spared: `prefix`, `unembedding`, `patterns` (of whole layers),
+            `bridges` (in blocks without a hook).
     """
 
     metrics: list[Metric]
@@ -172,6 +174,8 @@ class _Sweep:
         self._together = sizes.interventions if shared else 1
         self._reading = [hook for probe in probes for hook in probe.fwd_hooks]
         self._attention = self._how_to_attend(probes, sizes)
+        passing = self._allowed.bridges and self._attention is without_patterns
+        self._bridges = bridges_by_block(model) if passing else ()
         names = self._names()
         # Logits made by rows would not pass through a hook behind the unembedding's input.
         behind = any(str(name).startswith("unembed.") for name in names)
@@ -206,6 +210,7 @@ class _Sweep:
             "prefix": self._from_blocks,
             "unembedding": self._rows,
             "patterns": self._attention is not None,
+            "bridges": bool(self._bridges),
         }
 
     def run_clean(self, index: Int[Tensor, " batch"]) -> None:
@@ -253,7 +258,7 @@ class _Sweep:
     def _forward(self, tokens: Int[Tensor, "batch pos"], hooks: Any, **how: Any) -> Outcome:
         try:
             tokens = tokens.to(self._model.cfg.device)
-            how |= {"attention": self._attention, "rows": self._rows}
+            how |= {"attention": self._attention, "bridges": self._bridges, "rows": self._rows}
             return forward(self._model, tokens, hooks, **how)
         except IndexError as error:
             context = self._model.cfg.n_ctx

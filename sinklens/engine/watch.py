@@ -8,7 +8,6 @@ change the tensor it was given.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from ..capabilities import SITES, check
 from ..errors import SinklensError
 from ..hooks.intervention import FwdHooks, Intervention, restore_position
 from ..protocol import HookedModel
+from .bridges import block_of
 
 
 class CannotShareError(Exception):
@@ -49,7 +49,8 @@ class Watch:
     @property
     def first_layer(self) -> int:
         """The first block that has to run: the intervention's word, but never after a hook."""
-        return min([self.intervention.first_layer, *map(_layer_of, self.names)])
+        # Nothing is before a hook outside the blocks.
+        return min([self.intervention.first_layer, *(block_of(n) or 0 for n in self.names)])
 
     def hooks(self, index: Int[Tensor, " batch"]) -> FwdHooks:
         """The hooks for a batch, each wrapped to be watched."""
@@ -130,9 +131,3 @@ def edit_parts(
 def _restores(function: Any) -> bool:
     """Whether a hook puts back what was there, which may differ by rounding and is no edit."""
     return getattr(function, "func", function) is restore_position
-
-
-def _layer_of(name: str) -> int:
-    """The block that a hook is in; 0 for hooks outside the blocks, before which nothing is."""
-    found = re.match(r"blocks\.(\d+)\.", name)
-    return int(found[1]) if found else 0

@@ -1,0 +1,55 @@
+"""Blocks that no hook is in, run as Hugging Face wrote them.
+
+TransformerLens puts a bridge around each part of a block, which has its hook points. Passing
+through them costs SmolLM2-135M 1.6 ms a block, 7 % of what a block takes at 256 tokens. In a
+forward that has no hook in a block, the parts are called directly.
+
+Some bridges compute what they wrap in another way, which differs by rounding. A model whose
+streams are not equal to the last bit without them keeps them (`forward`), so that an edit that
+changes nothing measures exactly 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..protocol import HookedModel
+
+Bridges = Sequence[Sequence[Any]]
+
+
+def bridges_by_block(model: HookedModel) -> Bridges:
+    """The bridges of each block, its own first."""
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+    return [
+        [part for part in block.modules() if isinstance(part, GeneralizedComponent)]
+        for block in model.blocks
+    ]
+
+
+def block_of(name: str) -> int | None:
+    """The block that a hook is in; None outside the blocks."""
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+@contextmanager
+def without_bridges(bridges: Bridges, blocks: Iterable[int]) -> Iterator[None]:
+    """Have everything in some blocks called as if it had no bridge."""
+    passed = [bridge for block in blocks for bridge in bridges[block]]
+    before = [bridge.__dict__.get("forward") for bridge in passed]
+    try:
+        for bridge in passed:
+            # The module itself, not its forward: it may carry hooks that a library has wired.
+            bridge.__dict__["forward"] = bridge.original_component
+        yield
+    finally:
+        for bridge, forward in zip(passed, before, strict=True):
+            if forward is None:
+                bridge.__dict__.pop("forward", None)
+            else:
+                bridge.__dict__["forward"] = forward
