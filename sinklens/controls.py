@@ -138,9 +138,11 @@ def uniform_sink_scores(
     return scores
 
 
-def uniform_sink_mass(length: int, *, window: int | None = None, causal: bool = True) -> float:
-    """Sink mass under uniform attention: the mean over queries i >= 1 of the weight on key 0."""
-    return float(_uniform_pattern(length, window, causal)[1:, 0].mean())
+def uniform_sink_mass(
+    length: int, *, window: int | None = None, causal: bool = True, key: int = 0
+) -> float:
+    """Sink mass under uniform attention: the mean over queries i > key of the weight on the key."""
+    return float(_uniform_pattern(length, window, causal)[key + 1 :, key].mean())
 
 
 def _uniform_pattern(

@@ -21,9 +21,11 @@ read, and the curve over queries. Then BOS is replaced (`bos_replacement`) and p
 component before is above its null.
 
 Nulls: a function of the offset has share 0 (analytic); `moved` rows read the same prompts with each
-one's logits moved along their diagonals (empirical). Intervals: jackknife over prompts
-(`position_components`). Not part of any share: a part of r that is constant over a query's keys
-cancels in the softmax; `visible_share` leaves it out.
+one's logits moved along their diagonals (empirical). Controls of what is read: for the mask the
+same mean logits in another order of offsets, for heads that read position 0 those that read a later
+key, for the first token's fingerprint that of a token at a later position. Intervals: jackknife
+over prompts (`position_components`). Not part of any share: a part of r that is constant over a
+query's keys cancels in the softmax; `visible_share` leaves it out.
 
 The abstract of 2606.06160 names the components and reports that replacing BOS removes 40 % at early
 queries; formulas, replacement and range are not in what we could read. All estimators here are our
@@ -49,6 +51,7 @@ from ..effects import Comparison, with_q_values
 from ..engine import announce, evaluate
 from ..errors import SinklensError, UsageError, unknown_name
 from ..hooks.bos import random_token
+from ..hooks.intervention import seeded
 from ..hooks.position0 import PARTS, POSITION0_CONDITIONS
 from ..models import bos_token_id
 from ..plots import lines
@@ -166,9 +169,12 @@ def absolute_position(
     layers = _layers(config, capabilities.n_layers)
     announce("absolute_position", _forwards(config, conditions, layers), prompts, config.progress)
 
-    splitting, reading = LogSplit(model), SinkReadouts(model)
-    evaluate(model, prompts, [], [], probes=[splitting, reading], **config.for_engine())
+    splitting = LogSplit(model)
+    reading = {key: SinkReadouts(model, key) for key in (0, *sorted(set(positions)))}
+    probes: list[Any] = [splitting, *reading.values()]
+    evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
     split = splitting.compute()
+    readouts = {key: probe.compute() for key, probe in reading.items()}
     error = float(split.error.max())
     if not error <= SPLIT_ERROR.get(model.cfg.dtype, HALF_PRECISION_ERROR):
         raise SinklensError(
@@ -183,10 +189,14 @@ def absolute_position(
         keys: reader.clean(DiagonalShift(steps, first_key))[1]
         for first_key, keys in enumerate(KEYS)
     }
-    masks = {
-        keys: CausalMask(_occurring(values.offsets[..., number], number), windows, split.sink_logit)
-        for number, keys in enumerate(KEYS)
-    }
+    masks, shuffled = {}, {}
+    for number, keys in enumerate(KEYS):
+        offsets = _occurring(values.offsets[..., number], number)
+        masks[keys] = CausalMask(offsets, windows, split.sink_logit)
+        shuffled[keys] = [
+            CausalMask(offsets[..., order], windows, split.sink_logit)
+            for order in _orders(offsets.shape[-1], windows, config)
+        ]
     comparisons, drawn, forwards = _comparisons(
         model, prompts, config, conditions, layers, positions
     )
@@ -194,7 +204,8 @@ def absolute_position(
     told = None
     if config.first_tokens:
         queries = sorted({sets.ranges[0][1] - 1, sets.ranges[-1][1] - 1})
-        told = fingerprint(model, prompts, config, config.first_tokens, queries)
+        control = positions[0] if positions else None
+        told = fingerprint(model, prompts, config, config.first_tokens, queries, control)
         forwards += told.forwards
         drawn["first_tokens"] = told.tokens
     window = min(config.window or max(2, prompts.length // 4), sets.ranges[-1][1] - 1)
@@ -221,17 +232,17 @@ def absolute_position(
     }
     rows = [
         *tables.shares(sets, clean, moved),
-        *tables.mask(masks, clean, sets, window),
-        *tables.heads(reading.compute(), prompts.length, windows),
-        *([] if told is None else tables.first_token(told)),
-        *with_q_values(list(tables.edits(runs, sets, clean, moved, config.seed))),
+        *tables.mask(masks, shuffled, clean, sets, window, config.seed),
+        *tables.heads(readouts, positions, prompts.length, windows, config.seed),
+        *([] if told is None else tables.first_token(told, config.seed)),
+        *tables.edits(runs, sets, clean, moved, config.seed),
     ]
     return assemble(
         "absolute_position",
         model,
         prompts,
-        rows,
-        arrays=tables.arrays(sets, clean, runs, masks, reading.compute(), told),
+        with_q_values(rows),
+        arrays=tables.arrays(sets, clean, runs, masks, readouts[0], told),
         settings=settings,
         fired=reader.fired,
         forwards=1 + reader.forwards + forwards,
@@ -327,7 +338,7 @@ def _forwards(
     for condition in conditions:
         treatments = max(1, config.draws) if condition in RANDOM else 1
         runs += (treatments + config.draws) * (len(layers) if is_patch(condition) else 1)
-    return 4 + runs + config.first_tokens
+    return 4 + runs + config.first_tokens * (2 if config.draws else 1)
 
 
 def _comparisons(
@@ -355,6 +366,20 @@ def _comparisons(
         drawn |= values.drawn
         forwards = values.forwards
     return made, drawn, forwards
+
+
+def _orders(size: int, windows: Sequence[int], config: AbsolutePositionConfig) -> list[Tensor]:
+    """The order of offsets in each draw of the mask's control; those that windows hide stay."""
+    visible = min(size, *windows)
+    return [
+        torch.cat(
+            [
+                torch.from_numpy(seeded(config.seed, "offsets", draw).permutation(visible)),
+                torch.arange(visible, size),
+            ]
+        )
+        for draw in range(config.draws)
+    ]
 
 
 def _occurring(

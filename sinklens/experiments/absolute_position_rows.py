@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..controls import uniform_sink_mass
-from ..effects import Row, paired_row
+from ..effects import Row, Values, paired_row
 from ..probes.split import SinkReadoutValues
 from ..results import Array
-from .first_token import Fingerprint
+from .first_token import Carried, Fingerprint
 from .position_components import CausalMask, Components, by_prompt, depth_trend
 from .position_edits import KEYS, EditedRuns, PairSets, above_null, edit_rows, removed
 
 SINK_WEIGHTS = (0.1, 0.2, 0.3, 0.5)
 SHOWN_WEIGHT = 0.3
+Figure = Callable[[CausalMask], Tensor]
 
 
 def name(runs: EditedRuns) -> str:
@@ -72,23 +74,62 @@ def shares(sets: PairSets, clean: Components, moved: Mapping[str, Components]) -
         yield _measured("depth_trend", keys, trend, 0.0, "share, first to last", longest)
 
 
-def mask(
-    masks: Mapping[str, CausalMask], clean: Components, sets: PairSets, window: int
+def _with_control(
+    measured: Row, control: Values | None, control_null: float, seed: int, draws: int
 ) -> Iterator[Row]:
-    """The causal-mask component, beside that of flat logits (uniform attention)."""
+    """A figure, its control, and their distances from their nulls set against each other."""
+    yield measured
+    if control is None:
+        return
+    row = measured.effect
+    nulls = np.full_like(control, control_null)
+    named: dict[str, Any] = {"unit": row.unit, "queries": row.queries, "n_draws": draws}
+    yield paired_row(row.metric, row.condition, "control", control, nulls, **named)
+    yield paired_row(
+        row.metric,
+        row.condition,
+        "contrast",
+        measured.values - measured.baselines,
+        control - nulls,
+        tested=True,
+        seed=seed,
+        **named,
+    )
+
+
+def mask(
+    masks: Mapping[str, CausalMask],
+    shuffled: Mapping[str, Sequence[CausalMask]],
+    clean: Components,
+    sets: PairSets,
+    window: int,
+    seed: int,
+) -> Iterator[Row]:
+    """The causal-mask component, beside flat logits (uniform attention) and shuffled offsets."""
     longest = sets.labels[-1]
     for keys, one in masks.items():
-        flat = one.flat()
-        for metric, unit, found, null in (
-            ("causal_slope", "nats by log(i + 1)", one.slope(), flat.slope()),
-            ("causal_r2", "share of the variance", one.extra_r2(), flat.extra_r2()),
-            (f"window_kl:{window}", "nats", one.window_kl(window), flat.window_kl(window)),
-        ):
-            yield _measured(
-                metric, keys, _over_heads(found), float(_over_heads(null)[0]), unit, longest
-            )
-        share = causal_share(one, clean, sets.number(longest, keys))[:, 1:].mean(1)
-        yield _measured("causal_share", keys, share, 1.0, "share of both components", longest)
+        number, others = sets.number(longest, keys), shuffled[keys]
+
+        def share(of: CausalMask, number: int = number) -> Tensor:
+            return causal_share(of, clean, number)[:, 1:].mean(1)
+
+        def cost(of: CausalMask) -> Tensor:
+            return _over_heads(of.window_kl(window))
+
+        figures: list[tuple[str, str, Figure]] = [
+            ("causal_slope", "nats by log(i + 1)", lambda of: _over_heads(of.slope())),
+            ("causal_r2", "share of the variance", lambda of: _over_heads(of.extra_r2())),
+            (f"window_kl:{window}", "nats", cost),
+            ("causal_share", "share of both components", share),
+        ]
+        for metric, unit, figure in figures:
+            # Flat logits have no other component.
+            null = 1.0 if figure is share else float(figure(one.flat())[0])
+            control = None
+            if others:
+                control = by_prompt(torch.stack([figure(other) for other in others]).mean(0))
+            measured = _measured(metric, keys, figure(one), null, unit, longest)
+            yield from _with_control(measured, control, null, seed, len(others))
 
 
 def causal_share(one: CausalMask, clean: Components, number: int) -> Tensor:
@@ -103,44 +144,77 @@ def _over_heads(values: Tensor) -> Tensor:
     return values[:, 1:].mean((1, 2))
 
 
-def heads(readouts: SinkReadoutValues, length: int, windows: Sequence[int]) -> Iterator[Row]:
-    """How many heads read position 0: by weight, and by what it brings in.
+def heads(
+    readouts: Mapping[int, SinkReadoutValues],
+    positions: Sequence[int],
+    length: int,
+    windows: Sequence[int],
+    seed: int,
+) -> Iterator[Row]:
+    """How many heads read position 0, by weight and by what it brings in, beside a later key.
 
     Nulls: uniform attention, whose heads all have the same weight; and for the readout uniform
-    attention over values of the same norm that have nothing to do with each other, where key 0
+    attention over values of the same norm that have nothing to do with each other, where a key
     brings in 1 / sqrt(i + 1) of what a query writes.
+
+    Args:
+        readouts: By key, for position 0 and the control's positions.
+        positions: The control's position in each draw.
+        length: Positions in each prompt.
+        windows: By layer, how many keys a query sees.
+        seed: Decides the resamples of the tests.
     """
-    uniform = np.mean([uniform_sink_mass(length, window=w) for w in windows])
-    random = float(np.mean(1 / np.sqrt(np.arange(2, length + 1))))
-    for condition, found, null in (
-        ("weight", readouts.weight, uniform),
-        ("readout", readouts.readout, random),
-    ):
-        reading = (found > SHOWN_WEIGHT).double().mean((1, 2)).numpy()
-        nulls = np.full_like(reading, float(null > SHOWN_WEIGHT))
-        label = f"{condition}>{SHOWN_WEIGHT}"
-        yield paired_row(
-            "sink_reading_heads", label, "measurement", reading, nulls, unit="share of heads"
+    for condition in SinkReadoutValues._fields:
+        shares, nulls = {}, {}
+        for key, values in readouts.items():
+            found = getattr(values, condition)
+            shares[key] = (found > SHOWN_WEIGHT).double().mean((1, 2)).numpy()
+            null = np.mean([uniform_sink_mass(length, window=w, key=key) for w in windows])
+            if condition == "readout":
+                null = np.mean(1 / np.sqrt(np.arange(key + 2, length + 1)))
+            nulls[key] = float(null > SHOWN_WEIGHT)
+        control = np.mean([shares[place] for place in positions], 0) if positions else None
+        measured = paired_row(
+            "sink_reading_heads",
+            f"{condition}>{SHOWN_WEIGHT}",
+            "measurement",
+            shares[0],
+            np.full_like(shares[0], nulls[0]),
+            unit="share of heads",
         )
+        there = float(np.mean([nulls[place] for place in positions])) if positions else 0.0
+        yield from _with_control(measured, control, there, seed, len(positions))
 
 
-def first_token(told: Fingerprint) -> Iterator[Row]:
+def first_token(told: Fingerprint, seed: int) -> Iterator[Row]:
     """What later queries carry of the first token, mean over the layers that were read."""
     chance = 1 / len(told.tokens)
     for number, query in enumerate(told.queries):
         label = f"{query}:{query + 1}"
-        ratio = told.ratio[..., number].mean(1)
-        yield _measured("fingerprint", "between_over_within", ratio, 0.0, "ratio", label)
-        right = told.accuracy[..., number].mean(1).numpy()
-        yield paired_row(
+
+        def ratio(of: Carried, number: int = number) -> Tensor:
+            return of.ratio[..., number].mean(1)
+
+        def right(of: Carried, number: int = number) -> Values:
+            return np.asarray(of.accuracy[..., number].mean(1))
+
+        control = None if told.control is None else by_prompt(ratio(told.control))
+        measured = _measured(
+            "fingerprint", "between_over_within", ratio(told.carried), 0.0, "ratio", label
+        )
+        yield from _with_control(measured, control, 0.0, seed, 1)
+        mine = right(told.carried)
+        measured = paired_row(
             "fingerprint",
             "nearest_centroid",
             "measurement",
-            right,
-            np.full_like(right, chance),
+            mine,
+            np.full_like(mine, chance),
             unit="share of tokens",
             queries=label,
         )
+        control = None if told.control is None else right(told.control)
+        yield from _with_control(measured, control, chance, seed, 1)
 
 
 def edits(
@@ -231,8 +305,10 @@ def arrays(
     if runs:
         found |= _edited(numbers, clean, runs)
     if told is not None:
-        found["fingerprint_ratio"] = Array(told.ratio[0], ("layer_read", "query_read"))
-        found["fingerprint_accuracy"] = Array(told.accuracy.mean(0), ("layer_read", "query_read"))
+        found["fingerprint_ratio"] = Array(told.carried.ratio[0], ("layer_read", "query_read"))
+        found["fingerprint_accuracy"] = Array(
+            told.carried.accuracy.mean(0), ("layer_read", "query_read")
+        )
         found["position0_cosine"] = Array(told.cosine, ("layer_read", "norm"))
     return found
 

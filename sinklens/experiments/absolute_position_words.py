@@ -45,10 +45,11 @@ def _components(result: ExperimentResult, rows: Rows) -> Iterator[str]:
     slope = rows["causal_slope", "without_key0", "measurement", last]
     cost = rows[f"window_kl:{window}", "without_key0", "measurement", last]
     share = rows["causal_share", "without_key0", "measurement", last]
+    mixed = _beside_control(rows, cost, "with offsets shuffled", "{:.2f}")
     yield (
         f"Causal mask (without key 0): log Z grows by {slope.value:.2f} log(i + 1) (flat logits 1) "
         f"and costs {cost.value:.2f} nats against a window of {window}, {beside_null(cost)} flat "
-        f"logits ({cost.baseline:.2f}); it is {share.value:.0%} of both components."
+        f"logits ({cost.baseline:.2f}){mixed}; it is {share.value:.0%} of both components."
     )
     trend = rows["depth_trend", "without_key0", "measurement", last]
     told = "" if _apart(trend) else ", not told apart from 0"
@@ -57,6 +58,18 @@ def _components(result: ExperimentResult, rows: Rows) -> Iterator[str]:
         f"From layer 1 to the last the share without key 0 changes by {_described(trend)}{told} "
         f"(rank correlation with depth {rank:+.2f})."
     )
+
+
+def _beside_control(rows: Rows, row: EffectSize, what: str, digits: str) -> str:
+    """Whether a figure is further from its null than its control is, where there is one."""
+    control, contrast = (
+        rows.get((row.metric, row.condition, kind, row.queries)) for kind in ("control", "contrast")
+    )
+    if control is None or contrast is None:
+        return ""
+    side = "more than" if contrast.effect > 0 else "less than"
+    told = side if is_significant(contrast) else "not told apart from that"
+    return f", {told} {what} ({digits.format(control.value)})"
 
 
 def _moved(row: EffectSize, null: EffectSize) -> str:
@@ -154,17 +167,23 @@ def _reading(result: ExperimentResult, rows: Rows) -> Iterator[str]:
     """Heads that read position 0, and the fingerprint."""
     weight = rows["sink_reading_heads", "weight>0.3", "measurement", None]
     readout = rows["sink_reading_heads", "readout>0.3", "measurement", None]
+
+    def later(row: EffectSize, what: str = "at a later key") -> str:
+        return _beside_control(rows, row, what, "{:.0%}")
+
     yield (
         f"{weight.value:.0%} of heads give position 0 a weight above 0.3 ({beside_null(weight)} "
-        f"uniform attention, {weight.baseline:.0%}); in {readout.value:.0%} what it brings in is "
-        f"more than 0.3 of what the head writes ({beside_null(readout)} values that have nothing "
-        f"to do with each other, {readout.baseline:.0%})."
+        f"uniform attention, {weight.baseline:.0%}{later(weight)}); in {readout.value:.0%} what it "
+        f"brings in is more than 0.3 of what the head writes ({beside_null(readout)} values that "
+        f"have nothing to do with each other, {readout.baseline:.0%}{later(readout)})."
     )
-    told = [row for key, row in rows.items() if key[:2] == ("fingerprint", "nearest_centroid")]
+    named = ("fingerprint", "nearest_centroid", "measurement")
+    told = [row for key, row in rows.items() if key[:3] == named]
     if told:
         said = " and ".join(
             f"{row.value:.0%} at query {str(row.queries).split(':')[0]} "
-            f"({beside_null(row)} chance, {row.baseline:.0%})"
+            f"({beside_null(row)} chance, {row.baseline:.0%}"
+            f"{later(row, 'for a token at a later position')})"
             for row in told
         )
         cosine = result.arrays["position0_cosine"].values

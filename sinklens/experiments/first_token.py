@@ -9,6 +9,8 @@ h(m, p) the stream at a later query behind first token m in prompt p,
     accuracy how often the nearest of M centroids, made of one half of the prompts, is the right
              one for a prompt of the other half; chance is 1 / M
 
+The control puts the same tokens at a later position instead, and reads the same queries.
+
 How far the vectors at position 0 themselves point the same way for different first tokens (cosine,
 before the norm of a block and after it) stands beside it: 2603.05498 finds them nearly parallel.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +42,19 @@ from .registry import ExperimentConfig
 MOST_LAYERS = 5
 SHIFT = 5
 NORM = "ln1.hook_out"
+Streams = dict[tuple[int, str], Float[Tensor, "token prompt layer d_model"]]
+
+
+class Carried(NamedTuple):
+    """What later queries carry of a token.
+
+    Attributes:
+        ratio: Between over within variance, by version (`position_components`).
+        accuracy: Of the nearest centroid, by prompt.
+    """
+
+    ratio: Float[Tensor, "n layer query"]
+    accuracy: Float[Tensor, "prompt layer query"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +65,8 @@ class Fingerprint:
         tokens: The first tokens.
         layers: The blocks whose input was read.
         queries: The queries.
-        ratio: Between over within variance, by version (`position_components`).
-        accuracy: Of the nearest centroid, by prompt.
+        carried: What they carry of it.
+        control: The same of tokens at a later position; None where there is none.
         cosine: Of the vectors at position 0 of different first tokens, mean over pairs: before the
             norm of the block, and after it (empty where a block has no norm before it).
         position0_change: The largest change at position 0 when later tokens change, over its norm.
@@ -61,8 +76,8 @@ class Fingerprint:
     tokens: list[int]
     layers: list[int]
     queries: list[int]
-    ratio: Float[Tensor, "n layer query"]
-    accuracy: Float[Tensor, "prompt layer query"]
+    carried: Carried
+    control: Carried | None
     cosine: Float[Tensor, "layer norm"]
     position0_change: float
     forwards: int
@@ -74,53 +89,81 @@ def fingerprint(
     config: ExperimentConfig,
     count: int,
     queries: Sequence[int],
+    control: int | None = None,
 ) -> Fingerprint:
-    """Run the prompts behind `count` first tokens."""
+    """Run the prompts behind `count` first tokens, and with these at the position `control`."""
     n_layers = check(model).n_layers
     layers = np.unique(np.linspace(1, n_layers - 1, MOST_LAYERS).round().astype(int)).tolist()
     ordinary = ordinary_tokens(model).numpy()
-    count = min(count, len(ordinary))
-    chosen = seeded(config.seed, "fingerprint").choice(ordinary, count, replace=False)
-    tokens = prompts.tokens[:, : max(queries) + 1].repeat(count, 1)
-    tokens[:, 0] = torch.from_numpy(chosen).repeat_interleave(len(prompts)).to(tokens)
-    inputs = Prompts(tokens, bos=False, source="fingerprint")
-    sites = ["residual", NORM] if hook_name(NORM, layers[0]) in model.hook_dict else ["residual"]
-    probes = [
-        PositionValues(model, sites if place == 0 else ["residual"], layers, place)
-        for place in (0, *queries)
-    ]
-    found = evaluate(
-        model,
-        inputs,
-        [],
-        [],
-        probes=probes,
-        batch_size=config.batch_size,
-        memory=config.memory,
-        progress=config.progress,
+    chosen = seeded(config.seed, "fingerprint").choice(
+        ordinary, min(count, len(ordinary)), replace=False
     )
-
-    def stream(place: int, site: str = "residual") -> Float[Tensor, "token prompt layer d_model"]:
-        values = [found.probes[place][site, layer] for layer in layers]
-        stacked: Tensor = torch.stack(values, 1).unflatten(0, (count, len(prompts)))
-        return stacked.double()
-
-    # Halves follow from what prompts say, not from where they stand.
-    order = torch.from_numpy(np.lexsort(prompts.tokens.cpu().numpy().T[::-1]).copy())
-    half = torch.empty(len(prompts), dtype=torch.long)
-    half[order] = torch.arange(len(prompts)) % 2
-    places = range(1, len(queries) + 1)
-    first = stream(0)
+    sites = ["residual", NORM] if hook_name(NORM, layers[0]) in model.hook_dict else ["residual"]
+    read = partial(_streams, model, prompts, config, chosen, layers)
+    streams, forwards = read(0, [0, *queries], sites)
+    later = None
+    if control is not None:
+        others, more = read(control, queries, ["residual"])
+        later, forwards = _carried(prompts, others, queries), forwards + more
+    first = streams[0, "residual"]
     change = (first - first[:, :1]).norm(dim=-1) / first[:, :1].norm(dim=-1).clamp_min(1e-30)
     return Fingerprint(
         tokens=[int(token) for token in chosen],
         layers=layers,
         queries=list(queries),
-        ratio=torch.stack([variance_ratio(stream(place)) for place in places], -1),
-        accuracy=torch.stack([centroid_accuracy(stream(p), half) for p in places], -1),
-        cosine=torch.stack([_mean_cosine(stream(0, site)[:, 0]) for site in sites], -1),
+        carried=_carried(prompts, streams, queries),
+        control=later,
+        cosine=torch.stack([_mean_cosine(streams[0, site][:, 0]) for site in sites], -1),
         position0_change=float(change.max()),
-        forwards=-(-len(inputs) // len(prompts)),
+        forwards=forwards,
+    )
+
+
+def _streams(
+    model: HookedModel,
+    prompts: Prompts,
+    config: ExperimentConfig,
+    chosen: np.ndarray,
+    layers: Sequence[int],
+    place: int,
+    read: Sequence[int],
+    sites: Sequence[str],
+) -> tuple[Streams, int]:
+    """Some positions of every prompt with each chosen token at a place, and the forwards."""
+    tokens = prompts.tokens[:, : max(read) + 1].repeat(len(chosen), 1)
+    tokens[:, place] = torch.from_numpy(chosen).repeat_interleave(len(prompts)).to(tokens)
+    inputs = Prompts(tokens, bos=False, source="fingerprint")
+    probes = {
+        at: PositionValues(model, sites if at == place else ["residual"], layers, at) for at in read
+    }
+    found = evaluate(
+        model,
+        inputs,
+        [],
+        [],
+        probes=list(probes.values()),
+        batch_size=config.batch_size,
+        memory=config.memory,
+        progress=config.progress,
+    )
+    streams = {}
+    for at, values in zip(probes, found.probes, strict=True):
+        for site in {site for site, _ in values}:
+            stacked = torch.stack([values[site, layer] for layer in layers], 1)
+            streams[at, site] = stacked.unflatten(0, (len(chosen), len(prompts))).double()
+    return streams, -(-len(inputs) // len(prompts))
+
+
+def _carried(prompts: Prompts, streams: Streams, queries: Sequence[int]) -> Carried:
+    """Ratio and accuracy at every query."""
+    # Halves follow from what prompts say, not from where they stand.
+    order = torch.from_numpy(np.lexsort(prompts.tokens.cpu().numpy().T[::-1]).copy())
+    half = torch.empty(len(prompts), dtype=torch.long)
+    half[order] = torch.arange(len(prompts)) % 2
+    read = [streams[query, "residual"] for query in queries]
+    return Carried(
+        torch.stack([variance_ratio(stream) for stream in read], -1),
+        torch.stack([centroid_accuracy(stream, half) for stream in read], -1),
     )
 
 

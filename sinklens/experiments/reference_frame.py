@@ -54,7 +54,6 @@ from ..results import ExperimentResult, assemble
 from ..text import Prompts
 from . import frame_reductions, frame_rows
 from .frame_fisher import fisher_rows
-from .frame_nulls import random_weights, too_large
 from .frame_published import (
     DIFFERENCE,
     THRESHOLDS,
@@ -64,6 +63,7 @@ from .frame_published import (
 )
 from .frame_report import plot, summary
 from .frame_rows import Read, Table
+from .random_weights import random_weights, too_large
 from .registry import ExperimentConfig, experiment
 
 PARTS = ("frame", "graph", "spectrum", "shares", "head_kl")

@@ -1,13 +1,9 @@
 """In which order do sinks, drained values, spikes and frames appear in training?
 
-Every trait is read at every checkpoint on the same prompts, beside what no mechanism would give:
-
-    sink_mass        attention of later queries to position 0; null: uniform attention
-    value_drain      norm of the value at position 0 over that of later positions, mean over layers
-                     and heads (2410.13835); falls where sinks read nothing; null: 1
-    spike            largest entry of the stream over the median one; null: Gaussian entries
-    largest_column   mean attention that the most attended key gets, head average by layer, keys up
-                     to T / 2 (a central frame, 2508.02546); null: uniform attention
+Every trait (`emergence_traits`: sink_mass, value_drain, spike, largest_column) is read at every
+checkpoint on the same prompts, beside what no mechanism would give. At the last one its distance
+from that is set against that of two others: the same at a later position (the control), and the
+same trait of the model with weights that were never trained (`random_weights`).
 
 With `experiment=`, rows of any experiment are followed too. The onset of a trait is the step at
 which it is half way from the first checkpoint to the last, on a line between the checkpoints around
@@ -19,58 +15,55 @@ onsets and of their differences are jackknife intervals.
 
 What it cannot show: intervals are over prompts, for one training run. Another seed may order traits
 otherwise, and an onset is known no better than the checkpoints lie apart. The half-way rule is
-sinklens's own; the papers show curves.
+sinklens's own reconstruction; the papers show curves.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from .. import zoo
-from ..capabilities import check
-from ..controls import gaussian_peak_ratio, uniform_sink_mass, uniform_sink_scores
-from ..effects import EffectSize, Row, interval, paired_row
-from ..engine import evaluate
+from ..effects import EffectSize, Row, interval, paired_row, with_q_values
 from ..errors import SinklensError, UsageError
-from ..metrics import mean_sink_mass
-from ..models import load_like, origin, weights_hash
+from ..models import load_like, weights_hash
 from ..plots import lines
-from ..probes import ResidualPeaks, SinkScores, ValueNorms
 from ..protocol import HookedModel
 from ..results import Array, ExperimentResult, assemble
 from ..text import Prompts
 from . import registry
+from .checkpoints import Checkpoint, find_checkpoints
+from .emergence_traits import TRAITS, Trait, Values, read_traits
+from .random_weights import random_weights, too_large
 from .registry import ExperimentConfig, experiment
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-TRAITS = ("sink_mass", "value_drain", "spike", "largest_column")
-Values = Float[np.ndarray, " prompt"]
+RANDOM_WEIGHTS = "random_weights"
 
 
 @dataclass(frozen=True)
 class SinkEmergenceConfig(ExperimentConfig):
-    """Settings; `conditions` are the traits.
+    """Settings; `conditions` are the traits, `draws` the positions of the control.
 
     Attributes:
         checkpoints: Steps of a shipped model, revisions of a model of the hub, or folders; empty
             takes every step of a shipped model.
         experiment: Another experiment whose rows are followed too, with its default settings.
         rows: Which of its rows, as `metric:condition`; empty takes the first of each metric.
+        random_weights: Whether to run a model with random weights; None does for models of up to a
+            billion parameters.
     """
 
     checkpoints: tuple[str, ...] = ()
     experiment: str = ""
     rows: tuple[str, ...] = ()
+    random_weights: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing here."""
@@ -83,30 +76,6 @@ class SinkEmergenceConfig(ExperimentConfig):
             raise UsageError("rows= names rows of experiment=, which is missing")
         if self.experiment == "sink_emergence":
             raise UsageError("sink_emergence cannot follow itself")
-
-
-class Trait(NamedTuple):
-    """One trait at one checkpoint, by prompt.
-
-    Attributes:
-        values: One number a prompt.
-        null: What no mechanism would give.
-        unit: The unit.
-        side: Where the trait lies once it has appeared: 1 above the null, -1 below, 0 either.
-    """
-
-    values: Values
-    null: float
-    unit: str
-    side: int
-
-
-class Checkpoint(NamedTuple):
-    """Where a checkpoint is: a step, and what `load` takes."""
-
-    step: int
-    source: str
-    how: dict[str, Any]
 
 
 @experiment(
@@ -128,47 +97,26 @@ def sink_emergence(
     if unknown:
         raise UsageError(f"there is no trait {unknown[0]!r}; there is {', '.join(TRAITS)}")
     checkpoints = find_checkpoints(model, config.checkpoints)
-    followed: dict[str, dict[int, Trait]] = {}
-    left_out: dict[str, str] = {}
-    weights: dict[str, str] = {}
-    forwards = 0
-    for checkpoint in checkpoints:
-        at = load_like(model, checkpoint.source, **checkpoint.how)
-        weights[str(checkpoint.step)] = weights_hash(at)
-        if int(at.cfg.d_vocab) <= int(prompts.tokens.max()):
-            raise SinklensError(f"checkpoint {checkpoint.step} does not know the prompts' tokens")
-        traits = read_traits(at, prompts, config, wanted)
-        forwards += 1
-        if config.experiment:
-            try:
-                result = registry.run(
-                    config.experiment, at, prompts, seed=config.seed, progress=False
-                )
-                traits |= _rows_of(result, config.rows)
-                forwards += int(result.provenance["forwards"])
-            except UsageError:
-                raise
-            except SinklensError as error:
-                left_out[f"{config.experiment} at step {checkpoint.step}"] = str(error)
-        for name in set(config.rows) - traits.keys():
-            left_out.setdefault(
-                f"{name} at step {checkpoint.step}", "the experiment has no such row"
-            )
-        for name, trait in traits.items():
-            followed.setdefault(name, {})[checkpoint.step] = trait
-    never = [name for name in config.rows if name not in followed]
-    if never:
-        raise UsageError(
-            f"{config.experiment} has no row {never[0]} at any checkpoint; rows are named "
-            "metric:condition, as in its table"
-        )
+    followed, weights, left_out, forwards = _follow(model, prompts, config, wanted, checkpoints)
+    untrained, how = _untrained(model, prompts, config, wanted, left_out)
+    forwards += bool(untrained)
     rows = [row for name, curve in followed.items() for row in _measured(name, curve)]
+    compared = [
+        row
+        for name, curve in followed.items()
+        for row in _at_the_last(name, curve, untrained.get(name), config)
+    ]
+    rows += with_q_values(compared)
     onsets = {name: onset_values(curve) for name, curve in followed.items()}
     rows += _onset_rows(onsets)
     settings = {
         **config.recorded(),
         "left_out": left_out,
-        "notes": ["One training run: intervals are over prompts, not over seeds."],
+        "notes": [
+            "One training run: intervals are over prompts, not over seeds.",
+            "The half-way rule of an onset is a reconstruction; the papers show curves.",
+        ],
+        "random_weights_made": how,
         "steps": [checkpoint.step for checkpoint in checkpoints],
         "weights": weights,
         "onsets": _described(onsets, followed),
@@ -182,112 +130,6 @@ def sink_emergence(
         settings=settings,
         forwards=forwards,
     )
-
-
-def find_checkpoints(model: HookedModel, asked: Sequence[str]) -> list[Checkpoint]:
-    """The checkpoints of a model's training, by step.
-
-    Raises:
-        SinklensError: It is not known where the model came from, or which checkpoints it has.
-        UsageError: A checkpoint does not exist.
-    """
-    own = origin(model)
-    numbered = [name for name in asked if _number_in(Path(name).name) is not None]
-    if numbered and len(numbered) < len(asked):
-        raise UsageError(
-            f"no step can be read from checkpoint {next(n for n in asked if n not in numbered)}, "
-            f"and it can from {numbered[0]}; name all by their step, or none, in their order"
-        )
-    if asked and all(Path(name).is_dir() for name in asked):
-        found = [Checkpoint(_step_of(name, i), name, {}) for i, name in enumerate(asked)]
-    elif own.kind == "shipped":
-        steps = zoo.steps(own.name, own.seed)
-        chosen = [_step_of(name, -1) for name in asked] or steps
-        missing = [step for step in chosen if step not in steps]
-        if missing:
-            raise UsageError(
-                f"{own.name} has no checkpoint of step {asked[chosen.index(missing[0])]}; there "
-                f"is: {', '.join(map(str, steps))}"
-            )
-        found = [Checkpoint(s, own.name, {"step": s, "seed": own.seed}) for s in chosen]
-    elif own.kind == "hub":
-        if not asked:
-            raise SinklensError(
-                f"name the revisions of {own.name} to follow: checkpoints=step1000,step4000 "
-                "(Pythia's are called so)"
-            )
-        found = [
-            Checkpoint(_step_of(name, i), own.name, {"revision": name})
-            for i, name in enumerate(asked)
-        ]
-    else:
-        raise SinklensError(
-            "sink_emergence finds checkpoints by where a model came from, and this one came as "
-            f"{own.kind}; load a shipped model or one of the hub, or give folders in checkpoints="
-        )
-    found = sorted(found, key=lambda checkpoint: checkpoint.step)
-    known = {checkpoint.step for checkpoint in found}
-    if len(known) < len(found):
-        raise UsageError(
-            f"two of these checkpoints are of the same step: {', '.join(asked)}; a step is the "
-            "number after `step` in a name, else the one at its end"
-        )
-    if len(known) < 2:
-        raise SinklensError(
-            f"emergence needs at least two checkpoints, and {own.name} is given with "
-            f"{len(found)}; rope and postnorm ship with several"
-        )
-    return found
-
-
-def _step_of(name: str, number: int) -> int:
-    """The step that a name tells, else its number in the list."""
-    step = _number_in(Path(name).name)
-    return number if step is None else step
-
-
-def _number_in(name: str) -> int | None:
-    """The number after `step` (step1000-tokens4B is OLMo's way), else the one at the end."""
-    digits = re.search(r"step[-_]?(\d+)", name) or re.search(r"(\d+)$", name)
-    return int(digits[1]) if digits else None
-
-
-def read_traits(
-    model: HookedModel, prompts: Prompts, config: ExperimentConfig, wanted: Sequence[str]
-) -> dict[str, Trait]:
-    """The traits of one model."""
-    capabilities = check(model)
-    length, width = prompts.length, int(model.cfg.d_model)
-    sinks, values, peaks = SinkScores(model), ValueNorms(model), ResidualPeaks(model)
-    evaluate(model, prompts, [], [], probes=[sinks, values, peaks], **config.for_engine())
-    scores, norms = sinks.compute(), values.compute()
-    windows = [None if w is None or w >= length else w for w in capabilities.windows]
-    causal = capabilities.causal
-    masses = [uniform_sink_mass(length, window=w, causal=causal) for w in windows]
-    uniform = [uniform_sink_scores(length, window=w, causal=causal) for w in windows]
-    half = length // 2 + 1
-    columns = scores.scores.mean(2)[..., :half].amax(-1).mean(1)
-    ratio = peaks.compute().ratio
-    drain = (norms.position0 / norms.others).flatten(1).mean(1)
-    attention = "share of attention"
-    traits = {
-        "sink_mass": Trait(_array(mean_sink_mass(scores)), float(np.mean(masses)), attention, 1),
-        "value_drain": Trait(_array(drain), 1.0, "times later positions", -1),
-        "spike": Trait(
-            _array(ratio.amax(1)),
-            gaussian_peak_ratio(ratio.shape[1] * length * width),
-            "times the median",
-            1,
-        ),
-        "largest_column": Trait(
-            _array(columns), float(np.mean([one[:half].max() for one in uniform])), attention, 1
-        ),
-    }
-    return {name: traits[name] for name in wanted}
-
-
-def _array(values: Any) -> Values:
-    return np.asarray(values.double())
 
 
 def _rows_of(result: ExperimentResult, wanted: Sequence[str]) -> dict[str, Trait]:
@@ -319,6 +161,103 @@ def _measured(name: str, curve: dict[int, Trait]) -> Iterator[Row]:
         nulls = np.full_like(trait.values, trait.null)
         condition = f"step{step}"
         yield paired_row(name, condition, "measurement", trait.values, nulls, unit=trait.unit)
+
+
+def _follow(
+    model: HookedModel,
+    prompts: Prompts,
+    config: SinkEmergenceConfig,
+    wanted: Sequence[str],
+    checkpoints: Sequence[Checkpoint],
+) -> tuple[dict[str, dict[int, Trait]], dict[str, str], dict[str, str], int]:
+    """The curve of each trait, the weights' hashes, what was left out, and the forwards."""
+    followed: dict[str, dict[int, Trait]] = {}
+    weights: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    forwards = 0
+    for checkpoint in checkpoints:
+        at = load_like(model, checkpoint.source, **checkpoint.how)
+        weights[str(checkpoint.step)] = weights_hash(at)
+        if int(at.cfg.d_vocab) <= int(prompts.tokens.max()):
+            raise SinklensError(f"checkpoint {checkpoint.step} does not know the prompts' tokens")
+        traits = read_traits(at, prompts, config, wanted)
+        forwards += 1
+        if config.experiment:
+            try:
+                result = registry.run(
+                    config.experiment, at, prompts, seed=config.seed, progress=False
+                )
+                traits |= _rows_of(result, config.rows)
+                forwards += int(result.provenance["forwards"])
+            except UsageError:
+                raise
+            except SinklensError as error:
+                left_out[f"{config.experiment} at step {checkpoint.step}"] = str(error)
+        for name in set(config.rows) - traits.keys():
+            left_out.setdefault(
+                f"{name} at step {checkpoint.step}", "the experiment has no such row"
+            )
+        for name, trait in traits.items():
+            followed.setdefault(name, {})[checkpoint.step] = trait
+    never = [name for name in config.rows if name not in followed]
+    if never:
+        raise UsageError(
+            f"{config.experiment} has no row {never[0]} at any checkpoint; rows are named "
+            "metric:condition, as in its table"
+        )
+    return followed, weights, left_out, forwards
+
+
+def _untrained(
+    model: HookedModel,
+    prompts: Prompts,
+    config: SinkEmergenceConfig,
+    wanted: Sequence[str],
+    left_out: dict[str, str],
+) -> tuple[dict[str, Trait], str]:
+    """The traits of a model like this one with random weights, and how it was made."""
+    if config.random_weights is False:
+        return {}, ""
+    if config.random_weights is None and too_large(model):
+        left_out[RANDOM_WEIGHTS] = (
+            "more than a billion parameters, of which a second model is only made when "
+            "random_weights=True asks for it"
+        )
+        return {}, ""
+    try:
+        random, how = random_weights(model, config.seed)
+    except SinklensError as error:
+        left_out[RANDOM_WEIGHTS] = str(error)
+        return {}, ""
+    return read_traits(random, prompts, config, wanted), how
+
+
+def _at_the_last(
+    name: str, curve: dict[int, Trait], untrained: Trait | None, config: SinkEmergenceConfig
+) -> Iterator[Row]:
+    """The last checkpoint's distance from its null against that of control and random weights."""
+    step = max(curve)
+    last = curve[step]
+    others: list[tuple[str, str, Values, float, int]] = []
+    if last.control is not None:
+        draws = config.draws
+        others.append((f"step{step}", "control", last.control, last.control_null, draws))
+    if untrained is not None:
+        others.append((RANDOM_WEIGHTS, "null", untrained.values, untrained.null, 1))
+    for condition, kind, values, null, draws in others:
+        nulls = np.full_like(values, null)
+        yield paired_row(name, condition, kind, values, nulls, unit=last.unit, n_draws=draws)
+        yield paired_row(
+            name,
+            condition,
+            "contrast",
+            last.values - last.null,
+            values - nulls,
+            unit=last.unit,
+            tested=True,
+            seed=config.seed,
+            n_draws=draws,
+        )
 
 
 def onset(steps: Float[np.ndarray, " step"], curve: Float[np.ndarray, " step"]) -> float:
@@ -442,18 +381,23 @@ def _per_prompt(result: ExperimentResult, row: EffectSize) -> Values:
 def summary(result: ExperimentResult) -> list[str]:
     """When each trait appears, and which orders can be told apart."""
     lines = []
-    rows = [row for row in result.effects if row.metric not in ("onset", "onset_order")]
+    kinds: dict[tuple[str, str], list[EffectSize]] = {}
+    for row in result.effects:
+        kinds.setdefault((row.metric, row.kind), []).append(row)
     for name, found in _onsets(result):
-        mine = [row for row in rows if row.metric == name]
+        mine = kinds[name, "measurement"]
         first, last = mine[0], mine[-1]
         said = f"{name} goes from {first.value:.3g} to {last.value:.3g} (null {last.baseline:.3g})"
+        against = _against(last, kinds.get((name, "contrast"), []))
         if found is None:
             side = {1: "above", -1: "below"}
             beyond = _side(_per_prompt(result, last) - last.baseline)
             where = f"ends {side[beyond]} its null" if beyond else "not told apart from its null"
             few = len(mine) < 3
             lines.append(
-                f"{said}: " + ("too few checkpoints." if few else f"it does not appear ({where}).")
+                f"{said}: "
+                + ("too few checkpoints" if few else f"it does not appear ({where})")
+                + f"{against}."
             )
             continue
         ends = ""
@@ -461,10 +405,24 @@ def summary(result: ExperimentResult) -> list[str]:
             ends = f" [{found['ci_low']:,.0f}, {found['ci_high']:,.0f}]"
         between = " and ".join(f"{step:,}" for step in found["between"])
         lines.append(
-            f"{said}, half of it by step {found['step']:,.0f}{ends}, between checkpoints {between}."
+            f"{said}, half of it by step {found['step']:,.0f}{ends}, between checkpoints {between}"
+            f"{against}."
         )
     for row in result.effects:
         if row.metric == "onset_order" and row.ci_low is not None and row.ci_high is not None:
             sure = row.ci_low > 0
             lines.append(f"{row.condition}: {'yes' if sure else 'not told apart'}.")
     return [*lines[:11], "One training run; another seed may order them otherwise."]
+
+
+def _against(last: EffectSize, contrasts: Sequence[EffectSize]) -> str:
+    """Whether a trait is further from its null than its control and than random weights."""
+    said = []
+    for row in contrasts:
+        if row.ci_low is None or row.ci_high is None:
+            continue
+        what = "with random weights" if row.condition == RANDOM_WEIGHTS else "at a later position"
+        further = "further" if row.effect * last.effect > 0 else "less far"
+        away = row.ci_low > 0 or row.ci_high < 0
+        said.append(f"{further} from it than {what}" if away else f"not told apart from {what}")
+    return f"; {' and '.join(said)}" if said else ""

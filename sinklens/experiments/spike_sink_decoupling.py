@@ -10,11 +10,11 @@ Two edits, alone and together, in the trained model:
 
 Each is read on spike size (largest entry over the median, from the edited layer on), sink mass and
 rate, logit gap (`probes.gaps`) and loss; `interaction` is the effect of both less the sum of the
-two effects, paired by prompt. Sink figures under drop_edge, and spike size under clamp_spikes, fall
-by construction. A spike at position 0 stays under drop_edge by construction too: that position sees
-only itself, so that no edge of a later query reaches it, and what moves there is the median. The
-other cells are the findings. Controls: the same change in random other channels, and the same
-heads' edge to a later key.
+two effects, paired by prompt, and its control the same of the three controls. Sink figures under
+drop_edge, and spike size under clamp_spikes, fall by construction. A spike at position 0 stays
+under drop_edge by construction too: that position sees only itself, so that no edge of a later
+query reaches it, and what moves there is the median. The other cells are the findings. Controls:
+the same change in random other channels, and the same heads' edge to a later key.
 
 Beside them, what makes a spike a sink (2603.05498): how much of the normed stream the spike
 channels hold at spike tokens (`sparsity`), how alike position 0 is over 256 ordinary first tokens,
@@ -31,11 +31,13 @@ weaker evidence. Its definitions give no measure for sparsity and constancy; tho
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..capabilities import check
@@ -46,7 +48,7 @@ from ..errors import SinklensError
 from ..hooks.heads import Head, ablate_heads, head_label
 from ..hooks.intervention import together
 from ..hooks.spikes import replace_entries
-from ..metrics import ProbeMetric
+from ..metrics import Metric, ProbeMetric
 from ..plots import interaction
 from ..probes import LogitGaps, ResidualPeaks, SinkScores, StreamEntries
 from ..probes.entries import EntryValues
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
 
 CONDITIONS = ("clamp_spikes", "drop_edge", "both")
 INTERACTION = "interaction"
+BEYOND = "interaction:beyond_control"
 DEFAULT_METRICS = ("loss", "sink_mass", "sink_rate")
 BOUND = (
     "All spikes are at position 0, which sees only itself: drop_edge cannot change them, and in "
@@ -133,6 +136,10 @@ def spike_sink_decoupling(
     metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=True)
     if not config.metrics:
         metrics += _own_metrics(spikes)
+    clamped = None
+    if set(conditions) == set(CONDITIONS):
+        clamped = edits.clamped_after(metrics)
+        forwards += 0 if clamped is None else 1 + len(edits.positions)
     return run_comparisons(
         "spike_sink_decoupling",
         model,
@@ -142,10 +149,11 @@ def spike_sink_decoupling(
         metrics,
         left_out={**left_out, **missing},
         measured=[*_gap_rows(gaps.compute().gap, heads), *nature, *compared],
-        derive=partial(_interaction, seed=config.seed),
+        derive=partial(_interaction, seed=config.seed, clamped=clamped),
         notes=[
             "Under drop_edge the sink figures fall by construction, under clamp_spikes the spike. "
-            "The interaction row sets the effect of both against the sum of the two effects.",
+            "The interaction row sets the effect of both against the sum of the two effects; its "
+            "control does so with the effects of the controls.",
             *([BOUND] if bound and "drop_edge" in conditions else []),
             *([f"No control for clamp_spikes and both: {no_control}."] if no_control else []),
         ]
@@ -211,6 +219,7 @@ class _Edits:
         heads: Sequence[Head],
     ) -> None:
         self._model, self._config, self._layer = model, config, spikes.layer
+        self._prompts = prompts
         self._entries, self._heads = entries.massive, list(heads)
         values = self._entries.value.sign() * entries.median[self._entries.prompt]
         self._values, self._change = values, values - self._entries.value
@@ -226,6 +235,20 @@ class _Edits:
             make = {"clamp_spikes": self._clamp, "drop_edge": self._drop, "both": self._both}
             self._made[condition] = make[condition]()
         return self._made[condition]
+
+    def clamped_after(self, metrics: Sequence[Metric]) -> Float[np.ndarray, "metric prompt"] | None:
+        """What clamping's control does to the predictions that the control of both counts.
+
+        The control itself counts all, as its treatment does; None where both have no control.
+        """
+        pairs = zip(self.comparison("clamp_spikes").control, self.positions, strict=False)
+        edits = [replace(edit, position=place) for edit, place in pairs]
+        if not edits:
+            return None
+        found = evaluate(
+            self._model, self._prompts, edits, list(metrics), **self._config.for_engine()
+        )
+        return np.asarray((found.values - found.baselines).double().mean(0))
 
     def _clamp(self) -> Comparison:
         clamp = replace_entries(
@@ -256,28 +279,36 @@ def _own_metrics(spikes: Spikes) -> list[ProbeMetric]:
     ]
 
 
-def _interaction(rows: Sequence[Row], *, seed: int) -> list[Row]:
-    """For every metric the effect of both against the sum of the two effects."""
-    effects = {
-        (row.effect.metric, row.effect.condition): row.values - row.baselines
+def _interaction(
+    rows: Sequence[Row], *, seed: int, clamped: Float[np.ndarray, "metric prompt"] | None
+) -> list[Row]:
+    """For every metric the effect of both against the sum of the two effects, and the control.
+
+    Args:
+        rows: Treatments and controls.
+        seed: Decides the resamples of the tests.
+        clamped: What clamping's control does at the queries that the control of both is read at.
+    """
+    found = {
+        (row.effect.metric, row.effect.condition, row.effect.kind): row.values - row.baselines
         for row in rows
-        if row.effect.kind == "treatment"
     }
+    made = []
     units = {row.effect.metric: row.effect.unit for row in rows}
-    return [
-        paired_row(
-            metric,
-            INTERACTION,
-            "contrast",
-            effects[metric, "both"],
-            effects[metric, "clamp_spikes"] + effects[metric, "drop_edge"],
-            unit=unit,
-            tested=True,
-            seed=seed,
-        )
-        for metric, unit in units.items()
-        if all((metric, condition) in effects for condition in CONDITIONS)
-    ]
+    for number, (metric, unit) in enumerate(units.items()):
+        if any((metric, condition, "treatment") not in found for condition in CONDITIONS):
+            continue
+        how: dict[str, Any] = {"unit": unit, "tested": True, "seed": seed}
+        clamp, drop, both = (found[metric, condition, "treatment"] for condition in CONDITIONS)
+        made.append(paired_row(metric, INTERACTION, "contrast", both, clamp + drop, **how))
+        if clamped is not None:
+            other = found[metric, "both", "control"]
+            added = clamped[number] + found[metric, "drop_edge", "control"]
+            made += [
+                paired_row(metric, INTERACTION, "control", other, added, unit=unit),
+                paired_row(metric, BEYOND, "contrast", both - clamp - drop, other - added, **how),
+            ]
+    return made
 
 
 def _gap_rows(gaps: Tensor, heads: Sequence[Head]) -> Iterator[Row]:
@@ -334,7 +365,9 @@ def _cells(result: ExperimentResult) -> Iterator[str]:
     loss = found.get(("loss", INTERACTION, "contrast"))
     if loss:
         doubt = "" if is_significant(loss) else ", not told apart from 0"
-        yield f"Interaction in the loss: {describe(loss)}{doubt}."
+        beyond = found.get(("loss", BEYOND, "contrast"))
+        against = "" if beyond is None else f"; {_against(beyond)}"
+        yield f"Interaction in the loss: {describe(loss)}{doubt}{against}."
 
 
 def _against(contrast: EffectSize) -> str:

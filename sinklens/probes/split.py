@@ -109,8 +109,8 @@ class SinkReadoutValues(NamedTuple):
     """What `SinkReadouts` computes.
 
     Attributes:
-        weight: Mean weight of key 0.
-        readout: Mean norm of what key 0 brings in over the norm of all that the head writes.
+        weight: Mean weight of the key, over queries after it.
+        readout: Mean norm of what the key brings in over the norm of all that the head writes.
     """
 
     weight: Float[Tensor, "prompt layer head"]
@@ -118,11 +118,12 @@ class SinkReadoutValues(NamedTuple):
 
 
 class SinkReadouts:
-    """What heads read at position 0: by weight, and by what it brings in."""
+    """What heads read at a key, position 0 by default: by weight, and by what it brings in."""
 
-    def __init__(self, model: HookedModel) -> None:
+    def __init__(self, model: HookedModel, key: int = 0) -> None:
         """Read pattern, values and outputs of every layer of `model`."""
         capabilities = check(model)
+        self._key = key
         self._layers = range(capabilities.n_layers)
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
         self._grams = {}
@@ -137,14 +138,14 @@ class SinkReadouts:
             self.fwd_hooks.append((hook_name("z", layer), partial(self._read, layer=layer)))
 
     def _keep(self, activation: Float[Tensor, " batch *shape"], hook: Any, *, site: str) -> None:
-        at_0 = activation[:, 0] if site == "value" else activation[..., 0]
-        self._parts[site] = at_0.float()
+        at_key = activation[:, self._key] if site == "value" else activation[..., self._key]
+        self._parts[site] = at_key.float()
 
     def _read(self, z: Float[Tensor, "batch pos head d_head"], hook: Any, *, layer: int) -> None:
-        gram, weight = self._grams[layer], self._parts["pattern"][..., 1:]
+        gram, weight = self._grams[layer], self._parts["pattern"][..., self._key + 1 :]
         value = self._parts["value"][:, self._heads]
         brought = torch.einsum("bhd,hde,bhe->bh", value, gram, value).clamp_min(0).sqrt()
-        later = z[:, 1:].float()
+        later = z[:, self._key + 1 :].float()
         written = torch.einsum("bihd,hde,bihe->bhi", later, gram, later).clamp_min(0).sqrt()
         ratio = weight * brought[..., None] / written.clamp_min(torch.finfo(torch.float32).tiny)
         self._seen.add(("weight", layer), weight.mean(-1))

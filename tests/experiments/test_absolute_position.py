@@ -26,7 +26,7 @@ import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
 from sinklens.experiments import position_edits
-from sinklens.experiments.absolute_position import plot
+from sinklens.experiments.absolute_position import AbsolutePositionConfig, _orders, plot
 from sinklens.experiments.first_token import centroid_accuracy, variance_ratio
 from sinklens.experiments.position_components import (
     CausalMask,
@@ -307,7 +307,7 @@ def test_the_constructed_sink() -> None:
         assert (row.value, row.ci_low, row.ci_high) == (0.0, 0.0, 0.0)
     assert not [e for e in result.effects if e.metric.startswith("removed_without_key0")]
     assert "there is no component to remove" in " ".join(result.summary)
-    slope = result.find(metric="causal_slope", condition="without_key0")
+    slope = result.find(metric="causal_slope", condition="without_key0", kind="measurement")
     assert slope.value == pytest.approx(1.0, abs=1e-6)
 
     def component(end: int, **edit: Any) -> float:
@@ -343,8 +343,70 @@ class Plain:
     def __init__(self, model: Any) -> None:
         self._model, self._llama = model, model.model
 
-    def logits(self, tokens: Tensor, edited: dict[int, Tensor] | None = None) -> np.ndarray:
-        """`[layer, prompt, head, query, key]`, with embeddings replaced at some positions."""
+    def states(self, tokens: Tensor) -> list[Tensor]:
+        """What enters each block."""
+        with torch.no_grad():
+            found = self._llama(tokens, output_hidden_states=True, use_cache=False).hidden_states
+        return list(found[:-1])
+
+    def reads(self, tokens: Tensor) -> tuple[np.ndarray, np.ndarray, Any]:
+        """Patterns and values by layer, prompt and head, and what makes outputs of values."""
+        logits = self.logits(tokens)
+        hidden = np.triu(np.full(logits.shape[-2:], -np.inf), 1)
+        odds = np.exp(logits + hidden - (logits + hidden).max(-1, keepdims=True))
+        values, outputs = [], []
+        with torch.no_grad():
+            for layer, state in zip(self._llama.layers, self.states(tokens), strict=True):
+                attention, normed = layer.self_attn, layer.input_layernorm(state)
+                shape = (*normed.shape[:2], -1, attention.head_dim)
+                v = attention.v_proj(normed).view(shape).transpose(1, 2)
+                values.append(repeat_kv(v, attention.num_key_value_groups).double().numpy())
+                weight = attention.o_proj.weight.double()
+                outputs.append(weight.unflatten(1, (-1, attention.head_dim)).permute(1, 2, 0))
+        made = torch.stack(outputs).numpy()  # layer, head, d_head, d_model
+
+        def written(of: np.ndarray) -> np.ndarray:
+            if of.ndim == 4:
+                return np.einsum("lphd,lhdm->lphm", of, made)
+            return np.einsum("lphid,lhdm->lphim", of, made)
+
+        return odds / odds.sum(-1, keepdims=True), np.stack(values), written
+
+    def logits(
+        self,
+        tokens: Tensor,
+        edited: dict[int, Tensor] | None = None,
+        patch: tuple[int, Tensor] | None = None,
+    ) -> np.ndarray:
+        """`[layer, prompt, head, query, key]`.
+
+        Args:
+            tokens: The prompts.
+            edited: Embeddings that are replaced, by position.
+            patch: A block, and what its input holds at position 0 instead.
+        """
+
+        def put(_: Any, arguments: Any) -> Any:
+            stream = arguments[0].clone()
+            assert patch is not None
+            stream[:, 0] = patch[1]
+            return (stream, *arguments[1:])
+
+        handle = None
+        if patch is not None:
+            handle = self._llama.layers[patch[0]].register_forward_pre_hook(put)
+        try:
+            return self._logits(tokens, edited, patch)
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def _logits(
+        self,
+        tokens: Tensor,
+        edited: dict[int, Tensor] | None,
+        patch: tuple[int, Tensor] | None,
+    ) -> np.ndarray:
         with torch.no_grad():
             embedded = self._llama.embed_tokens(tokens).clone()
             for position, vector in (edited or {}).items():
@@ -352,6 +414,10 @@ class Plain:
             states = self._llama(
                 inputs_embeds=embedded, output_hidden_states=True, use_cache=False
             ).hidden_states
+            if patch is not None:  # the hook edits what the block gets, not what is handed out
+                states = list(states)
+                states[patch[0]] = states[patch[0]].clone()
+                states[patch[0]][:, 0] = patch[1]
             ids = torch.arange(tokens.shape[1])[None]
             cos, sin = self._llama.rotary_emb(embedded, ids)
             found = []
@@ -434,8 +500,8 @@ def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> None:
     for kind, (versions, baseline) in wanted.items():
         row = result.find(metric="removed_without_key0", kind=kind, queries="1:8")
         scale = max(1.0, abs(versions[0]))
-        assert row.value == pytest.approx(versions[0], abs=1e-4 * scale), kind
-        assert row.baseline == pytest.approx(baseline, abs=1e-4 * max(1.0, abs(baseline))), kind
+        assert row.value == pytest.approx(versions[0], abs=1e-5 * scale), kind
+        assert row.baseline == pytest.approx(baseline, abs=1e-5 * max(1.0, abs(baseline))), kind
     index = result.settings["compared"].index("mean")
     curve = result.arrays["curve_after"].values[index, 1]
     # At the last query, with the Toeplitz part of all queries.
@@ -453,6 +519,113 @@ def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> None:
     assert float(curve[11]) == pytest.approx(np.mean(by_query), rel=1e-3, abs=1e-5)
 
 
+def check_reading_against_plain(plain: Any, model: Any, tokens: Tensor) -> None:
+    """A patch, the mask, heads that read a key and fingerprints, from their definitions."""
+    prompts = Prompts(tokens, bos=True, source="test")
+    config = AbsolutePositionConfig(
+        draws=1,
+        conditions=("other_token:residual",),
+        queries=("1:8", "1:12"),
+        layers=(1,),
+        first_tokens=3,
+        progress=False,
+    )
+    result = sinklens.run("absolute_position", model, prompts, **vars(config))
+    drawn, second = result.settings["draws_made"], Plain(plain)
+    (place,) = drawn["control_positions"]
+
+    def rows(metric: str, condition: str, queries: str | None) -> dict[str, Any]:
+        kinds = ("measurement", "control", "contrast")
+        named = {"metric": metric, "condition": condition, "queries": queries}
+        return {kind: result.find(kind=kind, **named) for kind in kinds}
+
+    def holds(metric: str, condition: str, queries: str | None, value: Any, control: Any) -> None:
+        found = rows(metric, condition, queries)
+        assert found["measurement"].value == pytest.approx(value, abs=1e-5), metric
+        assert found["control"].value == pytest.approx(control, abs=1e-5), metric
+        distance = [found[kind].value - found[kind].baseline for kind in ("measurement", "control")]
+        assert found["contrast"].effect == pytest.approx(distance[0] - distance[1], abs=1e-6)
+
+    # The patch: position 0 of another first token, behind layer 0.
+    other = tokens.clone()
+    other[:, 0] = torch.tensor(drawn["other_tokens"])
+    clean = second.logits(tokens)
+    patched = second.logits(tokens, patch=(1, second.states(other)[1][:, 0]))
+    before, after = (
+        second.figure(run, range(1, 8), (0,))[0, 0, 1:].mean() for run in (clean, patched)
+    )
+    row = result.find(metric="removed_without_key0", kind="treatment", queries="1:8")
+    assert row.value == pytest.approx(1 - after / before, abs=1e-5 * max(1, after / before))
+
+    # The mask: C_i of the mean logits at every offset, and with these in another order.
+    window = result.settings["mask_window"]
+    for keys, first in (("all_keys", 0), ("without_key0", 1)):
+        size = 12 - first
+        rows_of = [[(i, i - d) for i in range(1, 12) if i - d >= first] for d in range(size)]
+        offsets = np.stack(
+            [clean[..., [i for i, _ in at], [j for _, j in at]].mean((1, -1)) for at in rows_of], -1
+        )
+        (order,) = _orders(size, [12], config)
+        sums, mixed = (
+            np.logaddexp.accumulate(one, -1) for one in (offsets, offsets[..., order.numpy()])
+        )
+        steps = np.log(np.arange(1, size + 1))
+        slopes = [
+            np.polynomial.polynomial.polyfit(steps, one[1:].reshape(-1, size).T, 1)[1].mean()
+            for one in (sums, mixed)
+        ]
+        holds("causal_slope", keys, "1:12", *slopes)
+        costs = [
+            (one[1:, :, window - 1 :] - one[1:, :, window - 1, None]).mean()
+            for one in (sums, mixed)
+        ]
+        holds(f"window_kl:{window}", keys, "1:12", *costs)
+
+    # Heads: the weight of a key, and the norm of what it brings in over that of all.
+    pattern, values, written = second.reads(tokens)
+    reading: dict[str, list[float]] = {"weight": [], "readout": []}
+    for key in (0, place):
+        weight = pattern[..., key + 1 :, key]
+        brought = np.linalg.norm(written(values[..., key, :]), axis=-1)[..., None] * weight
+        every = np.linalg.norm(written(pattern @ values), axis=-1)[..., key + 1 :]
+        for name, one in (("weight", weight), ("readout", brought / every)):
+            reading[name].append(float((one.mean(-1) > 0.3).mean()))
+    for name, (at_0, later) in reading.items():
+        holds("sink_reading_heads", f"{name}>0.3", None, at_0, later)
+
+    # Fingerprints: every prompt behind each token, at position 0 and at the control's.
+    chosen = drawn["first_tokens"]
+    layers = np.unique(np.linspace(1, len(plain.model.layers) - 1, 5).round().astype(int))
+    half = np.empty(len(tokens), int)
+    half[np.lexsort(tokens.numpy().T[::-1])] = np.arange(len(tokens)) % 2
+    found: dict[tuple[str, int], list[float]] = {}
+    for at in (0, place):
+        behind = []
+        for token in chosen:
+            words = tokens.clone()
+            words[:, at] = token
+            behind.append(torch.stack(second.states(words))[torch.from_numpy(layers)].double())
+        for query in (7, 11):
+            stream = np.stack([one[:, :, query].numpy() for one in behind])  # token, layer, prompt
+            apart = stream - stream.mean(0)
+            ratios, right = [], []
+            for layer in range(len(layers)):
+                pairs = itertools.permutations(range(len(tokens)), 2)
+                between = np.mean(
+                    [(apart[:, layer, p] * apart[:, layer, q]).sum() / 2 for p, q in pairs]
+                )
+                ratios.append(between / stream[:, layer].var(1, ddof=1).sum(-1).mean())
+                for p in range(len(tokens)):
+                    centroids = stream[:, layer, half != half[p]].mean(1)
+                    for m in range(len(chosen)):
+                        distances = np.linalg.norm(centroids - stream[m, layer, p], axis=-1)
+                        right.append(float(distances.argmin() == m))
+            found.setdefault(("between_over_within", query), []).append(float(np.mean(ratios)))
+            found.setdefault(("nearest_centroid", query), []).append(float(np.mean(right)))
+    for (condition, query), (first_value, later) in found.items():
+        holds("fingerprint", condition, f"{query}:{query + 1}", first_value, later)
+
+
 @pytest.fixture
 def everything_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shares of any component, also of one that a few prompts do not tell from its null."""
@@ -464,6 +637,7 @@ def test_agrees_with_plain_llama() -> None:
     plain = families.llama()
     model = families.boot("llama")
     check_against_plain(plain, model, alike(model, 5))
+    check_reading_against_plain(plain, model, alike(model, 5))
 
 
 def alike(model: Any, n: int) -> Tensor:
@@ -478,6 +652,7 @@ def test_agrees_with_plain_smollm2(plain_smollm2: Any, smollm2_tokenizer: Any) -
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)
     tokens = sinklens.prompts(model, n=8, length=12, bos=True).tokens
     check_against_plain(plain_smollm2, model, tokens)
+    check_reading_against_plain(plain_smollm2, model, tokens)
 
 
 # --- probes on real attention
@@ -692,7 +867,10 @@ def test_the_summary_and_the_figure(rope: Any, prompts: Prompts, tmp_path: Path)
     assert again.summary == result.summary
     contrasts = {(e.metric, e.condition, e.queries) for e in result.effects if e.kind == "contrast"}
     treated = {(e.metric, e.condition, e.queries) for e in result.effects if e.kind == "treatment"}
-    assert treated == contrasts
+    read = {(e.metric, e.condition, e.queries) for e in result.effects if e.kind == "measurement"}
+    assert treated <= contrasts <= treated | read
+    assert any("a token at a later position" in line for line in result.summary)
+    assert any("offsets shuffled" in line for line in result.summary)
     assert {("removed_all_keys", "mean", "1:8"), ("component_all_keys", "mean", "1:8")} <= contrasts
 
 

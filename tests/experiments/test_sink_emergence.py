@@ -20,8 +20,11 @@ from typer.testing import CliRunner
 import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
+from sinklens.controls import control_positions
 from sinklens.errors import UsageError
-from sinklens.experiments.sink_emergence import Trait, _number_in, onset, onset_values
+from sinklens.experiments.checkpoints import _number_in
+from sinklens.experiments.emergence_traits import Trait
+from sinklens.experiments.sink_emergence import onset, onset_values
 from sinklens.models import weights_hash
 from sinklens.text import Prompts
 from sinklens.zoo import folder
@@ -109,6 +112,7 @@ def test_traits_are_those_of_each_checkpoint(result: Any, prompts: Prompts) -> N
             plain = transformers.LlamaForCausalLM.from_pretrained(
                 path, dtype=torch.float32, attn_implementation="eager"
             ).eval()
+        places = control_positions(24, 5, 0)
         values: list[torch.Tensor] = []
         for layer in plain.model.layers:
             layer.self_attn.v_proj.register_forward_hook(partial(keep, kept=values))
@@ -136,9 +140,55 @@ def test_traits_are_those_of_each_checkpoint(result: Any, prompts: Prompts) -> N
             "value_drain": (norms[:, :, 0] / norms[:, :, 1:].mean(2)).mean((1, 2)),
         }
         for name, value in wanted.items():
-            row = result.find(metric=name, condition=f"step{step}")
+            row = result.find(metric=name, condition=f"step{step}", kind="measurement")
             found = result.per_prompt["value"][result.effects.index(row)].float()
             torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5)
+        if step < 4000:
+            continue
+        # The control: the same at later positions, at the last checkpoint only.
+        entering = out.hidden_states[:-1]
+        streams = torch.stack([state[:, places].abs().amax(-1) for state in entering])
+        medians = torch.stack([state.abs().flatten(1).median(1).values for state in entering])
+        received = columns[..., places].mean((1, 2))
+        at = {
+            "sink_mass": received,
+            "largest_column": received,
+            "spike": (streams / medians[..., None]).amax(0).mean(1),
+            "value_drain": (norms[:, :, places] / norms[:, :, 1:].mean(2)[:, :, None]).mean(
+                (1, 2, 3)
+            ),
+        }
+        uniform = float(
+            np.mean([1 / np.arange(p + 1, 25) @ np.ones(24 - p) / (24 - p) for p in places])
+        )
+        for name, value in at.items():
+            row = result.find(metric=name, condition="step4000", kind="control")
+            found = result.per_prompt["value"][result.effects.index(row)].float()
+            torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5)
+            if row.unit == "share of attention":
+                assert row.baseline == pytest.approx(uniform)
+            contrast = result.find(metric=name, condition="step4000", kind="contrast")
+            whole = result.find(metric=name, condition="step4000", kind="measurement")
+            assert contrast.effect == pytest.approx(whole.effect - row.effect)
+
+
+def test_the_last_checkpoint_stands_beside_random_weights(
+    result: Any, rope: Any, prompts: Prompts
+) -> None:
+    """Which are like those of step 0: a fresh draw has no trait, and the summary says the rest."""
+    for name in ("sink_mass", "spike", "largest_column"):
+        null = result.find(metric=name, condition="random_weights", kind="null")
+        first = result.find(metric=name, condition="step0")
+        last = result.find(metric=name, condition="step4000", kind="measurement")
+        contrast = result.find(metric=name, condition="random_weights", kind="contrast")
+        assert null.value == pytest.approx(first.value, rel=0.25)
+        assert contrast.effect == pytest.approx(last.effect - null.effect)
+        assert contrast.ci_low > 0 and contrast.p_value is not None
+    line = next(line for line in result.summary if line.startswith("sink_mass"))
+    assert "further from it than at a later position and further from it than with random" in line
+    few = {"checkpoints": ("0", "256", "4000"), "conditions": ("sink_mass",)}
+    bare = run(rope, prompts, **few, random_weights=False, draws=0)
+    assert {row.kind for row in bare.effects} == {"measurement"}
 
 
 def test_sinks_of_rope_appear_late_and_after_the_values_drain(result: Any) -> None:

@@ -112,15 +112,40 @@ def test_the_table_is_that_of_plain_hugging_face(rope: Any, result: Any, plain_r
 
 def test_the_interaction_is_what_both_do_beyond_the_sum(result: Any) -> None:
     for metric in ("loss", "sink_mass", "spike"):
-        row = result.find(metric=metric, condition="interaction")
-        effect = {
-            condition: result.find(metric=metric, condition=condition, kind="treatment").effect
-            for condition in CONDITIONS
-        }
+        row = result.find(metric=metric, condition="interaction", kind="contrast")
+        effect, other = (
+            {c: result.find(metric=metric, condition=c, kind=kind).effect for c in CONDITIONS}
+            for kind in ("treatment", "control")
+        )
         assert row.kind == "contrast" and row.q_value is not None
         assert row.value == pytest.approx(effect["both"], abs=1e-6)
         sums = effect["clamp_spikes"] + effect["drop_edge"]
         assert row.effect == pytest.approx(effect["both"] - sums, abs=1e-5)
+        control = result.find(metric=metric, condition="interaction", kind="control")
+        beyond = result.find(metric=metric, condition="interaction:beyond_control")
+        assert control.value == pytest.approx(other["both"], abs=1e-6)
+        assert beyond.effect == pytest.approx(row.effect - control.effect, abs=1e-5)
+        if metric != "loss":  # which counts other predictions in the table's own control
+            added = other["clamp_spikes"] + other["drop_edge"]
+            assert control.baseline == pytest.approx(added, abs=1e-5)
+
+
+def test_the_interaction_of_controls_counts_the_same_predictions(rope: Any) -> None:
+    """A change at the front alone costs less where only later predictions count."""
+    prompts = sinklens.prompts(rope, n=3, length=24)
+    found = run(rope, prompts, draws=1, metrics=("loss",))
+    (place,) = found.settings["draws_made"]["control_positions"]
+    counted = range(place + 1, 24)
+    late = run(rope, prompts, draws=1, metrics=("loss",), positions=tuple(counted))
+    assert late.settings["draws_made"]["control_positions"] == [place]
+    whole, clamp = (
+        one.find(metric="loss", condition=condition, kind="control")
+        for one, condition in ((found, "interaction"), (late, "clamp_spikes"))
+    )
+    drop = found.find(metric="loss", condition="drop_edge", kind="control")
+    assert whole.baseline == pytest.approx(clamp.effect + drop.effect, abs=1e-5)
+    own = found.find(metric="loss", condition="clamp_spikes", kind="control").effect
+    assert abs(own - clamp.effect) > 1e-3
 
 
 def test_spikes_at_position_0_are_said_to_be_out_of_reach_of_edges(result: Any) -> None:
@@ -143,7 +168,12 @@ def test_what_clamping_spikes_does_in_rope(result: Any) -> None:
     """Without spikes the loss rises; without their sinks as well hardly more than without these."""
     loss = {c: result.find(metric="loss", condition=c, kind="treatment").effect for c in CONDITIONS}
     assert loss["clamp_spikes"] > loss["both"] > 0
-    assert result.find(metric="loss", condition="interaction").effect < -0.1
+    found = {
+        kind: result.find(metric="loss", condition="interaction", kind=kind)
+        for kind in ("contrast", "control")
+    }
+    assert found["contrast"].effect < -0.1
+    assert abs(found["control"].effect) < abs(found["contrast"].effect) / 2
     spike = result.find(metric="spike", condition="clamp_spikes", kind="treatment")
     assert spike.value < spike.baseline / 3
 
