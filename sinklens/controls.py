@@ -125,6 +125,11 @@ def gaussian_peak_kurtosis(positions: int, width: int) -> float:
     return float(width * (largest**4 + 3 * (width - 1)) / (largest**2 + width - 1) ** 2)
 
 
+def largest_share(parts: int) -> float:
+    """The largest share on average where a whole is broken at random: (1 + 1/2 + .. + 1/n) / n."""
+    return float((1 / np.arange(1, parts + 1)).mean())
+
+
 def uniform_sink_scores(
     length: int, *, window: int | None = None, causal: bool = True
 ) -> Float[np.ndarray, " key"]:

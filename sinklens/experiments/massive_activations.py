@@ -3,8 +3,8 @@
 Found without being told where (`spike_search`): the largest entries of the stream after every
 sub-block, the channels and positions that hold them, and the sub-blocks that write and remove them.
 Beside each figure stands its null: of Gaussian entries the largest would be about 6 times the
-median one, and every one of 2 L sub-blocks would write 1 / (2 L) of an entry (the share of the
-largest is above that by being the largest: it is no test, and all above 10 % are named).
+median one, and of the random shares of 2 L sub-blocks in an entry the largest, which is the one
+named, (1 + 1/2 + .. + 1/2L) / 2L. All above 10 % are named.
 
 Then the massive entries of the stream behind the step-up are edited:
 
@@ -44,7 +44,12 @@ from scipy import stats
 from torch import Tensor
 
 from ..capabilities import check
-from ..controls import gaussian_exceeds, gaussian_peak_kurtosis, gaussian_peak_ratio
+from ..controls import (
+    gaussian_exceeds,
+    gaussian_peak_kurtosis,
+    gaussian_peak_ratio,
+    largest_share,
+)
 from ..effects import Row, is_significant, paired_row
 from ..engine import evaluate
 from ..errors import SinklensError, UsageError, unknown_name
@@ -256,7 +261,8 @@ def _measured(model: HookedModel, prompts: Prompts, spikes: Spikes) -> list[Row]
     for name, stage in steps.items():
         if stage:
             shares = spikes.shares[:, stage]
-            null = (1 if name == "step_up" else -1) / (stages - 1)
+            # The largest of all sub-blocks was chosen.
+            null = (1 if name == "step_up" else -1) * largest_share(stages - 1)
             unit, layer = "share of the peak", (stage - 1) // 2
             rows.append(row(name, stage_name(stage), shares, null, unit, layer))
     return rows
@@ -267,8 +273,9 @@ def _sweep(
 ) -> dict[str, dict[str, float]]:
     """The share of the vocabulary that spikes as first token, and after the start of a prompt.
 
-    Its unit is the token, so it is no row of the table. The median of a single position is another
-    than that of a prompt; the sweep takes the prompts'.
+    Its unit is the token, so it is no row of the table; each position is the other's control, and
+    the null is that of Gaussian entries. The median of a single position is another than that of a
+    prompt; the sweep takes the prompts'.
     """
     if not config.sweep_tokens:
         return {}
@@ -296,6 +303,7 @@ def _sweep(
             "tokens": len(tokens),
             "of": len(ordinary_tokens(model)),
             "threshold": threshold,
+            "null": gaussian_exceeds(int(model.cfg.d_model), threshold / float(median)),
         }
     return shares
 
@@ -384,7 +392,12 @@ def _found(result: ExperimentResult) -> Iterator[str]:
             share = max(0.0, step["share"] if name == "up" else -step["share"])
             enough = share >= spike_search.STEP_SHARE
             said = f"{step['after']} (block {step['block']}) {verb} {share:.0%} of it"
-            said += f" (an equal share: {1 / (len(result.arrays['written_share'].values) - 1):.1%})"
+            row = rows[f"step_{name}", step["after"]]
+            end = row.ci_low if name == "up" else row.ci_high
+            beyond = end is not None and abs(end) > abs(row.baseline)
+            parts = len(result.arrays["written_share"].values) - 1
+            said += f" ({'more' if beyond else 'not more'} than the largest of {parts} random "
+            said += f"shares, {abs(row.baseline):.1%})"
             said += _others(spikes, name)
             yield f"{said}." if enough else f"No single sub-block steps {name}: {said}."
         elif step:
@@ -404,7 +417,7 @@ def _found(result: ExperimentResult) -> Iterator[str]:
             f"{one['share']:.2%} [{one['ci_low']:.2%}, {one['ci_high']:.2%}] at {place}"
             for place, one in drawn["vocabulary"].items()
         )
-        tried = f"{swept['tokens']:,} of {swept['of']:,} tried"
+        tried = f"{swept['tokens']:,} of {swept['of']:,} tried; Gaussian {swept['null']:.2g}"
         yield f"Of the tokens of the vocabulary spike: {shares} ({tried})."
 
 

@@ -1,8 +1,8 @@
 """Massive activations: planted ones are found exactly, and effects are those of plain Hugging Face.
 
 The planted model is a GPT-2 whose MLP biases write a known number into a channel that nothing else
-writes to. The second computation (`plain_effects`) uses forward hooks on plain Hugging Face layers
-and numpy, and shares nothing with sinklens.
+writes to. The second computation (`plain_metrics`) uses forward hooks on plain Hugging Face layers
+and numpy, and shares nothing with sinklens but the draws.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
-from sinklens.controls import gaussian_peak_ratio
+from sinklens.controls import gaussian_exceeds, gaussian_peak_ratio, largest_share
 from sinklens.hooks import replace_entries
+from sinklens.hooks.intervention import seeded
 from sinklens.probes import Criterion, Entries, PeakTrace
 from sinklens.probes.sub_blocks import stage_name
 from sinklens.text import Prompts, random_prompts
 from sinklens.zoo.constructed import ConstructedSink, constructed_sink
 from tests import families
+from tests.reference import plain_hf
 
 CHANNEL, UP, DOWN = 7, 5000.0, -4000.0
 WIDTH, LAYERS = 32, 4
@@ -98,7 +99,7 @@ def test_a_planted_spike_is_found_exactly(model: Any, prompts: Prompts) -> None:
     down = result.find(metric="step_down", condition="L3 MLP")
     assert up.value == pytest.approx(float((UP / (UP + peak.values)).mean()), rel=1e-5)
     assert down.value == pytest.approx(float((DOWN / (UP + peak.values)).mean()), rel=1e-5)
-    assert (up.layer, up.baseline) == (1, pytest.approx(1 / (2 * LAYERS)))
+    assert (up.layer, up.baseline) == (1, pytest.approx(largest_share(2 * LAYERS)))
     share = float((peak.indices == 0).float().mean())
     assert result.find(metric="peak_at_position0").value == pytest.approx(share)
     # Every position holds the spike, so all of them are edited, where they enter layer 2.
@@ -108,7 +109,8 @@ def test_a_planted_spike_is_found_exactly(model: Any, prompts: Prompts) -> None:
         (CHANNEL, "position 0", 1.0),
         (CHANNEL, "later", 11.0),
     ] or [e["per_prompt"] for e in entries] == [11.0, 1.0]
-    equal = f"(an equal share: {1 / (2 * LAYERS):.1%})"
+    largest = largest_share(2 * LAYERS)
+    equal = f"(more than the largest of {2 * LAYERS} random shares, {largest:.1%})"
     assert f"L1 MLP (block 4) writes 100% of it {equal}." in result.summary
     assert f"L3 MLP (block 8) takes away 80% of it {equal}." in result.summary
 
@@ -137,34 +139,40 @@ def test_gaussian_null() -> None:
     assert pytest.approx(float((fourth / second**2).mean()), rel=0.02) == 3 * 2000 / 2002
 
 
-def plain_effects(
-    plain: Any, layers: Any, tokens: Tensor, layer: int, edit: Any
-) -> tuple[Tensor, Tensor]:
-    """Loss by prompt, clean and with `edit(stream)` applied to what enters a layer."""
+def test_the_largest_of_random_shares() -> None:
+    """A stick broken at random into 8 parts, drawn as spacings of uniform points."""
+    points = np.sort(np.random.default_rng(0).random((20_000, 7)))
+    shares = np.diff(points, axis=1, prepend=0, append=1)
+    assert largest_share(8) == pytest.approx(shares.max(1).mean(), rel=0.01)
 
-    def hook(module: Any, arguments: Any, keywords: Any = None) -> Any:
+
+def plain_metrics(plain: Any, tokens: Tensor, layer: int, edit: Any = None) -> dict[str, Any]:
+    """Logits and sink figures by prompt, with `edit(stream)` applied to what enters a layer."""
+
+    def hook(module: Any, arguments: Any) -> Any:
         return (edit(arguments[0]), *arguments[1:])
 
-    losses = []
-    for edited in (False, True):
-        handle = layers[layer].register_forward_pre_hook(hook) if edited else None
-        with torch.no_grad():
-            logits = plain(tokens, use_cache=False).logits
+    handle = plain.model.layers[layer].register_forward_pre_hook(hook) if edit else None
+    try:
+        record = plain_hf.run(plain, tokens, plain_hf.Edit())
+    finally:
         if handle is not None:
             handle.remove()
-        target = tokens[:, 2:]
-        # Over another axis than the last, cross-entropy in float32 is off by 1e-4.
-        made = cross_entropy(logits[:, 1:-1].flatten(0, 1), target.flatten(), reduction="none")
-        losses.append(made.view(target.shape).mean(1))
-    return losses[0], losses[1]
+    return {
+        "logits": record.logits,
+        "loss": plain_hf.loss(record.logits, tokens, 0),
+        "sink_mass": record.sink_mass().mean((1, 2)),
+        "sink_rate": record.sink_rate(0.3),
+    }
 
 
-def check_against_plain(
-    plain: Any, layers: Any, model: Any, tokens: Tensor, tolerance: float, **settings: Any
-) -> Any:
-    """Peak, zero, flipped mean, and zero at entries of median size, from the definitions."""
+CONDITIONS = ("zero", "mean", "flipped_mean", "first_token_mean", "zero:equal_norm")
+
+
+def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> Any:
+    """Peak, every edit and two controls on every metric, from the definitions."""
     prompts = Prompts(tokens, bos=True, source="test")
-    result = run(model, prompts, draws=1, metrics=("loss",), **settings)
+    result = run(model, prompts, draws=1, conditions=CONDITIONS)
     drawn = result.settings["draws_made"]
     layer = drawn["layer"]
     with torch.no_grad():
@@ -193,23 +201,45 @@ def check_against_plain(
 
         return edit
 
-    flipped = [-means[c, p == 0] for p, c in zip(positions, channels, strict=True)]
+    own = np.array([means[c, p == 0] for p, c in zip(positions, channels, strict=True)])
+    random = seeded(0, "massive", "first").choice(
+        sinklens.models.ordinary_tokens(model).numpy(), 256
+    )
+    with torch.no_grad():
+        alone = plain(torch.from_numpy(random)[:, None], output_hidden_states=True, use_cache=False)
+    first = alone.hidden_states[layer][:, 0].mean(0).numpy()
     ordinary: list[tuple[int, int, int]] = []
     for row in range(len(size)):
         distance = np.where(massive[row], np.inf, np.abs(size[row] - median[row])).ravel()
         for where in np.argsort(distance)[: massive[row].sum()]:
             ordinary.append((row, *divmod(int(where), size.shape[2])))
+    (moved,) = drawn["control_channels"]
+    elsewhere = [moved[str(channel)] for channel in channels]
+    there, values = (rows, positions, channels), stream[massive]
     edits = {
-        ("zero", "treatment"): written((rows, positions, channels), 0.0),
-        ("flipped_mean", "treatment"): written((rows, positions, channels), flipped),
+        ("zero", "treatment"): written(there, 0.0),
+        ("mean", "treatment"): written(there, own),
+        ("flipped_mean", "treatment"): written(there, -own),
+        ("first_token_mean", "treatment"): written(
+            there, np.where(positions == 0, first[channels], own)
+        ),
         ("zero", "control"): written(tuple(zip(*ordinary, strict=True)), 0.0),
+        ("zero:equal_norm", "control"): written(
+            (rows, positions, elsewhere), stream[rows, positions, elsewhere] - values
+        ),
     }
+    clean = plain_metrics(plain, tokens, layer)
     for (condition, kind), edit in edits.items():
-        clean, edited = plain_effects(plain, layers, tokens, layer, edit)
-        row = result.find(metric="loss", condition=condition, kind=kind)
-        found = result.per_prompt["value"][result.effects.index(row)]
-        np.testing.assert_allclose(found, edited, atol=tolerance)
-        assert row.effect == pytest.approx(float((edited - clean).mean()), abs=tolerance)
+        edited = plain_metrics(plain, tokens, layer, edit)
+        edited["kl"] = plain_hf.kl(clean["logits"], edited["logits"], 0)
+        for metric in ("loss", "kl", "sink_mass", "sink_rate"):
+            row = result.find(metric=metric, condition=condition, kind=kind)
+            found = result.per_prompt["value"][result.effects.index(row)]
+            np.testing.assert_allclose(
+                found, edited[metric], atol=1e-5, err_msg=f"{condition} {metric}"
+            )
+            before = 0.0 if metric == "kl" else float(clean[metric].mean())
+            assert row.effect == pytest.approx(float(edited[metric].mean()) - before, abs=1e-5)
     peak = max(float(np.abs(state.numpy()).max()) for state in states[:-1])
     assert float(result.arrays["top_magnitude"].values.max()) <= peak * 1.001 + 1
     return result
@@ -224,7 +254,7 @@ def test_rope_agrees_with_plain_hugging_face() -> None:
             path, dtype=torch.float32, attn_implementation="eager"
         ).eval()
     tokens = sinklens.prompts(model, n=4, length=24).tokens
-    result = check_against_plain(plain, plain.model.layers, model, tokens, 1e-5)
+    result = check_against_plain(plain, model, tokens)
     spikes = result.settings["draws_made"]["spikes"]
     assert spikes["criterion"] == "scale_free" and spikes["positions"] == {"0": 4}
 
@@ -233,14 +263,7 @@ def test_smollm2_is_found_without_being_told(plain_smollm2: Any, smollm2_tokeniz
     """Channel 507 at position 0, written by layer 11's MLP; zeroing it costs nats."""
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)
     tokens = sinklens.prompts(model, n=3, length=24, bos=True).tokens
-    result = check_against_plain(
-        plain_smollm2,
-        plain_smollm2.model.layers,
-        model,
-        tokens,
-        1e-5,
-        conditions=("zero", "flipped_mean", "zero:equal_norm", "mean"),
-    )
+    result = check_against_plain(plain_smollm2, model, tokens)
     spikes = result.settings["draws_made"]["spikes"]
     assert spikes["channels"][0] == 507 and spikes["positions"] == {"0": 3}
     assert float(result.arrays["top_magnitude"].values.max()) > 20_000
@@ -300,6 +323,9 @@ def test_the_sweep_counts_tokens_that_spike() -> None:
     for place in ("position 0", "position 5"):
         assert swept[place]["share"] == pytest.approx(3 / ordinary)
         assert swept[place]["tokens"] == swept[place]["of"] == ordinary
+        median = float(result.arrays["layer_median"].values.max())
+        assert 0 <= swept[place]["null"] <= gaussian_exceeds(WIDTH, 1000 / median) + 1e-12
+    assert any("Gaussian" in line for line in result.summary if "vocabulary" in line)
     assert "The embedding already holds it." in result.summary
 
 
