@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.block import BlockBridge
 
@@ -24,10 +26,11 @@ from sinklens.engine.bridges import bridges_by_block
 from sinklens.engine.own_hooks import has_own_hooks
 from sinklens.engine.sizes import choose_sizes
 from sinklens.hooks import ablate_heads
-from sinklens.hooks.intervention import Intervention, replace_position
+from sinklens.hooks.intervention import Intervention, replace_position, together
 from sinklens.metrics import LogitMetric
 from sinklens.probes import SinkScores
 from sinklens.text import Prompts
+from tests import families
 from tests.families import FAMILIES, VOCABULARY
 from tests.reference.plain_engine import plain_values
 
@@ -129,15 +132,17 @@ def test_a_run_from_a_block_is_equal_to_the_last_bit(name: str, boot_family: Boo
     hook = (hook_name("z", last - 1), shift)
     with torch.no_grad():
         whole = model.run_with_hooks(tokens, fwd_hooks=[hook])
-        clean = forwards.forward(model, tokens, [], keep=range(last), rows=True)
+        form = shortcuts(model).tuple_length
+        by_row: dict[str, Any] = {"rows": True, "tuple_length": form}
+        clean = forwards.forward(model, tokens, [], keep=range(last), **by_row)
         for start in range(1, last):
             below = clean.kept[start - 1]
-            run = forwards.forward(model, tokens, [hook], start=start, below=below, rows=True)
+            run = forwards.forward(model, tokens, [hook], start=start, below=below, **by_row)
             everywhere = torch.cartesian_prod(torch.arange(3), torch.arange(LENGTH))
             logits = run.logits(*everywhere.T).view_as(whole)
             torch.testing.assert_close(logits, whole, rtol=0, atol=2e-5)
         # The stream itself, before the logits are made in another shape: to the last bit.
-        again = forwards.forward(model, tokens, [hook], rows=True)
+        again = forwards.forward(model, tokens, [hook], **by_row)
         assert again.hidden is not None and run.hidden is not None
         assert torch.equal(run.hidden, again.hidden)
 
@@ -154,18 +159,20 @@ def test_what_is_spared_is_spared(boot_family: Boot, monkeypatch: pytest.MonkeyP
     rows: list[int] = []
     # Hooks on the modules would be the caller's own, for which nothing is spared.
     attention, head = model.blocks[0].attn.original_component, model.unembed.original_component
-    attend, unembed = attention.forward, head.forward
+    attend, unembed = type(attention).forward, type(head).forward
 
-    def count_run(*inputs: Any, **named: Any) -> Any:
-        ran.append(0)
-        return attend(*inputs, **named)
+    def count_run(module: Any, *inputs: Any, **named: Any) -> Any:
+        if module is attention:
+            ran.append(0)
+        return attend(module, *inputs, **named)
 
-    def count_rows(hidden: Tensor) -> Any:
-        rows.append(hidden.shape[0] * hidden.shape[1])
-        return unembed(hidden)
+    def count_rows(module: Any, hidden: Tensor) -> Any:
+        if module is head:
+            rows.append(hidden.shape[0] * hidden.shape[1])
+        return unembed(module, hidden)
 
-    monkeypatch.setattr(attention, "forward", count_run)
-    monkeypatch.setattr(head, "forward", count_rows)
+    monkeypatch.setattr(type(attention), "forward", count_run)
+    monkeypatch.setattr(type(head), "forward", count_rows)
     shortcuts(model), check(model)
     ran.clear(), rows.clear()
     edits = [ablate_heads(model, [(1, head)], "zero") for head in range(4)]
@@ -279,10 +286,11 @@ def test_the_model_is_left_as_it_was_also_after_an_error(boot_family: Boot) -> N
     edit = Intervention("fail", "z", 1, [(hook_name("z", 1), fail)])
     with pytest.raises(KeyboardInterrupt):
         sinklens.evaluate(model, prompts, [edit], ["loss"], progress=False)
+    assert not any("forward" in module.__dict__ for module in model.modules())
     for block in model.blocks:
-        assert "forward" not in block.__dict__ and "forward" not in block.attn.__dict__
-        assert not block._forward_hooks
-    assert model.original_model.config._attn_implementation == "eager"
+        assert not block._forward_hooks and block.attn._captured_pre_ln_residual is None
+    config = model.original_model.config
+    assert config._attn_implementation == "eager" and config.use_cache
     with torch.no_grad():
         assert torch.equal(model(prompts.tokens), before)
 
@@ -299,13 +307,16 @@ def test_sizes_follow_from_shapes_and_the_budget(boot_family: Boot) -> None:
     assert few.prompts == 4 and few.interventions > 1
 
 
-def test_an_edit_of_the_logits_is_not_lost(boot_family: Boot) -> None:
+@pytest.mark.parametrize("name", ["unembed.hook_out", "hook_unembed"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_edit_of_the_logits_is_not_lost(name: str, alone: bool, boot_family: Boot) -> None:
+    """Under either of TransformerLens's names for the place, and beside another edit."""
     model = boot_family("llama")
     prompts = random_prompts(3)
     tilt = torch.linspace(-1, 1, VOCABULARY)
-    edit = Intervention(
-        "tilt", "logits", 2, [("unembed.hook_out", lambda logits, hook: logits + tilt)]
-    )
+    edit = Intervention("tilt", "logits", 2, [(name, lambda logits, hook: logits + tilt)])
+    if not alone:
+        edit = together("both", edit, ablate_heads(model, [(0, 1)], "zero"))
     found = sinklens.evaluate(model, prompts, [edit], ["loss"], progress=False)
     wanted = plain_values(model, prompts, [edit])["loss"]
     torch.testing.assert_close(found.values[:, 0], wanted, rtol=1e-5, atol=1e-5)
@@ -488,3 +499,116 @@ def test_reading_under_an_edit_keeps_to_the_budget(boot_family: Boot) -> None:
         found.append(read_under(model, prompts, edit, probe, last_layer=last, memory=memory).mass)
     assert sizes == [5, 1, 1, 1, 1, 1]
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
+
+
+def heads_of(model: TransformerBridge, layer: int) -> list[Intervention]:
+    return [ablate_heads(model, [(layer, head)], "zero") for head in range(3)]
+
+
+def test_a_stack_that_runs_twice_is_run_whole() -> None:
+    """On a clean run, blocks that hand on the last pass look right; under an edit they are not."""
+    model = families.boot("llama")
+    inner = model.original_model.model
+    once = type(inner)
+
+    class Looped(once):  # type: ignore[misc, valid-type]
+        def forward(self, input_ids: Any = None, inputs_embeds: Any = None, **how: Any) -> Any:
+            first = once.forward(self, input_ids, inputs_embeds=inputs_embeds, **how)
+            return once.forward(self, inputs_embeds=first.last_hidden_state, **how)
+
+    inner.__class__ = Looped
+    prompts = random_prompts(3)
+    assert not shortcuts(model).prefix and not shortcuts(model).unembedding
+    found = sinklens.evaluate(model, prompts, heads_of(model, 1), ["loss"], progress=False)
+    wanted = plain_values(model, prompts, heads_of(model, 1))["loss"]
+    torch.testing.assert_close(found.values[:, 0], wanted, rtol=1e-5, atol=1e-5)
+    assert not found.shortcuts["prefix"] and not found.shortcuts["unembedding"]
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_hooks_on_hook_points_or_on_all_modules_stay_in_force(
+    everywhere: bool, boot_family: Boot
+) -> None:
+    """Placed with PyTorch's own means, of which TransformerLens knows nothing."""
+    model = boot_family("llama")
+    prompts = random_prompts(3)
+    steer, point = torch.linspace(-3, 3, 32), model.blocks[0].hook_in
+    sinklens.evaluate(model, prompts, heads_of(model, 1), ["loss"], progress=False)
+    without = plain_values(model, prompts, heads_of(model, 1))["loss"]
+
+    def steer_output(module: Any, _: Any, output: Any) -> Any:
+        return output + steer if module is point else None
+
+    register = torch.nn.modules.module.register_module_forward_hook
+    handle = register(steer_output) if everywhere else point.register_forward_hook(steer_output)
+    try:
+        found = sinklens.evaluate(model, prompts, heads_of(model, 1), ["loss"], progress=False)
+        wanted = plain_values(model, prompts, heads_of(model, 1))["loss"]
+    finally:
+        handle.remove()
+    torch.testing.assert_close(found.values[:, 0], wanted, rtol=1e-5, atol=1e-5)
+    assert (without - wanted).abs().max() > 0.01
+    assert not any(found.shortcuts.values()) and not has_own_hooks(model)
+
+
+def test_weights_that_change_are_tried_again() -> None:
+    """NeoX's values are a copy of TransformerLens's; what runs without patterns has its own."""
+    model = families.boot("neox")
+    prompts = random_prompts(3)
+    before = sinklens.evaluate(model, prompts, heads_of(model, 1), ["loss"], progress=False)
+    with torch.no_grad():
+        model.blocks[0].attn.v.weight.mul_(-1)
+    found = sinklens.evaluate(model, prompts, heads_of(model, 1), ["loss"], progress=False)
+    wanted = plain_values(model, prompts, heads_of(model, 1))["loss"]
+    torch.testing.assert_close(found.values[:, 0], wanted, rtol=1e-5, atol=1e-5)
+    assert (found.values - before.values).abs().max() > 0.01
+
+
+def test_a_forward_that_the_caller_replaced_counts() -> None:
+    """Also one inside what TransformerLens wraps, which sdpa would call and eager does not."""
+    model = families.boot("llama")
+    prompts = random_prompts(3)
+    attention = model.blocks[0].attn.original_component
+    attend = attention.forward
+
+    def louder(*inputs: Any, **named: Any) -> Any:
+        output, *rest = attend(*inputs, **named)
+        return (3 * output, *rest)
+
+    attention.forward = louder
+    found = sinklens.evaluate(model, prompts, heads_of(model, 1), ["loss"], progress=False)
+    wanted = plain_values(model, prompts, heads_of(model, 1))["loss"]
+    torch.testing.assert_close(found.values[:, 0], wanted, rtol=1e-5, atol=1e-5)
+    assert not any(found.shortcuts.values())
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_small_slices_of_the_unembedding_are_equal(
+    name: str, boot_family: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven rows of logits at once, of which two are read at a time."""
+    monkeypatch.setattr("sinklens.engine.sizes.FEWEST_ROWS", 7)
+    monkeypatch.setattr("sinklens.engine.sizes.CPU_ROW_BYTES", 1)
+    monkeypatch.setattr("sinklens.engine.measure.CACHED_BYTES", 2 * 4 * VOCABULARY)
+    model = boot_family(name)
+    prompts = random_prompts(3)
+    metrics = ["loss", "kl"] if check(model).causal else ["kl"]
+    edits = [random_intervention(model, seed) for seed in (1, 2)]
+    found = sinklens.evaluate(model, prompts, edits, metrics, progress=False)
+    wanted = plain_values(model, prompts, edits)
+    for row, metric in enumerate(metrics):
+        torch.testing.assert_close(found.values[:, row], wanted[metric], rtol=1e-5, atol=1e-5)
+
+
+def test_progress_shows_rate_and_time_left(
+    boot_family: Boot, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = boot_family("llama")
+    monkeypatch.setattr(
+        "sinklens.engine.progress.tqdm", lambda **how: tqdm(**{**how, "delay": 0, "mininterval": 0})
+    )
+    sinklens.evaluate(model, random_prompts(3), heads_of(model, 1), ["loss"], progress=True)
+    said = capsys.readouterr().err
+    assert re.search(r"4/4 \[\d\d:\d\d<\d\d:\d\d, .*forward", said)
+    sinklens.evaluate(model, random_prompts(3), heads_of(model, 1), ["loss"], progress=False)
+    assert not capsys.readouterr().err

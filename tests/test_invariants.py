@@ -357,17 +357,17 @@ def test_every_forward_keeps_to_the_batch_size(
     graphs: list[bool] = []
 
     embedding = _embedding(model)
-    embed = embedding.forward
+    embed = type(embedding).forward
 
-    def watch(*inputs: Any, **named: Any) -> Tensor:
-        output: Tensor = embed(*inputs, **named)
-        if output.shape[1] == LENGTH:
+    def watch(module: Any, *inputs: Any, **named: Any) -> Tensor:
+        output: Tensor = embed(module, *inputs, **named)
+        if module is embedding and output.shape[1] == LENGTH:
             rows.append(output.shape[0])
         graphs.append(output.requires_grad)
         return output
 
     # A hook would be the caller's own, under which every intervention runs alone.
-    monkeypatch.setattr(embedding, "forward", watch)
+    monkeypatch.setattr(type(embedding), "forward", watch)
     run(experiment, model, prompts, batch_size=2, **SETTINGS[experiment])
     assert max(rows) == 2
     assert not any(graphs)
@@ -416,6 +416,8 @@ def snapshot(model: Any) -> dict[str, Any]:
             (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
             for m in modules
         ],
+        "captured": [getattr(b.attn, "_captured_pre_ln_residual", None) for b in model.blocks],
+        "cache": getattr(model.original_model.config, "use_cache", None),
         "requires_grad": [p.requires_grad for p in model.original_model.parameters()],
         "grads": [p.grad is None for p in model.original_model.parameters()],
         "weights": [float(p.detach().double().sum()) for p in model.original_model.parameters()],

@@ -1,7 +1,8 @@
 """Run interventions over prompts and measure; the only place that loops over forwards.
 
 One batch of prompts at a time: a clean forward, then the interventions, so that only one batch of
-clean values is held. Four things make this fast without changing what comes out, one module each:
+clean values is held. Four things make this fast without changing what comes out, one module each;
+`shortcuts` finds out what a model allows of them:
 
 - `forward`: an edit in block k costs a run from block k; logits are computed only where they are
   read; patterns are made only where a hook asks for them, large ones some rows at a time
@@ -17,7 +18,6 @@ How many prompts and interventions a forward holds follows from shapes alone, so
 command gives the same bytes (`sizes`).
 """
 
-from .forward import shortcuts as shortcuts
 from .journal import kept as kept
 from .journal import section as section
 from .progress import announce as announce
@@ -25,3 +25,4 @@ from .progress import show_progress as show_progress
 from .run import Evaluation as Evaluation
 from .run import evaluate as evaluate
 from .run import read_under as read_under
+from .shortcuts import shortcuts as shortcuts

@@ -5,7 +5,7 @@ through them costs SmolLM2-135M 1.6 ms a block, 7 % of what a block takes at 256
 forward that has no hook in a block, the parts are called directly.
 
 Some bridges compute what they wrap in another way, which differs by rounding. A model whose
-streams are not equal to the last bit without them keeps them (`forward`), so that an edit that
+streams are not equal to the last bit without them keeps them (`shortcuts`), so that an edit that
 changes nothing measures exactly 0.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from ..protocol import HookedModel
@@ -40,12 +41,15 @@ def block_of(name: str) -> int | None:
 @contextmanager
 def without_bridges(bridges: Bridges, blocks: Iterable[int]) -> Iterator[None]:
     """Have everything in some blocks called as if it had no bridge."""
-    passed = [bridge for block in blocks for bridge in bridges[block]]
+    chosen = [bridges[block] for block in blocks]
+    passed = [bridge for parts in chosen for bridge in parts]
+    whole = {id(parts[0]) for parts in chosen}
     before = [bridge.__dict__.get("forward") for bridge in passed]
     try:
         for bridge in passed:
             # The module itself, not its forward: it may carry hooks that a library has wired.
-            bridge.__dict__["forward"] = bridge.original_component
+            wrapped = bridge.original_component
+            bridge.__dict__["forward"] = partial(_run, bridge) if id(bridge) in whole else wrapped
         yield
     finally:
         for bridge, forward in zip(passed, before, strict=True):
@@ -53,3 +57,11 @@ def without_bridges(bridges: Bridges, blocks: Iterable[int]) -> Iterator[None]:
                 bridge.__dict__.pop("forward", None)
             else:
                 bridge.__dict__["forward"] = forward
+
+
+def _run(block: Any, *args: Any, **kwargs: Any) -> Any:
+    """In place of a block's forward: what TransformerLens keeps of its input goes with it."""
+    try:
+        return block.original_component(*args, **kwargs)
+    finally:
+        block._clear_attention_capture()

@@ -24,16 +24,11 @@ def has_own_hooks(model: HookedModel) -> bool:
     with a block or an attention whose `forward` the caller has replaced. TransformerLens wires some
     families with permanent hooks of its own, which are part of the model.
     """
-    handles = [
-        handle
-        for point in model.hook_dict.values()
-        for handle in (*point.fwd_hooks, *point.bwd_hooks)
-    ]
-    wired = all(
-        handle.is_permanent and _home(handle.user_hook).startswith("transformer_lens.")
-        for handle in handles
-    )
-    return not wired or any(map(_is_altered, _modules(model)))
+    from torch.nn.modules import module as torch_module
+
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return True
+    return any(map(_is_altered, _modules(model)))
 
 
 def _modules(model: HookedModel) -> Iterator[Any]:
@@ -44,20 +39,28 @@ def _modules(model: HookedModel) -> Iterator[Any]:
 
 
 def _is_altered(module: Any) -> bool:
-    """Whether a module carries PyTorch hooks that no library wired, or a `forward` of its own.
+    """Whether a module carries hooks that no library wired, or a `forward` that none put there.
 
-    Hook points have their hooks from TransformerLens, which knows whose they are. What libraries
-    replace lies in the modules that the bridge wraps and acts in every way of running them.
+    Hook points have their hooks from TransformerLens, which knows whose they are; others on them
+    are the caller's.
     """
     from transformer_lens.hook_points import HookPoint
     from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
+    hooks = {**module._forward_hooks, **module._forward_pre_hooks}
     if isinstance(module, HookPoint):
-        return False
-    if isinstance(module, GeneralizedComponent) and "forward" in module.__dict__:
-        return True
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return not all(_home(hook).startswith(_LIBRARIES) for hook in hooks)
+        handles = (*module.fwd_hooks, *module.bwd_hooks)
+        wired = all(
+            handle.is_permanent and _home(handle.user_hook).startswith("transformer_lens.")
+            for handle in handles
+        )
+        return not wired or bool(hooks.keys() - {handle.hook.id for handle in handles})
+    forward = module.__dict__.get("forward")
+    if forward is not None:
+        bridge = isinstance(module, GeneralizedComponent)
+        if bridge or not _home(forward).startswith(_LIBRARIES):
+            return True
+    return not all(_home(hook).startswith(_LIBRARIES) for hook in hooks.values())
 
 
 def _home(function: Any) -> str:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -21,20 +21,13 @@ from ..probes.base import Sliceable
 from ..protocol import HookedModel
 from ..text import Prompts
 from .attention import in_slices, without_patterns
-from .bridges import bridges_by_block
-from .forward import (
-    NO_SHORTCUTS,
-    Attention,
-    Outcome,
-    forward,
-    is_pattern_free,
-    repeat_output,
-    shortcuts,
-)
+from .bridges import block_of, bridges_by_block
+from .forward import Attention, Outcome, forward, repeat_output
 from .journal import Call, current_call
 from .measure import Measure
 from .own_hooks import has_own_hooks
 from .progress import progress_bar
+from .shortcuts import NO_SHORTCUTS, is_free_of, shortcuts
 from .sizes import Sizes, choose_sizes
 from .watch import CannotShareError, Watch, shared_hooks
 
@@ -176,9 +169,11 @@ class _Sweep:
         self._attention = self._how_to_attend(probes, sizes)
         passing = self._allowed.bridges and self._attention is without_patterns
         self._bridges = bridges_by_block(model) if passing else ()
-        names = self._names()
-        # Logits made by rows would not pass through a hook behind the unembedding's input.
-        behind = any(str(name).startswith("unembed.") for name in names)
+        names, bridge = self._names(), cast(Any, model)
+        # Logits made by rows would not pass through a hook at the unembedding, under any name.
+        points = {id(point) for point in bridge.unembed.modules()}
+        known = model.hook_dict
+        behind = any(not isinstance(n, str) or id(known.get(n)) in points for n in names)
         self._rows = self._allowed.unembedding and not behind
         self._index = torch.zeros(0, dtype=torch.long)
         self._kept: dict[int, Any] = {}
@@ -190,7 +185,8 @@ class _Sweep:
 
     def _how_to_attend(self, probes: Sequence[Probe], sizes: Sizes) -> Attention | None:
         """Without patterns, in slices where probes only read large ones, else as usual."""
-        if is_pattern_free(self._model, self._allowed, self._names()):
+        sites, sliced = self._allowed.sites, self._allowed.sliced_sites
+        if sites and is_free_of(self._model, sites, self._names()):
             return without_patterns
         queries = sizes.queries
         if self._watches or queries >= self._prompts.length or not self._allowed.slices:
@@ -198,7 +194,7 @@ class _Sweep:
         sliceable = [probe for probe in probes if isinstance(probe, Sliceable)]
         hooks = [h for p in probes if not isinstance(p, Sliceable) for h in p.fwd_hooks]
         names = [name for name, _ in [*hooks, *self._measure.hooks(clean=True)]]
-        if not is_pattern_free(self._model, self._allowed, names):
+        if not is_free_of(self._model, sliced, names):
             return None
         self._reading = hooks
         readers = [probe.read_queries for probe in sliceable]
@@ -210,8 +206,14 @@ class _Sweep:
             "prefix": self._from_blocks,
             "unembedding": self._rows,
             "patterns": self._attention is not None,
-            "bridges": bool(self._bridges),
+            "bridges": self._passes_bridges(),
         }
+
+    def _passes_bridges(self) -> bool:
+        """Whether some block has no hook in some run."""
+        hooks = [*self._reading, *self._measure.hooks(clean=True)]
+        always = {block_of(name) for name, _ in hooks}
+        return any(block not in always for block in range(len(self._bridges)))
 
     def run_clean(self, index: Int[Tensor, " batch"]) -> None:
         """The clean run of a batch."""
@@ -258,7 +260,8 @@ class _Sweep:
     def _forward(self, tokens: Int[Tensor, "batch pos"], hooks: Any, **how: Any) -> Outcome:
         try:
             tokens = tokens.to(self._model.cfg.device)
-            how |= {"attention": self._attention, "bridges": self._bridges, "rows": self._rows}
+            how |= {"attention": self._attention, "bridges": self._bridges}
+            how |= {"rows": self._rows, "tuple_length": self._allowed.tuple_length}
             return forward(self._model, tokens, hooks, **how)
         except IndexError as error:
             context = self._model.cfg.n_ctx

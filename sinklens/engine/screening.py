@@ -46,7 +46,8 @@ def estimate(
     Args:
         model: In eval mode; it comes back as it was, without gradients.
         prompts: The prompts.
-        interventions: What would be done; edits at position 0 or of heads.
+        interventions: What would be done. Of an edit at a later position p the predictions from p
+            on count, its own among them, where the exact effect has those after p.
         metric: A metric whose gradient at the clean run is not 0 (so not `kl`).
         batch_size: Prompts in a forward; by default as many as `memory` allows.
         memory: Bytes for what a forward holds, as in `evaluate`.
@@ -58,7 +59,8 @@ def estimate(
     from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
     require_eval_mode(model)
-    counted = counted_positions(prompts.length, 0, positions).to(model.cfg.device)
+    length = prompts.length
+    counted = counted_positions(length, 0, positions).to(model.cfg.device)
     size = batch_size or _prompts_in_a_forward(model, prompts, memory)
     columns = []
     for index in torch.arange(len(prompts)).split(size):
@@ -85,7 +87,13 @@ def estimate(
                 for hooks in bound
             ]
         columns.append(torch.stack([torch.as_tensor(row) for row in rows]).float().cpu())
-    estimates = torch.cat(columns, 1)
+    # The gradient is of the mean over all predictions, of which an edit at p moves those from p on.
+    numbers = {
+        place: len(metric.counts(counted_positions(length, place, positions), length))
+        for place in {0, *(one.position for one in interventions)}
+    }
+    shares = torch.tensor([numbers[0] / numbers[one.position] for one in interventions])
+    estimates = torch.cat(columns, 1) * shares[:, None]
     if not bool(torch.isfinite(estimates).all()):
         raise SinklensError(
             f"the gradient of {metric.name} is NaN or infinite on these prompts; use screen=False, "

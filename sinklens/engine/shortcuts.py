@@ -1,0 +1,239 @@
+"""Which shortcuts a model allows, found by trying each beside the whole forward.
+
+Every trial runs two short prompts of ordinary tokens, where it can with an edit in place, so that
+a part that only looks right on a clean run (a stack of blocks that is run several times) is found
+out. What was found is kept until a weight is written in place, or the model changes its mode, code,
+dtype or device (writing through `.data` goes unseen).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ..capabilities import hook_name
+from ..models import ordinary_tokens
+from ..protocol import HookedModel
+from .attention import in_slices, without_patterns
+from .bridges import bridges_by_block, without_bridges
+from .forward import UNEMBED, keep_input, keeping, replaced, unembed, without_cache
+
+SITES = ("residual", "z", "key", "value")
+_TRIED_PROMPTS, _TRIED_LENGTH, _TRIED_QUERIES = 2, 8, 3
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What a model allows, found by trying.
+
+    Attributes:
+        prefix: Whether blocks can be left out.
+        unembedding: Whether logits can be computed by rows.
+        sites: Kinds of site that are read and edited alike without patterns; empty where attention
+            has to stay as TransformerLens computes it.
+        slices: Whether patterns can be read some queries at a time.
+        sliced_sites: Kinds of site that are read alike while they are.
+        bridges: Whether blocks without patterns are the same without bridges.
+        tuple_length: How long the tuple is that a block puts out; None where it is a tensor.
+    """
+
+    prefix: bool
+    unembedding: bool
+    sites: frozenset[str]
+    slices: bool
+    sliced_sites: frozenset[str]
+    bridges: bool
+    tuple_length: int | None
+
+
+NO_SHORTCUTS = Shortcuts(False, False, frozenset(), False, frozenset(), False, None)
+_known: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Shortcuts]] = WeakKeyDictionary()
+
+
+def shortcuts(model: HookedModel) -> Shortcuts:
+    """The shortcuts that give this model's own numbers."""
+    state = _state(model)
+    known = _known.get(model)
+    if known is None or known[0] != state:
+        known = (state, _try_all(model))
+        _known[model] = known
+    return known[1]
+
+
+def _state(model: HookedModel) -> tuple[Any, ...]:
+    """What a trial holds for: mode, dtype, device, and the weights as they are."""
+    bridge: Any = model
+    weights = {id(p): p for whole in (bridge, model.original_model) for p in whole.parameters()}
+    # An inference tensor counts no versions, and cannot be written outside of inference mode.
+    written = tuple(
+        (key, p.data_ptr(), 0 if p.is_inference() else p._version) for key, p in weights.items()
+    )
+    first = next(iter(weights.values()))
+    code = tuple(type(module).forward for module in model.original_model.modules())
+    modes = ("compatibility_mode", "_weights_processed")
+    return (
+        *(bool(getattr(model, mode, False)) for mode in modes),
+        torch.is_autocast_enabled(first.device.type),
+        first.dtype,
+        first.device,
+        written,
+        code,
+    )
+
+
+def is_free_of(model: HookedModel, sites: Iterable[str], names: Iterable[Any]) -> bool:
+    """Whether hooks of these names are only at the embedding, at the end, or at some sites."""
+    sites, last = list(sites), len(model.blocks) - 1
+    free = {"hook_embed", hook_name("resid_post", last)}
+    free |= {hook_name(site, layer) for site in sites for layer in range(last + 1)}
+    return all(isinstance(name, str) and name in free for name in names)
+
+
+def _try_all(model: HookedModel) -> Shortcuts:
+    """Try each shortcut beside the whole forward."""
+    pool = ordinary_tokens(model)
+    choice = torch.arange(_TRIED_PROMPTS * _TRIED_LENGTH) * 7 % len(pool)
+    tokens = pool[choice].view(_TRIED_PROMPTS, _TRIED_LENGTH).to(model.cfg.device)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        whole = model.run_with_hooks(tokens, fwd_hooks=[])
+        try:
+            with keeping(model, range(len(model.blocks))) as kept:
+                model.run_with_hooks(tokens, fwd_hooks=[])
+        except Exception:  # no blocks where TransformerLens has them elsewhere
+            return NO_SHORTCUTS
+        form = len(kept[0]) if isinstance(kept[0], tuple) else None
+        prefix = _works(_try_prefix, model, tokens, whole, kept)
+        unembedding = prefix and _works(_try_unembedding, model, tokens, whole, form)
+        # In half precision sdpa differs by more than an edit may do.
+        exact = whole.dtype in (torch.float32, torch.float64)
+        sites = _alike(model, tokens, without_patterns) if exact else frozenset()
+        slices = _works(_try_slices, model, tokens, whole)
+        sliced = _alike(model, tokens, _in_some_slices) if slices else frozenset()
+        bridges = bool(sites) and _works(_try_without_bridges, model, tokens)
+    return Shortcuts(prefix, unembedding, sites, slices, sliced, bridges, form)
+
+
+def _alike(model: HookedModel, tokens: Tensor, attention: Callable[..., Any]) -> frozenset[str]:
+    """The sites that are read and edited alike with another attention."""
+    if _works(_try_attention, model, tokens, attention, SITES):
+        return frozenset(SITES)
+    return frozenset(s for s in SITES if _works(_try_attention, model, tokens, attention, (s,)))
+
+
+def _in_some_slices(model: HookedModel) -> AbstractContextManager[None]:
+    """Attention some queries at a time, which nobody reads."""
+    return in_slices(model, [], _TRIED_QUERIES)
+
+
+def _works(trial: Any, *arguments: Any) -> bool:
+    """Whether a trial says so; whatever it raises means no, but for a lack of memory."""
+    try:
+        return bool(trial(*arguments))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
+
+
+def _try_prefix(model: HookedModel, tokens: Tensor, whole: Tensor, kept: dict[int, Any]) -> bool:
+    """Leave out the first block, all but the last, and all, with an edit of what comes next."""
+    last = len(model.blocks)
+    for start in {1, last - 1, last} - {0}:
+        # The first blocks to run get another stream, as under an edit: a block that runs again
+        # after them would then have to put out something else.
+        seen: list[Tensor] = []
+        shift = partial(_keep_and_shift, kept=seen)
+        hooks = [] if start == last else [(hook_name("residual", start), shift)]
+        wanted = whole if start == last else model.run_with_hooks(tokens, fwd_hooks=hooks)
+        with replaced(model, start, kept[start - 1]), without_cache(model):
+            if not _close(model.run_with_hooks(tokens, fwd_hooks=hooks), wanted):
+                return False
+    return True
+
+
+def _try_unembedding(model: HookedModel, tokens: Tensor, whole: Tensor, form: int | None) -> bool:
+    """Compute all logits by rows."""
+    inputs: list[Tensor] = []
+    model.run_with_hooks(tokens, fwd_hooks=[(UNEMBED, partial(keep_input, kept=inputs))])
+    rows = unembed(model, inputs[0].flatten(0, 1), form)
+    return _close(rows.view(whole.shape), whole)
+
+
+def _try_attention(
+    model: HookedModel, tokens: Tensor, attention: Callable[..., Any], sites: Sequence[str]
+) -> bool:
+    """Read and edit kinds of site in the first and the last block, as usual and otherwise."""
+    names = [hook_name(site, layer) for site in sites for layer in (0, len(model.blocks) - 1)]
+    runs = []
+    for context in (nullcontext(), attention(model)):
+        seen: list[Tensor] = []
+        hooks = [(name, partial(_keep_and_shift, kept=seen)) for name in dict.fromkeys(names)]
+        with context:
+            runs.append([model.run_with_hooks(tokens, fwd_hooks=hooks), *seen])
+        if len(seen) != len(hooks):
+            return False
+    return all(_close(free, usual) for usual, free in zip(*runs, strict=True))
+
+
+def _try_slices(model: HookedModel, tokens: Tensor, whole: Tensor) -> bool:
+    """Read every layer's pattern some queries at a time."""
+    layers = range(len(model.blocks))
+    patterns: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    rows: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    hooks = [(hook_name("pattern", n), partial(_keep_pattern, kept=patterns[n])) for n in layers]
+    model.run_with_hooks(tokens, fwd_hooks=hooks)
+
+    def keep(part: Tensor, *, layer: int, first: int) -> None:
+        rows[layer].append(part)
+
+    with in_slices(model, [keep], queries=_TRIED_QUERIES):
+        sliced = model.run_with_hooks(tokens, fwd_hooks=[])
+    pairs = ((torch.cat(rows[n], dim=2), patterns[n][0]) for n in layers)
+    return _close(sliced, whole) and all(_close(found, wanted) for found, wanted in pairs)
+
+
+def _try_without_bridges(model: HookedModel, tokens: Tensor) -> bool:
+    """Pass by every bridge, unless TransformerLens has hooks of its own on some."""
+    if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
+        return False
+    bridges, blocks = bridges_by_block(model), range(len(model.blocks))
+    runs = []
+    for passed in (range(0), blocks):
+        with (
+            without_patterns(model),
+            without_bridges(bridges, passed),
+            keeping(model, blocks) as k,
+        ):
+            logits = model.run_with_hooks(tokens, fwd_hooks=[])
+        streams = [out[0] if isinstance(out, tuple) else out for out in k.values()]
+        runs.append([logits, *streams])
+    return all(torch.equal(usual, direct) for usual, direct in zip(*runs, strict=True))
+
+
+def _keep_pattern(activation: Tensor, hook: Any, *, kept: list[Tensor]) -> None:
+    kept.append(activation)
+
+
+def _keep_and_shift(activation: Tensor, hook: Any, *, kept: list[Tensor]) -> Tensor:
+    """Keep an activation and move it by something of its own size."""
+    kept.append(activation)
+    ramp = torch.linspace(-1, 1, activation.numel(), device=activation.device)
+    return activation + ramp.view(activation.shape).to(activation) * activation.std()
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two tensors are the same but for rounding."""
+    if found.shape != wanted.shape:
+        return False
+    steps = 50 if wanted.dtype in (torch.float32, torch.float64) else 4
+    allowed = steps * torch.finfo(wanted.dtype).eps * float(wanted.abs().max())
+    return float((found - wanted).abs().max()) <= allowed
