@@ -126,11 +126,24 @@ def _control_draws(
     return Array(means, ("metric", "comparison", "draw"))
 
 
-def sentences(result: ExperimentResult, what: str, metrics: Sequence[str]) -> list[str]:
-    """A sentence for each condition and metric: the effect, and whether it exceeds its control."""
+def sentences(
+    result: ExperimentResult,
+    what: str,
+    metrics: Sequence[str],
+    of: Callable[[str], bool] = lambda _: True,
+) -> list[str]:
+    """A sentence for each condition and metric: the effect, and whether it exceeds its control.
+
+    Args:
+        result: The result.
+        what: What was done, without the condition's name.
+        metrics: Which metrics.
+        of: Which conditions.
+    """
     lines = []
     for metric in metrics:
-        for condition in dict.fromkeys(e.condition for e in result.effects if e.metric == metric):
+        named = [e.condition for e in result.effects if e.metric == metric and of(e.condition)]
+        for condition in dict.fromkeys(named):
             rows = [e for e in result.effects if (e.metric, e.condition) == (metric, condition)]
             treatments = [e for e in rows if e.kind == "treatment"]
             strongest = max(treatments, key=lambda e: abs(e.effect))

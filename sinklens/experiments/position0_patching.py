@@ -3,15 +3,19 @@
 Each row is one condition at one layer. What is written is in `sinklens.hooks.position0`; with
 `other_token` every prompt gets another ordinary token, so that the interval covers the choice of
 token. Control at a later position p, one a draw: for `other_token` and `mean_token` the residual at
-p from a run with another token at p, for the others the same edit at p. Units: nats; sink mass is a
-share of attention. An effect at layer l is that of the stream from l on: a patch at an early layer
-also changes what later layers would have written at position 0.
+p from a run with another token at p, for the others the same edit at p. With `places=`, further
+positions are patched, each in the way of the control (`zero:residual@5`): a map over layers and
+positions, of which `screen=True` runs the largest. Units: nats; sink mass is a share of attention.
+An effect at layer l is that of the stream from l on: a patch at an early layer also changes what
+later layers would have written at position 0. Each place counts the predictions after it, so that
+rows of different places are means over different predictions.
 
 Source: the act is named by 2606.06160; the conditions and controls are sinklens's own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +25,7 @@ from torch import Tensor
 
 from ..capabilities import check
 from ..controls import control_positions
-from ..effects import Comparison
+from ..effects import Comparison, EffectSize
 from ..engine import evaluate
 from ..errors import SinklensError, UsageError, unknown_name
 from ..hooks.intervention import seeded
@@ -32,11 +36,12 @@ from ..hooks.position0 import (
     RESIDUAL_ONLY,
     patch_position0,
 )
+from ..metrics import counted_positions
 from ..models import ordinary_tokens
 from ..probes import PositionValues, ResidualNorms
 from ..probes.positions import PartValues, first_token_values
 from ..protocol import HookedModel
-from ..results import ExperimentResult
+from ..results import ExperimentResult, describe
 from ..text import Prompts
 from .comparison import run_comparisons, sentences
 from .registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
@@ -49,25 +54,58 @@ class Position0PatchingConfig(ExperimentConfig):
     Attributes:
         part: `residual`, `key` or `value`, for conditions that do not name theirs (`zero:key`).
         layers: Which layers; empty means all.
+        places: Which positions, if not 0 alone; those besides 0 have no control of their own.
     """
 
     part: str = "residual"
     layers: tuple[int, ...] = ()
+    places: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         """Refuse a part that does not exist."""
         super().__post_init__()
         if self.part not in PARTS:
             raise unknown_name("part", self.part, PARTS)
+        if not self.places or min(self.places) < 0:
+            raise UsageError("places needs at least one position, from 0")
 
 
 DEFAULT_METRICS = ("loss", "kl", "sink_mass")
+PLACE = "@"
+ELSEWHERE = (
+    "Conditions ending in @p patch position p as a control does; they have no control of their own "
+    "and count the predictions after p."
+)
 
 
 def summary(result: ExperimentResult) -> list[str]:
-    """The layer at which each condition does most."""
-    lines = sentences(result, "Patching position 0 with", ["loss"])
-    return (lines + sentences(result, "Patching position 0 with", ["sink_mass"]))[:12]
+    """The layer at which each condition does most, and the place if there are several."""
+    lines = sentences(result, "Patching position 0 with", ["loss"], of=at_position0)
+    lines += [*_other_places(result, "loss")]
+    return (lines + sentences(result, "Patching position 0 with", ["sink_mass"], of=at_position0))[
+        :12
+    ]
+
+
+def at_position0(condition: str) -> bool:
+    """Whether a condition patches position 0."""
+    return PLACE not in condition
+
+
+def _other_places(result: ExperimentResult, metric: str) -> Iterator[str]:
+    """For each condition the largest effect at positions besides 0."""
+    found: dict[str, list[EffectSize]] = {}
+    for row in result.effects:
+        name, _, place = row.condition.partition(PLACE)
+        if place and (row.metric, row.kind) == (metric, "treatment"):
+            found.setdefault(name, []).append(row)
+    for name, rows in found.items():
+        largest = max(rows, key=lambda row: abs(row.effect))
+        place = largest.condition.partition(PLACE)[2]
+        yield (
+            f"At other positions {name} does most at position {place}, L{largest.layer} (of "
+            f"{len(rows)} rows): {metric} {describe(largest)}."
+        )
 
 
 @experiment(
@@ -108,11 +146,14 @@ def position0_patching(
 
     conditions, left_out = choose_conditions(config, defaults, refusal)
     metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=True)
+    for place in config.places:
+        counted_positions(prompts.length, place, config.positions)  # or says that none is left
     positions = control_positions(prompts.length, config.draws, config.seed, config.positions)
-    values = PatchValues(model, prompts, config, layers, conditions, positions)
+    values = PatchValues(model, prompts, config, layers, conditions, positions, config.places)
     comparisons = [
-        values.comparison(*parse_condition(condition), layer)
+        values.comparison(*parse_condition(condition), layer, place)
         for condition in conditions
+        for place in dict.fromkeys(config.places)
         for layer in layers
     ]
     return run_comparisons(
@@ -123,6 +164,7 @@ def position0_patching(
         comparisons,
         metrics,
         left_out={**left_out, **missing},
+        notes=[ELSEWHERE] if any(config.places) else [],
         draws=values.drawn,
         extra_forwards=values.forwards,
     )
@@ -139,6 +181,7 @@ class PatchValues:
         layers: list[int],
         conditions: list[str],
         positions: list[int],
+        places: Sequence[int] = (0,),
     ) -> None:
         """Read what is written.
 
@@ -149,11 +192,12 @@ class PatchValues:
             layers: The layers that are patched.
             conditions: What is written, with its part (`other_token:key`).
             positions: The control's position in each draw.
+            places: The positions of the treatments.
         """
         self._model, self._config = model, config
         parts = sorted({parse_condition(condition)[1] for condition in conditions})
         names = {parse_condition(condition)[0] for condition in conditions}
-        self._positions = positions
+        self._positions, self._places = positions, [place for place in places if place]
         self.drawn: dict[str, Any] = {"control_positions": self._positions}
         self._other: PartValues = {}
         if "other_token" in names:
@@ -178,7 +222,7 @@ class PatchValues:
         self, prompts: Prompts, parts: list[str], layers: list[int], names: set[str]
     ) -> None:
         """Norms, and what edited positions put out themselves, from one clean run."""
-        places = sorted({0, *self._positions})
+        places = sorted({0, *self._positions, *self._places})
         outputs = {place: PositionValues(self._model, ["z"], layers, place) for place in places}
         norms = ResidualNorms(self._model)
         needs_outputs = parts != ["residual"]
@@ -198,31 +242,42 @@ class PatchValues:
     def _read_control_runs(
         self, prompts: Prompts, parts: list[str], layers: list[int], names: set[str]
     ) -> None:
-        """What a later position holds in a run with another token there, one run a draw."""
+        """What later positions hold in runs with another token there, a run a draw and place."""
         self._control: list[PartValues] = []
+        self._there: dict[int, PartValues] = {}
         if not names & {"other_token", "mean_token"}:
             return
-        for draw, place in enumerate(self._positions):
+
+        def read(place: int, label: str, drawn: str) -> PartValues:
             tokens = prompts.tokens.clone()
             tokens[:, place] = _other_tokens(
-                self._model, prompts.tokens, place, self._config.seed, f"control{draw}"
+                self._model, prompts.tokens, place, self._config.seed, label
             )
-            self.drawn.setdefault("control_tokens", []).append(tokens[:, place].tolist())
+            self.drawn.setdefault(drawn, []).append(tokens[:, place].tolist())
             probe = PositionValues(self._model, parts, layers, place)
             # Causal: nothing after the place can matter, so the prompts end there.
             cut = replace(prompts, tokens=tokens[:, : place + 1], answers=None)
             self.forwards += evaluate(
                 self._model, cut, [], [], probes=[probe], **self._config.for_engine()
             ).forwards
-            self._control.append(probe.compute())
+            return probe.compute()
 
-    def comparison(self, with_: str, part: str, layer: int) -> Comparison:
-        """The treatment of one condition at one layer, and its control."""
+        for draw, place in enumerate(self._positions):
+            self._control.append(read(place, f"control{draw}", "control_tokens"))
+        for place in self._places:
+            self._there[place] = read(place, f"place{place}", "place_tokens")
+
+    def comparison(self, with_: str, part: str, layer: int, place: int = 0) -> Comparison:
+        """The treatment of one condition at one layer and place; at position 0 with its control."""
         random_draws = max(1, self._config.draws) if with_ == "redirected" else 1
+        written = self._written(with_, part, layer)
+        if place and with_ in ("other_token", "mean_token"):
+            written = self._there[place][part, layer]
         treatment = [
-            self._patch(with_, part, layer, 0, draw, self._written(with_, part, layer))
-            for draw in range(random_draws)
+            self._patch(with_, part, layer, place, draw, written) for draw in range(random_draws)
         ]
+        if place:
+            return Comparison(f"{with_}:{part}{PLACE}{place}", treatment)
         control = []
         for draw, place in enumerate(self._positions):
             written = self._written(with_, part, layer)

@@ -1,9 +1,10 @@
 """Screening: rank many rows by a cheap estimate and run only the largest exactly.
 
-The estimate is first-order (`engine/screening.py`). Rows of one condition compete with each other;
-the `top` with the largest mean estimate over prompts, by size, are run. The result keeps all
-estimates and says how well the two agree in rank, among the rows that were run. What is run was
-chosen on the same prompts that it is tested on, so p and q of these rows are too small.
+The estimate is first-order (`engine/screening.py`). Rows of one kind of edit compete with each
+other, over heads, layers and positions; the `top` with the largest mean estimate over prompts, by
+size, are run. The result keeps all estimates and says how well the two agree in rank, among the
+rows that were run. What is run was chosen on the same prompts that it is tested on, so p and q of
+these rows are too small.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def rank(
     comparisons: Sequence[Comparison],
     metrics: Sequence[Metric],
 ) -> Ranking:
-    """Estimate every comparison's treatment and choose the largest of each condition.
+    """Estimate every comparison's treatment and choose the largest of each kind of edit.
 
     Raises:
         UsageError: There is nothing to rank, or no metric that can be estimated.
@@ -110,9 +111,11 @@ def rank(
     ).mean(1)
     owners = torch.tensor([i for i, one in enumerate(comparisons) for _ in one.treatment])
     means = torch.stack([values[owners == i].mean() for i in range(len(comparisons))])
+    # An edit's name leaves out where it is done: layer, head and position.
+    kinds = [one.treatment[0].name for one in comparisons]
     kept: set[int] = set()
-    for condition in dict.fromkeys(one.condition for one in comparisons):
-        same = [i for i, one in enumerate(comparisons) if one.condition == condition]
+    for kind in dict.fromkeys(kinds):
+        same = [i for i, other in enumerate(kinds) if other == kind]
         largest = means[same].abs().topk(min(config.top, len(same))).indices
         kept |= {same[i] for i in largest.tolist()}
     return Ranking(

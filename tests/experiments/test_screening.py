@@ -101,6 +101,89 @@ def test_only_the_largest_rows_run_and_both_values_are_reported() -> None:
     assert any("p and q are too small" in line for line in screened.notes())
 
 
+def test_positions_and_layers_are_ranked_together() -> None:
+    """Of all positions and layers the largest run; a plain forward agrees with what they do."""
+    model = sinklens.load("rope")
+    prompts = sinklens.prompts(model, n=3, length=16)
+    run = partial(
+        sinklens.run,
+        "position0_patching",
+        model,
+        prompts,
+        conditions=("zero", "other_token"),
+        places=tuple(range(14)),
+        metrics=("loss",),
+        draws=0,
+        progress=False,
+    )
+    found = run(screen=True, top=4)
+    rows = [e for e in found.effects if e.kind == "treatment"]
+    said = found.settings["screening"]
+    assert len(said["ranked"]) == 2 * 14 * 6 and said["run"] == len(rows) == 8
+    guesses = dict(
+        zip(said["ranked"], found.arrays["screening_estimates"].values.tolist(), strict=True)
+    )
+    zero = [name for name in guesses if name.startswith("zero")]
+    largest = sorted(zero, key=lambda name: -abs(guesses[name]))[:4]
+    assert {f"{e.condition} L{e.layer}" for e in rows if "zero" in e.condition} == set(largest)
+    for row in rows:
+        name, _, place = row.condition.partition("@")
+        at, wrote = int(place or 0), prompts.tokens.clone()
+        with torch.no_grad():
+            written = torch.zeros(())
+            if name.startswith("other_token"):
+                drawn = found.settings["draws_made"]
+                others = drawn["place_tokens"][at - 1] if at else drawn["other_tokens"]
+                wrote[:, at] = torch.tensor(others)
+                _, cache = model.run_with_cache(wrote)
+                written = cache[hook_name("residual", row.layer)][:, at]
+            losses = [
+                model.run_with_hooks(
+                    prompts.tokens, fwd_hooks=hooks, return_type="loss", loss_per_token=True
+                )[:, at + 1 :].mean()
+                for hooks in (
+                    [],
+                    [(hook_name("residual", row.layer), partial(put, position=at, values=written))],
+                )
+            ]
+        assert row.effect == pytest.approx(float(losses[1] - losses[0]), abs=1e-5)
+    with pytest.raises(sinklens.SinklensError, match="no predictions are left"):
+        run(places=(15,))
+
+
+def put(residual: Tensor, hook: Any, *, position: int, values: Tensor) -> Tensor:
+    edited = residual.clone()
+    edited[:, position] = values
+    return edited
+
+
+def test_the_estimate_of_a_later_position_is_the_slope_of_its_effect() -> None:
+    """A small edit at p moves the mean of the predictions from p on by what the estimate says."""
+    model = families.boot("llama")
+    prompts = random_prompts(3)
+    place, size = 5, 1e-2
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(0))
+
+    def shift(residual: Tensor, hook: Any) -> Tensor:
+        return put(residual, hook, position=place, values=residual[:, place] + size * direction)
+
+    name = hook_name("residual", 1)
+    edit = Intervention("shift", "residual", 1, [(name, shift)], position=place)
+    guess = estimate(model, prompts, [edit], METRICS["loss"])[0]
+    with torch.no_grad():
+        clean, edited = (
+            torch.nn.functional.cross_entropy(
+                model.run_with_hooks(prompts.tokens, fwd_hooks=hooks)[:, :-1].transpose(1, 2),
+                prompts.tokens[:, 1:],
+                reduction="none",
+            )
+            for hooks in ([], [(name, shift)])
+        )
+    # From p on, over the number of predictions after p that count (the last has no target).
+    wanted = (edited - clean)[:, place:].sum(1) / (12 - place - 2)
+    torch.testing.assert_close(guess, wanted, rtol=0.05, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("experiment", "settings", "message"),
     [
