@@ -36,8 +36,10 @@ class EffectSize:
     Attributes:
         metric: What was measured.
         condition: Under what.
-        kind: `treatment` or `control` (edited against clean), `contrast` (the treatment's effect
-            against the control's), `measurement` (a value beside its analytic null) or `null`.
+        kind: `treatment` or `control` (edited against clean), `measurement` (a value beside its
+            analytic null), `null` (an empirical one; the control of a measurement is the same
+            elsewhere, beside its own null) or `contrast` (how much more the treatment does than the
+            control, or how much further a value is from its null than a control or null is).
         layer: The layer, where the row is about one.
         head: The query head, where the row is about one.
         queries: The range of queries, such as `1:8`, where the row is about one.

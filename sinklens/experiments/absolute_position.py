@@ -42,7 +42,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..capabilities import Capabilities, check
@@ -170,11 +170,14 @@ def absolute_position(
     announce("absolute_position", _forwards(config, conditions, layers), prompts, config.progress)
 
     splitting = LogSplit(model)
-    reading = {key: SinkReadouts(model, key) for key in (0, *sorted(set(positions)))}
+    reading = {(0, 0): SinkReadouts(model)}
+    for place in positions:
+        reading |= {(key, place): SinkReadouts(model, key, place) for key in (place, 0)}
     probes: list[Any] = [splitting, *reading.values()]
     evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
     split = splitting.compute()
-    readouts = {key: probe.compute() for key, probe in reading.items()}
+    readouts = {at: probe.compute() for at, probe in reading.items()}
+    pairs = [(readouts[place, place], readouts[0, place]) for place in positions]
     error = float(split.error.max())
     if not error <= SPLIT_ERROR.get(model.cfg.dtype, HALF_PRECISION_ERROR):
         raise SinklensError(
@@ -194,7 +197,7 @@ def absolute_position(
         offsets = _occurring(values.offsets[..., number], number)
         masks[keys] = CausalMask(offsets, windows, split.sink_logit)
         shuffled[keys] = [
-            CausalMask(offsets[..., order], windows, split.sink_logit)
+            CausalMask(offsets.gather(-1, order.expand_as(offsets)), windows, split.sink_logit)
             for order in _orders(offsets.shape[-1], windows, config)
         ]
     comparisons, drawn, forwards = _comparisons(
@@ -231,9 +234,9 @@ def absolute_position(
         "draws_made": {**drawn, "control_positions": positions, "layers": layers},
     }
     rows = [
-        *tables.shares(sets, clean, moved),
+        *tables.shares(sets, clean, moved, config.seed),
         *tables.mask(masks, shuffled, clean, sets, window, config.seed),
-        *tables.heads(readouts, positions, prompts.length, windows, config.seed),
+        *tables.heads(readouts[0, 0], pairs, prompts.length, windows, config.seed),
         *([] if told is None else tables.first_token(told, config.seed)),
         *tables.edits(runs, sets, clean, moved, config.seed),
     ]
@@ -242,7 +245,7 @@ def absolute_position(
         model,
         prompts,
         with_q_values(rows),
-        arrays=tables.arrays(sets, clean, runs, masks, readouts[0], told),
+        arrays=tables.arrays(sets, clean, runs, masks, readouts[0, 0], told),
         settings=settings,
         fired=reader.fired,
         forwards=1 + reader.forwards + forwards,
@@ -368,18 +371,25 @@ def _comparisons(
     return made, drawn, forwards
 
 
-def _orders(size: int, windows: Sequence[int], config: AbsolutePositionConfig) -> list[Tensor]:
-    """The order of offsets in each draw of the mask's control; those that windows hide stay."""
-    visible = min(size, *windows)
-    return [
-        torch.cat(
-            [
-                torch.from_numpy(seeded(config.seed, "offsets", draw).permutation(visible)),
-                torch.arange(visible, size),
-            ]
-        )
-        for draw in range(config.draws)
-    ]
+def _orders(
+    size: int, windows: Sequence[int], config: AbsolutePositionConfig
+) -> list[Int[Tensor, "layer 1 offset"]]:
+    """The order of offsets in each draw of the mask's control; those that a window hides stay."""
+    orders = []
+    for draw in range(config.draws):
+        by_window = {
+            window: torch.from_numpy(
+                seeded(config.seed, "offsets", draw, window).permutation(min(size, window))
+            )
+            for window in windows
+        }
+        orders.append(torch.stack([_padded(by_window[w], size) for w in windows])[:, None])
+    return orders
+
+
+def _padded(order: Int[Tensor, " visible"], size: int) -> Int[Tensor, " offset"]:
+    """An order of the first offsets with the others behind it."""
+    return torch.cat([order, torch.arange(len(order), size)])
 
 
 def _occurring(

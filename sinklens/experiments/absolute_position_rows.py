@@ -53,7 +53,9 @@ def _measured(
     return paired_row(metric, condition, kind, values, nulls, unit=unit, queries=queries)
 
 
-def shares(sets: PairSets, clean: Components, moved: Mapping[str, Components]) -> Iterator[Row]:
+def shares(
+    sets: PairSets, clean: Components, moved: Mapping[str, Components], seed: int
+) -> Iterator[Row]:
     """The residual-stream component by range of queries, with its empirical null; depth trend."""
     share = "share of the variance"
     for keys in KEYS:
@@ -61,9 +63,18 @@ def shares(sets: PairSets, clean: Components, moved: Mapping[str, Components]) -
             number = sets.number(label, keys)
             yield _measured("residual_share", keys, clean.share(number), 0.0, share, label)
         for label in dict.fromkeys((sets.labels[0], sets.labels[-1])):
-            versions = moved[keys].share(sets.number(label, keys))
-            yield _measured(
-                "residual_share", f"{keys}:moved", versions, 0.0, share, label, kind="null"
+            number = sets.number(label, keys)
+            null, named = moved[keys].share(number), ("residual_share", f"{keys}:moved")
+            yield _measured(*named, null, 0.0, share, label, kind="null")
+            yield paired_row(
+                *named,
+                "contrast",
+                by_prompt(clean.share(number)),
+                by_prompt(null),
+                unit=share,
+                queries=label,
+                tested=True,
+                seed=seed,
             )
     longest = sets.labels[-1]
     for keys in KEYS:
@@ -145,8 +156,8 @@ def _over_heads(values: Tensor) -> Tensor:
 
 
 def heads(
-    readouts: Mapping[int, SinkReadoutValues],
-    positions: Sequence[int],
+    readouts: SinkReadoutValues,
+    pairs: Sequence[tuple[SinkReadoutValues, SinkReadoutValues]],
     length: int,
     windows: Sequence[int],
     seed: int,
@@ -154,36 +165,37 @@ def heads(
     """How many heads read position 0, by weight and by what it brings in, beside a later key.
 
     Nulls: uniform attention, whose heads all have the same weight; and for the readout uniform
-    attention over values of the same norm that have nothing to do with each other, where a key
+    attention over values of the same norm that have nothing to do with each other, where key 0
     brings in 1 / sqrt(i + 1) of what a query writes.
 
     Args:
-        readouts: By key, for position 0 and the control's positions.
-        positions: The control's position in each draw.
+        readouts: What heads read at position 0.
+        pairs: For each draw of the control, what they read there and at position 0 at the queries
+            after it.
         length: Positions in each prompt.
         windows: By layer, how many keys a query sees.
         seed: Decides the resamples of the tests.
     """
-    for condition in SinkReadoutValues._fields:
-        shares, nulls = {}, {}
-        for key, values in readouts.items():
-            found = getattr(values, condition)
-            shares[key] = (found > SHOWN_WEIGHT).double().mean((1, 2)).numpy()
-            null = np.mean([uniform_sink_mass(length, window=w, key=key) for w in windows])
-            if condition == "readout":
-                null = np.mean(1 / np.sqrt(np.arange(key + 2, length + 1)))
-            nulls[key] = float(null > SHOWN_WEIGHT)
-        control = np.mean([shares[place] for place in positions], 0) if positions else None
-        measured = paired_row(
-            "sink_reading_heads",
-            f"{condition}>{SHOWN_WEIGHT}",
-            "measurement",
-            shares[0],
-            np.full_like(shares[0], nulls[0]),
-            unit="share of heads",
-        )
-        there = float(np.mean([nulls[place] for place in positions])) if positions else 0.0
-        yield from _with_control(measured, control, there, seed, len(positions))
+    uniform = np.mean([uniform_sink_mass(length, window=w) for w in windows])
+    random = float(np.mean(1 / np.sqrt(np.arange(2, length + 1))))
+    unit = "share of heads"
+    for field, null in (("weight", uniform), ("readout", random)):
+
+        def share(of: SinkReadoutValues, field: str = field) -> Values:
+            reading: Tensor = getattr(of, field) > SHOWN_WEIGHT
+            return np.asarray(reading.double().mean((1, 2)))
+
+        named = ("sink_reading_heads", f"{field}>{SHOWN_WEIGHT}")
+        mine = share(readouts)
+        nulls = np.full_like(mine, float(null > SHOWN_WEIGHT))
+        yield paired_row(*named, "measurement", mine, nulls, unit=unit)
+        if pairs:
+            there, here = (
+                np.mean([share(one) for one in side], 0) for side in zip(*pairs, strict=True)
+            )
+            how: dict[str, Any] = {"unit": unit, "n_draws": len(pairs)}
+            yield paired_row(*named, "control", there, 0 * there, **how)
+            yield paired_row(*named, "contrast", here, there, tested=True, seed=seed, **how)
 
 
 def first_token(told: Fingerprint, seed: int) -> Iterator[Row]:

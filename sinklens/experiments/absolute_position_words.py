@@ -36,7 +36,8 @@ def _components(result: ExperimentResult, rows: Rows) -> Iterator[str]:
         for keys, words in (("without_key0", "without key 0"), ("all_keys", "with it")):
             row = rows["residual_share", keys, "measurement", label]
             null = rows["residual_share", f"{keys}:moved", "null", label]
-            said.append(f"{row.value:.0%} {words} ({_moved(row, null)})")
+            contrast = rows["residual_share", f"{keys}:moved", "contrast", label]
+            said.append(f"{row.value:.0%} {words} ({_moved(row, null, contrast)})")
         yield (
             f"Queries {label}: of the variance of mean logits, {' and '.join(said)} is no function "
             "of the offset."
@@ -61,7 +62,7 @@ def _components(result: ExperimentResult, rows: Rows) -> Iterator[str]:
 
 
 def _beside_control(rows: Rows, row: EffectSize, what: str, digits: str) -> str:
-    """Whether a figure is further from its null than its control is, where there is one."""
+    """Whether a figure is more than its control, where there is one."""
     control, contrast = (
         rows.get((row.metric, row.condition, kind, row.queries)) for kind in ("control", "contrast")
     )
@@ -72,9 +73,10 @@ def _beside_control(rows: Rows, row: EffectSize, what: str, digits: str) -> str:
     return f", {told} {what} ({digits.format(control.value)})"
 
 
-def _moved(row: EffectSize, null: EffectSize) -> str:
+def _moved(row: EffectSize, null: EffectSize, contrast: EffectSize) -> str:
     """A share beside what is left of it when logits are moved along their diagonals."""
-    above = row.ci_low is not None and row.ci_low > max(0.0, null.value)
+    ends = (row.ci_low, contrast.ci_low)
+    above = all(end is not None and end > 0 for end in ends)
     return f"{'above' if above else 'not above'} the null, {null.value:.0%}"
 
 
@@ -247,12 +249,22 @@ def notes(
         "All shares are averages over layers, without layer 0."
     )
     if not draws:
-        said.append("No controls and no contrasts: draws is 0.")
+        said.append("No controls, and contrasts with the null alone: draws is 0.")
     elif positions:
         said.append(
-            "Controls are the same edits at a later position, read at queries after it; their "
-            "contrasts read the treatment on the same pairs."
+            "Controls: of edits the same at a later position, read at queries after it, and their "
+            "contrasts read the treatment on the same pairs; of heads a later key at queries after "
+            "it; of the fingerprint a token at a later position; of the mask the same mean logits "
+            "with their offsets shuffled."
         )
+    else:
+        said.append(
+            "No later position is left for controls; that of the mask has its offsets shuffled."
+        )
+    said.append(
+        "The estimators are a reconstruction: 2606.06160 names the components, and its formulas "
+        "were not at hand."
+    )
     return said
 
 

@@ -1,22 +1,25 @@
-"""Traits of a model that training brings about, each beside a null and a control.
+"""Traits of a model that training brings about, each beside a null and something to set against it.
 
-    sink_mass        attention of later queries to position 0; null: uniform attention
+    sink_mass        mean weight of key 0 over later queries; null: uniform attention
     value_drain      norm of the value at position 0 over the mean one of later positions, mean over
-                     layers and heads (2410.13835); falls where sinks read nothing; null: 1
+                     layers and heads; falls where sinks read nothing; null: 1
     spike            largest entry of the stream over the median one; null: Gaussian entries
     largest_column   mean attention that the most attended key gets, head average by layer, keys up
                      to T / 2 (a central frame, 2508.02546); null: uniform attention
 
-The control is the same at a later position p, in 1 .. T / 4: what the key at p gets, its own query
-included (for `sink_mass` and `largest_column` alike, since another column is what both would be
-without a sink), the norm of its value, the largest entry at p. Each control has a null of its own.
-What it cannot show: a key near the front gets more under any causal mask, which the null takes into
-account only where attention is uniform.
+`value_drain` follows 2410.13835, which takes the value behind W_O; here it is the value itself.
+
+Set against them: for the first three the same at a later position p, in 1 .. T / 4 (its weight over
+the queries after it; its value; the largest entry at p against the largest at position 0, over the
+same streams), for `largest_column` the same of attention whose rows are permuted among the keys
+that a query sees, since the largest of many columns was chosen. Each has a null of its own. What it
+cannot show: a key near the front gets more under any causal mask, which a null takes into account
+only where attention is uniform.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +27,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..capabilities import check
+from ..attention_graphs import received
+from ..capabilities import Capabilities, check
 from ..controls import (
     control_positions,
     gaussian_peak_ratio,
@@ -33,13 +37,37 @@ from ..controls import (
 )
 from ..engine import evaluate
 from ..metrics import mean_sink_mass
-from ..probes import PositionValues, ResidualPeaks, SinkScores, ValueNorms
+from ..probes import KeyMass, PositionValues, ResidualPeaks, SinkScores, ValueNorms
+from ..probes.patterns import ROW_PERMUTED, MeanPatterns, PatternReader
 from ..protocol import HookedModel
 from ..text import Prompts
 from .registry import ExperimentConfig
 
 TRAITS = ("sink_mass", "value_drain", "spike", "largest_column")
+LATER = "later_position"
 Values = Float[np.ndarray, " prompt"]
+
+
+class Other(NamedTuple):
+    """What a trait is set against.
+
+    Attributes:
+        name: What it is: `later_position`, `row_permuted` or `random_weights`.
+        kind: Of its row: `control` or `null`.
+        values: One number a prompt, mean over draws.
+        null: What no mechanism would give there.
+        own: What it is compared with, where that is not the trait itself.
+        own_null: The null of that.
+        draws: Draws that were averaged.
+    """
+
+    name: str
+    kind: str
+    values: Values
+    null: float
+    own: Values
+    own_null: float
+    draws: int
 
 
 class Trait(NamedTuple):
@@ -50,104 +78,140 @@ class Trait(NamedTuple):
         null: What no mechanism would give.
         unit: The unit.
         side: Where the trait lies once it has appeared: 1 above the null, -1 below, 0 either.
-        control: The same at a later position, mean over draws; None where there is none.
-        control_null: What no mechanism would give there.
+        others: What it is set against.
     """
 
     values: Values
     null: float
     unit: str
     side: int
-    control: Values | None = None
-    control_null: float = 0.0
+    others: tuple[Other, ...] = ()
 
 
 def read_traits(
     model: HookedModel, prompts: Prompts, config: ExperimentConfig, wanted: Sequence[str]
 ) -> dict[str, Trait]:
     """The traits of one model, in one forward."""
-    capabilities = check(model)
-    length, width, layers = prompts.length, int(model.cfg.d_model), int(model.cfg.n_layers)
-    places = control_positions(length, config.draws, config.seed)
+    capabilities, length = check(model), prompts.length
     sinks, norms, peaks = SinkScores(model), ValueNorms(model), ResidualPeaks(model)
-    drained = {p: PositionValues(model, ["value"], range(layers), p) for p in set(places)}
-    streams = {p: PositionValues(model, ["residual"], range(layers), p) for p in set(places)}
-    probes: list[Any] = [sinks, norms, peaks, *drained.values(), *streams.values()]
-    evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
-
-    scores, values, stream = sinks.compute(), norms.compute(), peaks.compute()
-    windows = [None if w is None or w >= length else w for w in capabilities.windows]
-    causal = capabilities.causal
-    masses = [uniform_sink_mass(length, window=w, causal=causal) for w in windows]
-    uniform = np.mean(
-        [uniform_sink_scores(length, window=w, causal=causal) for w in windows], axis=0
-    )
-    largest = np.mean(
-        [
-            uniform_sink_scores(length, window=w, causal=causal)[: length // 2 + 1].max()
-            for w in windows
-        ]
-    )
-    columns = scores.scores.mean(2)
+    evaluate(model, prompts, [], [], probes=[sinks, norms, peaks], **config.for_engine())
+    scores, values, ratio = sinks.compute(), norms.compute(), peaks.compute().ratio
+    half = length // 2 + 1
+    uniform = [
+        uniform_sink_scores(length, window=window, causal=capabilities.causal)[:half].max()
+        for window in _windows(capabilities, length)
+    ]
+    columns = scores.scores.mean(2)[..., :half].amax(-1).mean(1)
+    entries = ratio.shape[1] * length * int(model.cfg.d_model)
     attention = "share of attention"
-    received = _over_draws(places, lambda p: columns[..., p].mean(1))
-    at_places = float(uniform[places].mean()) if places else 0.0
     traits = {
         "sink_mass": Trait(
-            _array(mean_sink_mass(scores)),
-            float(np.mean(masses)),
-            attention,
-            1,
-            received,
-            at_places,
+            _array(mean_sink_mass(scores)), _uniform_mass(capabilities, length, 0), attention, 1
         ),
         "value_drain": Trait(
             _array((values.position0 / values.others).flatten(1).mean(1)),
             1.0,
             "times later positions",
             -1,
-            _over_draws(places, lambda p: _drain(drained[p].compute(), values.others)),
-            1.0,
         ),
-        "spike": Trait(
-            _array(stream.ratio.amax(1)),
-            gaussian_peak_ratio(stream.ratio.shape[1] * length * width),
-            "times the median",
-            1,
-            _over_draws(places, lambda p: _peak(streams[p].compute(), stream.median)),
-            gaussian_peak_ratio(layers * width),
-        ),
-        "largest_column": Trait(
-            _array(columns[..., : length // 2 + 1].amax(-1).mean(1)),
-            float(largest),
-            attention,
-            1,
-            received,
-            at_places,
-        ),
+        "spike": Trait(_array(ratio.amax(1)), gaussian_peak_ratio(entries), "times the median", 1),
+        "largest_column": Trait(_array(columns), float(np.mean(uniform)), attention, 1),
     }
     return {name: traits[name] for name in wanted}
 
 
-def _over_draws(places: Sequence[int], read: Any) -> Values | None:
-    """The mean over the draws of a position, by prompt."""
-    return _array(torch.stack([read(p) for p in places]).mean(0)) if places else None
+def with_others(
+    traits: Mapping[str, Trait], model: HookedModel, prompts: Prompts, config: ExperimentConfig
+) -> dict[str, Trait]:
+    """The traits of a model with what each is set against; as they are where draws is 0."""
+    capabilities, length = check(model), prompts.length
+    places = control_positions(length, config.draws, config.seed)
+    if not config.draws:
+        return dict(traits)
+    layers = range(capabilities.n_layers)
+    masses, norms, peaks = KeyMass(model, places), ValueNorms(model), ResidualPeaks(model)
+    everywhere = {p: _AtPosition(model, p) for p in {0, *places}}
+    reader = PatternReader(
+        model, capabilities, prompts.tokens, draws=config.draws, seed=config.seed
+    )
+    columns = MeanPatterns(model, reader, [largest_column], uniform=False)
+    reading = [probe for one in everywhere.values() for probe in one.probes]
+    probes: list[Any] = [masses, norms, peaks, columns, *reading]
+    evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
+    received_by, usual, medians = masses.compute(), norms.compute().others, peaks.compute().median
+    spike_null = gaussian_peak_ratio((len(layers) + 1) * int(model.cfg.d_model))
+    at_0 = _array(everywhere[0].peak(medians))
+
+    def later(
+        trait: Trait, read: Callable[[int], Tensor], null: float, own: Values, own_null: float
+    ) -> Trait:
+        if not places:
+            return trait
+        values = _array(torch.stack([read(p) for p in places]).mean(0))
+        other = Other(LATER, "control", values, null, own, own_null, len(places))
+        return trait._replace(others=(other,))
+
+    def beside(name: str, trait: Trait) -> Trait:
+        if name == "sink_mass":
+            null = float(np.mean([_uniform_mass(capabilities, length, p) for p in places or [0]]))
+            return later(
+                trait, lambda p: received_by[p].mean((1, 2)), null, trait.values, trait.null
+            )
+        if name == "value_drain":
+            return later(trait, lambda p: everywhere[p].drain(usual), 1.0, trait.values, 1.0)
+        if name == "spike":
+            return later(trait, lambda p: everywhere[p].peak(medians), spike_null, at_0, spike_null)
+        drawn = _array(columns.compute()[ROW_PERMUTED, "largest"].mean((1, 2)))
+        other = Other(
+            ROW_PERMUTED, "null", drawn, trait.null, trait.values, trait.null, config.draws
+        )
+        return trait._replace(others=(other,))
+
+    return {name: beside(name, trait) for name, trait in traits.items()}
 
 
-def _drain(
-    values: dict[tuple[str, int], Tensor], others: Float[Tensor, "prompt layer head"]
-) -> Float[Tensor, " prompt"]:
-    """Norm of the value at a position over the mean one of later positions."""
-    here = torch.stack([one.float().norm(dim=-1) for one in values.values()], 1)
-    return (here / others).flatten(1).mean(1)
+def largest_column(pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Tensor]:
+    """The mean attention of the most attended key among those up to T / 2."""
+    half = pattern.shape[-1] // 2 + 1
+    return {"largest": received(pattern, visible)[..., :half].amax(-1)}
 
 
-def _peak(
-    streams: dict[tuple[str, int], Tensor], medians: Float[Tensor, "prompt site"]
-) -> Float[Tensor, " prompt"]:
-    """The largest entry at a position over the median one of the stream entering the same block."""
-    here = torch.stack([one.float().abs().amax(-1) for one in streams.values()], 1)
-    return (here / medians[:, : here.shape[1]]).amax(1)
+class _AtPosition:
+    """Values and streams at one position, reduced to one number a prompt."""
+
+    def __init__(self, model: HookedModel, position: int) -> None:
+        layers = range(int(model.cfg.n_layers))
+        self._values = PositionValues(model, ["value"], layers, position)
+        self._streams = PositionValues(model, ["residual"], layers, position)
+        self._last = PositionValues(model, ["resid_post"], layers[-1:], position)
+        self.probes = [self._values, self._streams, self._last]
+
+    def drain(self, usual: Float[Tensor, "prompt layer head"]) -> Float[Tensor, " prompt"]:
+        """Norm of the value over the mean one of later positions."""
+        values = self._values.compute().values()
+        here = torch.stack([one.float().norm(dim=-1) for one in values], 1)
+        return (here / usual).flatten(1).mean(1)
+
+    def peak(self, medians: Float[Tensor, "prompt site"]) -> Float[Tensor, " prompt"]:
+        """The largest entry over the median one of the same stream."""
+        streams = [*self._streams.compute().values(), *self._last.compute().values()]
+        here = torch.stack([one.float().abs().amax(-1) for one in streams], 1)
+        return (here / medians).amax(1)
+
+
+def _windows(capabilities: Capabilities, length: int) -> list[int | None]:
+    """By layer how many keys a query sees, None for all of them."""
+    return [None if w is None or w >= length else w for w in capabilities.windows]
+
+
+def _uniform_mass(capabilities: Capabilities, length: int, key: int) -> float:
+    """The weight of a key over the queries after it under uniform attention, mean over layers."""
+    windows = _windows(capabilities, length)
+    found = [
+        uniform_sink_mass(length, window=window, causal=capabilities.causal, key=key)
+        for window in windows
+    ]
+    return float(np.mean(found))
 
 
 def _array(values: Tensor) -> Values:

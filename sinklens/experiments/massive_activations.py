@@ -3,8 +3,9 @@
 Found without being told where (`spike_search`): the largest entries of the stream after every
 sub-block, the channels and positions that hold them, and the sub-blocks that write and remove them.
 Beside each figure stands its null: of Gaussian entries the largest would be about 6 times the
-median one, and of the random shares of 2 L sub-blocks in an entry the largest, which is the one
-named, (1 + 1/2 + .. + 1/2L) / 2L. All above 10 % are named.
+median one; where n sub-blocks write random shares of the peak, or take random shares away of what
+goes after it, the largest, which is the one named, has (1 + 1/2 + .. + 1/n) / n on average. Shares
+can be negative, which random ones are not. All above 10 % are named.
 
 Then the massive entries of the stream behind the step-up are edited:
 
@@ -62,7 +63,7 @@ from ..protocol import HookedModel
 from ..results import Array, ExperimentResult, describe
 from ..text import Prompts
 from . import spike_search
-from .comparison import beside_null, run_comparisons
+from .comparison import ROUNDING, beside_null, run_comparisons
 from .registry import ExperimentConfig, choose_metrics, experiment
 from .spike_edits import EDITS, EQUAL_NORM, SpikeEdits, crowded
 from .spike_search import Spikes, find_spikes
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
 CONDITIONS = (*EDITS, *(f"{edit}{EQUAL_NORM}" for edit in EDITS))
 DEFAULT_CONDITIONS = (*EDITS, f"zero{EQUAL_NORM}", f"flipped_mean{EQUAL_NORM}")
 DEFAULT_METRICS = ("loss", "kl", "sink_mass", "sink_rate")
+OURS = "Ours, and not the papers': the scale-free criterion, how a step is found, first_token_mean."
 CRITERIA = ("absolute:layer_median", "absolute:token_median", "scale_free")
 
 
@@ -177,7 +179,7 @@ def massive_activations(
         metrics,
         left_out={**left_out, **missing},
         measured=_measured(model, prompts, spikes),
-        notes=notes if conditions and config.draws else [],
+        notes=[*(notes if conditions and config.draws else []), OURS],
         footnotes=footnotes,
         draws={
             "layer": layer,
@@ -261,11 +263,18 @@ def _measured(model: HookedModel, prompts: Prompts, spikes: Spikes) -> list[Row]
     for name, stage in steps.items():
         if stage:
             shares = spikes.shares[:, stage]
-            # The largest of all sub-blocks was chosen.
-            null = (1 if name == "step_up" else -1) * largest_share(stages - 1)
+            null = _step_null(spikes, name)
             unit, layer = "share of the peak", (stage - 1) // 2
             rows.append(row(name, stage_name(stage), shares, null, unit, layer))
     return rows
+
+
+def _step_null(spikes: Spikes, name: str) -> float:
+    """What the largest of random shares would be, in all that is written or taken away again."""
+    if name == "step_up":
+        return largest_share(spikes.peak + 1)
+    after = spikes.shares[:, spikes.peak + 1 :]
+    return min(0.0, float(after.sum(1).mean())) * largest_share(after.shape[1])
 
 
 def _sweep(
@@ -394,10 +403,10 @@ def _found(result: ExperimentResult) -> Iterator[str]:
             said = f"{step['after']} (block {step['block']}) {verb} {share:.0%} of it"
             row = rows[f"step_{name}", step["after"]]
             end = row.ci_low if name == "up" else row.ci_high
-            beyond = end is not None and abs(end) > abs(row.baseline)
-            parts = len(result.arrays["written_share"].values) - 1
-            said += f" ({'more' if beyond else 'not more'} than the largest of {parts} random "
-            said += f"shares, {abs(row.baseline):.1%})"
+            sign = 1 if name == "up" else -1
+            beyond = "more" if end is not None and sign * end > ROUNDING else "not more"
+            said += f" ({beyond} than the largest of as many random shares, "
+            said += f"{abs(row.baseline):.1%})"
             said += _others(spikes, name)
             yield f"{said}." if enough else f"No single sub-block steps {name}: {said}."
         elif step:
@@ -414,10 +423,11 @@ def _found(result: ExperimentResult) -> Iterator[str]:
     if drawn["vocabulary"]:
         swept = next(iter(drawn["vocabulary"].values()))
         shares = ", ".join(
-            f"{one['share']:.2%} [{one['ci_low']:.2%}, {one['ci_high']:.2%}] at {place}"
+            f"{one['share']:.2%} [{one['ci_low']:.2%}, {one['ci_high']:.2%}] at {place} "
+            f"({'above' if one['ci_low'] > one['null'] else 'not above'} Gaussian entries)"
             for place, one in drawn["vocabulary"].items()
         )
-        tried = f"{swept['tokens']:,} of {swept['of']:,} tried; Gaussian {swept['null']:.2g}"
+        tried = f"{swept['tokens']:,} of {swept['of']:,} tried"
         yield f"Of the tokens of the vocabulary spike: {shares} ({tried})."
 
 

@@ -205,8 +205,9 @@ def removed(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Float[Te
 
 def above_null(clean: Components, moved: Components, number: int) -> bool:
     """Whether the component of a pair set is above 0 and above that of the moved logits."""
-    low, _ = interval(by_prompt(clean.component(number)))
-    return low is not None and low > max(ROUNDING, float(moved.component(number)[0]))
+    found, null = (by_prompt(one.component(number)) for one in (clean, moved))
+    above, beyond = interval(found)[0], interval(found - null)[0]
+    return above is not None and beyond is not None and above > ROUNDING and beyond > 0
 
 
 def read_edits(reader: Reader, comparisons: Sequence[Comparison]) -> list[EditedRuns]:

@@ -14,6 +14,35 @@ LARGEST = 1_000_000_000
 """Parameters up to which a second, random model is made without being asked for."""
 
 
+def random_twin(
+    model: HookedModel, wanted: bool | None, seed: int
+) -> tuple[HookedModel | None, str]:
+    """The random model, if it is wanted and can be made, with how it was made or why it was not.
+
+    Args:
+        model: The model.
+        wanted: Whether it was asked for; None makes one of a model that is not large.
+        seed: Decides the weights.
+
+    Raises:
+        SinklensError: It was asked for and cannot be made.
+    """
+    if wanted is False:
+        return None, ""
+    parameters = sum(p.numel() for p in model.original_model.parameters())
+    if wanted is None and parameters > LARGEST:
+        return None, (
+            "the model is large and its random twin would take as much memory; "
+            "random_weights=True asks for it"
+        )
+    try:
+        return random_weights(model, seed)
+    except SinklensError as error:
+        if wanted:
+            raise
+        return None, str(error)
+
+
 def random_weights(model: HookedModel, seed: int) -> tuple[HookedModel, str]:
     """A model of the same class and configuration with fresh weights, and how it was made.
 
@@ -43,8 +72,3 @@ def random_weights(model: HookedModel, seed: int) -> tuple[HookedModel, str]:
             f"({type(error).__name__}: {''.join(line)[:200]})"
         ) from error
     return random, f"{kind.__name__} of the same configuration, Hugging Face's initialisation"
-
-
-def too_large(model: HookedModel) -> bool:
-    """Whether a second model is only made when it is asked for."""
-    return bool(sum(p.numel() for p in model.original_model.parameters()) > LARGEST)

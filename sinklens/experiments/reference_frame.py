@@ -44,7 +44,7 @@ from typing import Any
 from ..capabilities import Capabilities, check
 from ..effects import with_q_values
 from ..engine import announce, evaluate
-from ..errors import SinklensError, UsageError, unknown_name
+from ..errors import UsageError, unknown_name
 from ..persistence import require_gudhi
 from ..probes.divergences import HeadDivergences
 from ..probes.patterns import MeanPatterns, PatternReader, Reduction
@@ -63,7 +63,7 @@ from .frame_published import (
 )
 from .frame_report import plot, summary
 from .frame_rows import Read, Table
-from .random_weights import random_weights, too_large
+from .random_weights import random_twin
 from .registry import ExperimentConfig, experiment
 
 PARTS = ("frame", "graph", "spectrum", "shares", "head_kl")
@@ -272,23 +272,12 @@ class _Run:
 
     def _random(self) -> HookedModel | None:
         """A model with random weights, unless it is not wanted or cannot be made."""
-        wanted = self._config.random_weights
-        if wanted is False:
+        random, said = random_twin(self._model, self._config.random_weights, self._config.seed)
+        if random is None:
+            if said:
+                self.left_out["random_weights"] = said
             return None
-        if wanted is None and too_large(self._model):
-            self.left_out["random_weights"] = (
-                "the model is large and its random twin would take as much memory; "
-                "random_weights=True asks for it"
-            )
-            return None
-        try:
-            random, how = random_weights(self._model, self._config.seed)
-        except SinklensError as error:
-            if wanted:
-                raise
-            self.left_out["random_weights"] = str(error)
-            return None
-        self.made["random_weights"] = how
+        self.made["random_weights"] = said
         return random
 
     def _read_twin(self, random: HookedModel) -> Read:

@@ -2,16 +2,16 @@
 
 Every trait (`emergence_traits`: sink_mass, value_drain, spike, largest_column) is read at every
 checkpoint on the same prompts, beside what no mechanism would give. At the last one its distance
-from that is set against that of two others: the same at a later position (the control), and the
-same trait of the model with weights that were never trained (`random_weights`).
+from that is set against that of two others: the same at a later position (or with attention's rows
+permuted), and the same trait of the model with weights that were never trained (`random_weights`).
 
 With `experiment=`, rows of any experiment are followed too. The onset of a trait is the step at
 which it is half way from the first checkpoint to the last, on a line between the checkpoints around
 it in log2(1 + step). There is none with fewer than three checkpoints, where the last does not
-differ from the first, or where it does not lie beyond the null on the trait's side (above, for
-value_drain below). An onset is that of the mean over prompts, S; the numbers of the prompts are
-jackknife pseudo-values around it, S + (n - 1) (mean S_without - S_without_p), so that intervals of
-onsets and of their differences are jackknife intervals.
+differ from the first, or where it does not lie beyond the null on the side to which it moved
+(above, for value_drain below). An onset is that of the mean over prompts, S; the numbers of the
+prompts are jackknife pseudo-values around it, S + (n - 1) (mean S_without - S_without_p), so that
+intervals of onsets and of their differences are jackknife intervals.
 
 What it cannot show: intervals are over prompts, for one training run. Another seed may order traits
 otherwise, and an onset is known no better than the checkpoints lie apart. The half-way rule is
@@ -21,14 +21,15 @@ sinklens's own reconstruction; the papers show curves.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from ..effects import EffectSize, Row, interval, paired_row, with_q_values
+from ..effects import EffectSize, Row, interval, is_significant, paired_row, with_q_values
+from ..engine import announce
 from ..errors import SinklensError, UsageError
 from ..models import load_like, weights_hash
 from ..plots import lines
@@ -37,14 +38,19 @@ from ..results import Array, ExperimentResult, assemble
 from ..text import Prompts
 from . import registry
 from .checkpoints import Checkpoint, find_checkpoints
-from .emergence_traits import TRAITS, Trait, Values, read_traits
-from .random_weights import random_weights, too_large
+from .emergence_traits import LATER, TRAITS, Other, Trait, Values, read_traits, with_others
+from .random_weights import random_twin
 from .registry import ExperimentConfig, experiment
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 RANDOM_WEIGHTS = "random_weights"
+BESIDE = (
+    "Rows named later_position, row_permuted and random_weights are of the last checkpoint: their "
+    "column `more than control` holds its distance from its null less that of the row; for spike "
+    "it is position 0 that is set against a later one."
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ class SinkEmergenceConfig(ExperimentConfig):
         checkpoints: Steps of a shipped model, revisions of a model of the hub, or folders; empty
             takes every step of a shipped model.
         experiment: Another experiment whose rows are followed too, with its default settings.
-        rows: Which of its rows, as `metric:condition`; empty takes the first of each metric.
+        rows: Which of its rows, as `metric:condition`, with `@1:8` behind it where a row is about
+            some queries; empty takes the first of each metric. Rows without an interval or about
+            one layer or head are not followed.
         random_weights: Whether to run a model with random weights; None does for models of up to a
             billion parameters.
     """
@@ -97,16 +105,19 @@ def sink_emergence(
     if unknown:
         raise UsageError(f"there is no trait {unknown[0]!r}; there is {', '.join(TRAITS)}")
     checkpoints = find_checkpoints(model, config.checkpoints)
+    announce("sink_emergence", len(checkpoints) + 2, prompts, config.progress)
     followed, weights, left_out, forwards = _follow(model, prompts, config, wanted, checkpoints)
-    untrained, how = _untrained(model, prompts, config, wanted, left_out)
-    forwards += bool(untrained)
+    last = load_like(model, checkpoints[-1].source, **checkpoints[-1].how)
+    traits = {name: curve[max(curve)] for name, curve in followed.items() if name in TRAITS}
+    beside, said = _beside(traits, last, prompts, config)
+    made = any(one.name == RANDOM_WEIGHTS for trait in beside.values() for one in trait.others)
+    if said and not made:
+        left_out[RANDOM_WEIGHTS] = said
+    forwards += bool(config.draws) + made
     rows = [row for name, curve in followed.items() for row in _measured(name, curve)]
-    compared = [
-        row
-        for name, curve in followed.items()
-        for row in _at_the_last(name, curve, untrained.get(name), config)
-    ]
-    rows += with_q_values(compared)
+    rows += with_q_values(
+        [row for name, trait in beside.items() for row in _against(name, trait, config.seed)]
+    )
     onsets = {name: onset_values(curve) for name, curve in followed.items()}
     rows += _onset_rows(onsets)
     settings = {
@@ -115,8 +126,9 @@ def sink_emergence(
         "notes": [
             "One training run: intervals are over prompts, not over seeds.",
             "The half-way rule of an onset is a reconstruction; the papers show curves.",
+            *([BESIDE] if any(trait.others for trait in beside.values()) else []),
         ],
-        "random_weights_made": how,
+        "random_weights": said if made else None,
         "steps": [checkpoint.step for checkpoint in checkpoints],
         "weights": weights,
         "onsets": _described(onsets, followed),
@@ -139,9 +151,12 @@ def _rows_of(result: ExperimentResult, wanted: Sequence[str]) -> dict[str, Trait
     order = sorted(range(len(result.effects)), key=lambda i: rank.get(result.effects[i].kind, 3))
     for number in order:
         row = result.effects[number]
-        whole = row.layer is None and row.head is None and row.queries is None
-        name = f"{row.metric}:{row.condition}"
-        if row.kind not in rank or not whole or name in found or (wanted and name not in wanted):
+        name = f"{row.metric}:{row.condition}" + (f"@{row.queries}" if row.queries else "")
+        one_place = row.layer is not None or row.head is not None
+        spread = row.ci_low is not None or row.n_prompts == 1
+        if row.kind not in rank or one_place or not spread or name in found:
+            continue
+        if wanted and name not in wanted:
             continue
         if not wanted and any(other.split(":")[0] == row.metric for other in found):
             continue
@@ -185,7 +200,13 @@ def _follow(
         if config.experiment:
             try:
                 result = registry.run(
-                    config.experiment, at, prompts, seed=config.seed, progress=False
+                    config.experiment,
+                    at,
+                    prompts,
+                    seed=config.seed,
+                    batch_size=config.batch_size,
+                    memory=config.memory,
+                    progress=False,
                 )
                 traits |= _rows_of(result, config.rows)
                 forwards += int(result.provenance["forwards"])
@@ -195,7 +216,8 @@ def _follow(
                 left_out[f"{config.experiment} at step {checkpoint.step}"] = str(error)
         for name in set(config.rows) - traits.keys():
             left_out.setdefault(
-                f"{name} at step {checkpoint.step}", "the experiment has no such row"
+                f"{name} at step {checkpoint.step}",
+                "the experiment has no such row with an interval",
             )
         for name, trait in traits.items():
             followed.setdefault(name, {})[checkpoint.step] = trait
@@ -203,60 +225,49 @@ def _follow(
     if never:
         raise UsageError(
             f"{config.experiment} has no row {never[0]} at any checkpoint; rows are named "
-            "metric:condition, as in its table"
+            "metric:condition, as in its table, with @1:8 behind it where they name queries"
         )
     return followed, weights, left_out, forwards
 
 
-def _untrained(
+def _beside(
+    traits: Mapping[str, Trait],
     model: HookedModel,
     prompts: Prompts,
     config: SinkEmergenceConfig,
-    wanted: Sequence[str],
-    left_out: dict[str, str],
 ) -> tuple[dict[str, Trait], str]:
-    """The traits of a model like this one with random weights, and how it was made."""
-    if config.random_weights is False:
-        return {}, ""
-    if config.random_weights is None and too_large(model):
-        left_out[RANDOM_WEIGHTS] = (
-            "more than a billion parameters, of which a second model is only made when "
-            "random_weights=True asks for it"
-        )
-        return {}, ""
-    try:
-        random, how = random_weights(model, config.seed)
-    except SinklensError as error:
-        left_out[RANDOM_WEIGHTS] = str(error)
-        return {}, ""
-    return read_traits(random, prompts, config, wanted), how
+    """The last checkpoint's traits with all that they are set against, and of random weights how
+    these were made, or why not.
+    """
+    known = {name: trait for name, trait in traits.items() if name in TRAITS}
+    found = with_others(known, model, prompts, config)
+    random, said = random_twin(model, config.random_weights, config.seed)
+    if random is not None:
+        untrained = read_traits(random, prompts, config, list(known))
+        for name, trait in found.items():
+            drawn = untrained[name]
+            other = Other(
+                RANDOM_WEIGHTS, "null", drawn.values, drawn.null, trait.values, trait.null, 1
+            )
+            found[name] = trait._replace(others=(*trait.others, other))
+    return found, said
 
 
-def _at_the_last(
-    name: str, curve: dict[int, Trait], untrained: Trait | None, config: SinkEmergenceConfig
-) -> Iterator[Row]:
-    """The last checkpoint's distance from its null against that of control and random weights."""
-    step = max(curve)
-    last = curve[step]
-    others: list[tuple[str, str, Values, float, int]] = []
-    if last.control is not None:
-        draws = config.draws
-        others.append((f"step{step}", "control", last.control, last.control_null, draws))
-    if untrained is not None:
-        others.append((RANDOM_WEIGHTS, "null", untrained.values, untrained.null, 1))
-    for condition, kind, values, null, draws in others:
-        nulls = np.full_like(values, null)
-        yield paired_row(name, condition, kind, values, nulls, unit=last.unit, n_draws=draws)
+def _against(name: str, trait: Trait, seed: int) -> Iterator[Row]:
+    """A trait's distance from its null against that of everything that it is set against."""
+    for other in trait.others:
+        nulls = np.full_like(other.values, other.null)
+        how: dict[str, Any] = {"unit": trait.unit, "n_draws": other.draws}
+        yield paired_row(name, other.name, other.kind, other.values, nulls, **how)
         yield paired_row(
             name,
-            condition,
+            other.name,
             "contrast",
-            last.values - last.null,
-            values - nulls,
-            unit=last.unit,
+            other.own - other.own_null,
+            other.values - nulls,
             tested=True,
-            seed=config.seed,
-            n_draws=draws,
+            seed=seed,
+            **how,
         )
 
 
@@ -280,7 +291,7 @@ def onset_values(curve: dict[int, Trait]) -> Values | None:
     last = curve[int(steps[-1])]
     count = values.shape[1]
     change, beyond = _side(values[-1] - values[0]), _side(values[-1] - last.null)
-    appeared = change and beyond and (not last.side or change == beyond == last.side)
+    appeared = change and change == beyond and last.side in (0, change)
     if min(count, len(steps)) < 3 or not appeared:
         return None
     whole = onset(steps, values.mean(1))
@@ -381,23 +392,18 @@ def _per_prompt(result: ExperimentResult, row: EffectSize) -> Values:
 def summary(result: ExperimentResult) -> list[str]:
     """When each trait appears, and which orders can be told apart."""
     lines = []
-    kinds: dict[tuple[str, str], list[EffectSize]] = {}
-    for row in result.effects:
-        kinds.setdefault((row.metric, row.kind), []).append(row)
     for name, found in _onsets(result):
-        mine = kinds[name, "measurement"]
+        mine = [r for r in result.effects if r.metric == name and r.kind == "measurement"]
         first, last = mine[0], mine[-1]
-        said = f"{name} goes from {first.value:.3g} to {last.value:.3g} (null {last.baseline:.3g})"
-        against = _against(last, kinds.get((name, "contrast"), []))
+        nulls = f"null {last.baseline:.3g}{_others(result, name)}"
+        said = f"{name} goes from {first.value:.3g} to {last.value:.3g} ({nulls})"
         if found is None:
             side = {1: "above", -1: "below"}
             beyond = _side(_per_prompt(result, last) - last.baseline)
             where = f"ends {side[beyond]} its null" if beyond else "not told apart from its null"
             few = len(mine) < 3
             lines.append(
-                f"{said}: "
-                + ("too few checkpoints" if few else f"it does not appear ({where})")
-                + f"{against}."
+                f"{said}: " + ("too few checkpoints." if few else f"it does not appear ({where}).")
             )
             continue
         ends = ""
@@ -405,8 +411,7 @@ def summary(result: ExperimentResult) -> list[str]:
             ends = f" [{found['ci_low']:,.0f}, {found['ci_high']:,.0f}]"
         between = " and ".join(f"{step:,}" for step in found["between"])
         lines.append(
-            f"{said}, half of it by step {found['step']:,.0f}{ends}, between checkpoints {between}"
-            f"{against}."
+            f"{said}, half of it by step {found['step']:,.0f}{ends}, between checkpoints {between}."
         )
     for row in result.effects:
         if row.metric == "onset_order" and row.ci_low is not None and row.ci_high is not None:
@@ -415,14 +420,14 @@ def summary(result: ExperimentResult) -> list[str]:
     return [*lines[:11], "One training run; another seed may order them otherwise."]
 
 
-def _against(last: EffectSize, contrasts: Sequence[EffectSize]) -> str:
-    """Whether a trait is further from its null than its control and than random weights."""
-    said = []
-    for row in contrasts:
-        if row.ci_low is None or row.ci_high is None:
-            continue
-        what = "with random weights" if row.condition == RANDOM_WEIGHTS else "at a later position"
-        further = "further" if row.effect * last.effect > 0 else "less far"
-        away = row.ci_low > 0 or row.ci_high < 0
-        said.append(f"{further} from it than {what}" if away else f"not told apart from {what}")
-    return f"; {' and '.join(said)}" if said else ""
+def _others(result: ExperimentResult, name: str) -> str:
+    """What a trait is set against, with a word where the two are not told apart."""
+    words = {LATER: "at a later position", RANDOM_WEIGHTS: "random weights"}
+    said = ""
+    for row in result.effects:
+        if row.metric == name and row.kind in ("control", "null"):
+            contrast = result.find(metric=name, condition=row.condition, kind="contrast")
+            doubt = "" if is_significant(contrast) else ", not told apart"
+            what = words.get(row.condition, row.condition.replace("_", " "))
+            said += f"; {what} {row.value:.3g}{doubt}"
+    return said

@@ -85,7 +85,9 @@ def spike_nature(
         probes.append(gated)
     evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
     if bool(at_spikes.any()) and not bool(at_spikes.all()):
-        rows.append(_apart("sparsity", "spike_tokens", shares.compute(), at_spikes))
+        read = shares.compute()
+        # The channels were chosen at these tokens; elsewhere each token chooses its own.
+        rows.append(_apart("sparsity", "spike_tokens", read.share, at_spikes, read.largest))
     rows += _constancy(model, prompts, config, spikes, entries, middle.compute())
     if gated is not None:
         reads = gated.compute()
@@ -131,11 +133,17 @@ def _constant(
     return replace(row, effect=replace(row.effect, ci_low=None, ci_high=None))
 
 
-def _apart(metric: str, condition: str, values: Tensor, chosen: Tensor) -> Row:
-    """The mean over chosen positions beside that over the others, in prompts that have both."""
+def _apart(
+    metric: str, condition: str, values: Tensor, chosen: Tensor, elsewhere: Tensor | None = None
+) -> Row:
+    """The mean over chosen positions beside that over the others, in prompts that have both.
+
+    What stands at the others may be another figure, `elsewhere`.
+    """
+    others = values if elsewhere is None else elsewhere
     both = chosen.any(1) & ~chosen.all(1)
     inside = (values * chosen).sum(1) / chosen.sum(1).clamp(min=1)
-    outside = (values * ~chosen).sum(1) / (~chosen).sum(1).clamp(min=1)
+    outside = (others * ~chosen).sum(1) / (~chosen).sum(1).clamp(min=1)
     inside, outside = (torch.where(both, part, part[both].mean()) for part in (inside, outside))
     return _row(metric, condition, inside, outside.double().numpy(), "share")
 

@@ -17,12 +17,13 @@ query reaches it, and what moves there is the median. The other cells are the fi
 the same change in random other channels, and the same heads' edge to a later key.
 
 Beside them, what makes a spike a sink (2603.05498): how much of the normed stream the spike
-channels hold at spike tokens (`sparsity`), how alike position 0 is over 256 ordinary first tokens,
-behind the step-up and before it (`constancy`, beside the likeness of a later position over
-prompts), how far sink heads' logits for position 0 lie above the others, and for a gated step-up
-block its quadratic form (`sinklens.quadratic_form`), with the share of what it writes that the form
-predicts (`quadratic_prediction`, beside what the inputs at ordinary tokens would give). With
-`compare=`, spike and sinks of other models on the same prompts, every seed of a shipped one.
+channels hold at spike tokens (`sparsity`, beside as many of the largest channels at each other
+token), how alike position 0 is over 256 ordinary first tokens, behind the step-up and before it
+(`constancy`, beside the likeness of a later position over prompts), how far sink heads' logits for
+position 0 lie above the others, and for a gated step-up block its quadratic form
+(`sinklens.quadratic_form`), with the share of what it writes that the form predicts
+(`quadratic_prediction`, beside what the inputs at ordinary tokens would give). With `compare=`,
+spike and sinks of other models on the same prompts, every seed of a shipped one.
 
 2603.05498 trains models to separate the two; this asks what one trained model needs, which is
 weaker evidence. Its definitions give no measure for sparsity and constancy; those here are ours.
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
 
 CONDITIONS = ("clamp_spikes", "drop_edge", "both")
 INTERACTION = "interaction"
-BEYOND = "interaction:beyond_control"
+OURS = "Ours: how sparsity and constancy are measured, for which 2603.05498 gives no definition."
 DEFAULT_METRICS = ("loss", "sink_mass", "sink_rate")
 BOUND = (
     "All spikes are at position 0, which sees only itself: drop_edge cannot change them, and in "
@@ -153,7 +154,8 @@ def spike_sink_decoupling(
         notes=[
             "Under drop_edge the sink figures fall by construction, under clamp_spikes the spike. "
             "The interaction row sets the effect of both against the sum of the two effects; its "
-            "control does so with the effects of the controls.",
+            "control does so with the effects of the controls, at the queries that theirs counts.",
+            OURS,
             *([BOUND] if bound and "drop_edge" in conditions else []),
             *([f"No control for clamp_spikes and both: {no_control}."] if no_control else []),
         ]
@@ -300,13 +302,15 @@ def _interaction(
             continue
         how: dict[str, Any] = {"unit": unit, "tested": True, "seed": seed}
         clamp, drop, both = (found[metric, condition, "treatment"] for condition in CONDITIONS)
-        made.append(paired_row(metric, INTERACTION, "contrast", both, clamp + drop, **how))
+        made.append(paired_row(metric, INTERACTION, "treatment", both, clamp + drop, **how))
         if clamped is not None:
             other = found[metric, "both", "control"]
             added = clamped[number] + found[metric, "drop_edge", "control"]
             made += [
                 paired_row(metric, INTERACTION, "control", other, added, unit=unit),
-                paired_row(metric, BEYOND, "contrast", both - clamp - drop, other - added, **how),
+                paired_row(
+                    metric, INTERACTION, "contrast", both - clamp - drop, other - added, **how
+                ),
             ]
     return made
 
@@ -362,10 +366,10 @@ def _cells(result: ExperimentResult) -> Iterator[str]:
         if loss:
             against = "" if contrast is None else f"; {_against(contrast)}"
             yield f"{condition}: loss {describe(loss)}{against}."
-    loss = found.get(("loss", INTERACTION, "contrast"))
+    loss = found.get(("loss", INTERACTION, "treatment"))
     if loss:
         doubt = "" if is_significant(loss) else ", not told apart from 0"
-        beyond = found.get(("loss", BEYOND, "contrast"))
+        beyond = found.get(("loss", INTERACTION, "contrast"))
         against = "" if beyond is None else f"; {_against(beyond)}"
         yield f"Interaction in the loss: {describe(loss)}{doubt}{against}."
 
@@ -388,7 +392,8 @@ def _nature(result: ExperimentResult) -> Iterator[str]:
         spiking = found["first_token_spikes", "position0"].value
         yield (
             f"Spike channels hold {sparsity.value:.1%} of the squared norm at spike tokens, "
-            f"{beside_null(sparsity)} elsewhere ({sparsity.baseline:.1%}); ordinary first tokens, "
+            f"{beside_null(sparsity)} what as many, the largest, hold at others "
+            f"({sparsity.baseline:.1%}); ordinary first tokens, "
             f"of which {spiking:.0%} spike, have a cosine of {constancy.value:.2f} with each "
             f"other, {before:.2f} before the step-up (later positions {constancy.baseline:.2f}; "
             "neither has an interval)."
@@ -420,10 +425,11 @@ def _models(result: ExperimentResult) -> Iterator[str]:
         rows = [row for row in result.effects if row.condition in mine]
         spikes = [row.value for row in rows if row.metric == "peak_ratio"]
         masses = [row.value for row in rows if row.metric == "sink_mass"]
+        rates = [row.value for row in rows if row.metric == "sink_rate"]
         null = next(row.baseline for row in rows if row.metric == "sink_mass")
         yield (
             f"{source}: spike {_range(spikes, '.3g')} times the median, sink mass "
-            f"{_range(masses, '.3f')} (uniform {null:.3f})."
+            f"{_range(masses, '.3f')} (uniform {null:.3f}), sink rate {_range(rates, '.2f')}."
         )
 
 

@@ -17,6 +17,7 @@ from .heads import SinkReads as SinkReads
 from .norms import ResidualNorms as ResidualNorms
 from .norms import ValueNorms as ValueNorms
 from .positions import PositionValues as PositionValues
+from .sinks import KeyMass as KeyMass
 from .sinks import SinkScores as SinkScores
 from .sinks import sink_scores as sink_scores
 from .spikes import ResidualPeaks as ResidualPeaks

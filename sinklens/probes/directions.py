@@ -20,8 +20,20 @@ from .base import Gathered
 from .entries import stream_hook
 
 
+class ChannelShareValues(NamedTuple):
+    """What `ChannelShares` computes.
+
+    Attributes:
+        share: Of the squared norm that lies in the channels.
+        largest: The same of as many channels, the largest that each token has.
+    """
+
+    share: Float[Tensor, "prompt pos"]
+    largest: Float[Tensor, "prompt pos"]
+
+
 class ChannelShares:
-    """The share of the stream's squared norm that lies in some channels, `[prompt, pos]`."""
+    """The share of the stream's squared norm that lies in some channels, and in the largest."""
 
     def __init__(self, model: HookedModel, layer: int, channels: Sequence[int]) -> None:
         """Read the stream that enters block `layer` (leaves the last, for the number of blocks)."""
@@ -31,11 +43,13 @@ class ChannelShares:
 
     def _read(self, stream: Float[Tensor, "batch pos channel"], hook: Any) -> None:
         squares = stream.float() ** 2
-        self._seen.add("share", squares[..., self._channels].sum(-1) / squares.sum(-1))
+        parts = (squares[..., self._channels], squares.topk(len(self._channels)).values)
+        for name, part in zip(ChannelShareValues._fields, parts, strict=True):
+            self._seen.add(name, part.sum(-1) / squares.sum(-1))
 
-    def compute(self) -> Float[Tensor, "prompt pos"]:
+    def compute(self) -> ChannelShareValues:
         """Of all prompts."""
-        return self._seen.concatenated("share")
+        return ChannelShareValues(*map(self._seen.concatenated, ChannelShareValues._fields))
 
     def reset(self) -> None:
         """Forget everything."""

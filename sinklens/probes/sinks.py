@@ -14,6 +14,7 @@ and a learned sink, which takes what the row sums lack (mean over queries i >= 1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -89,6 +90,48 @@ class SinkScores:
     def fill(self, clean: SinkScores, times: int) -> None:
         """Take layers that were not seen from the clean run (`Resumable`)."""
         self._seen.fill(clean._seen, times)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._seen.clear()
+
+
+class KeyMass:
+    """The mean weight that later queries give to some keys, `[prompt, layer, head]` for each.
+
+    For key 0 this is the sink mass: a query's weight on itself does not count.
+    """
+
+    def __init__(self, model: HookedModel, keys: Sequence[int]) -> None:
+        """Read the pattern of every layer of `model`."""
+        self._layers = range(int(model.cfg.n_layers))
+        self._keys = list(dict.fromkeys(keys))
+        self._seen = Gathered()
+        self._sums: dict[int, Tensor] = {}
+        self.fwd_hooks: list[tuple[str, Any]] = [
+            (hook_name("pattern", layer), partial(self._read, layer=layer))
+            for layer in self._layers
+        ]
+
+    def _read(
+        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
+    ) -> None:
+        self.read_queries(pattern, layer=layer, first=0)
+
+    def read_queries(
+        self, rows: Float[Tensor, "batch head some key"], *, layer: int, first: int
+    ) -> None:
+        """Add up some rows of a pattern (`Sliceable`); with the last of them a batch is read."""
+        length, end = rows.shape[-1], first + rows.shape[-2]
+        for key in self._keys:
+            total = rows[:, :, max(key + 1 - first, 0) :, key].float().sum(-1)
+            self._sums[key] = total if not first else self._sums[key] + total
+            if end == length:
+                self._seen.add((key, layer), self._sums[key] / (length - 1 - key))
+
+    def compute(self) -> dict[int, Float[Tensor, "prompt layer head"]]:
+        """Of all prompts, by key."""
+        return {key: self._seen.stacked(key, self._layers) for key in self._keys}
 
     def reset(self) -> None:
         """Forget everything."""

@@ -7,9 +7,9 @@ hook shows are what the softmax gets. b is not read from the weights but from th
 exp b / Z_i is what row i lacks to sum to 1, so b = s_ij - log A_ij + log(1 - sum_j A_ij); it is
 taken at the query that lacks most, and the error tells whether it holds for all.
 
-`SinkReadouts`: the weight that queries i >= 1 give to key 0, and what it brings in beside all that
-the head writes, mean over i >= 1 of |A_i0 W_O v_0| / |W_O z_i|. A large weight on a small value
-reads nothing. The ratio is no share: what is read at other keys can cancel.
+`SinkReadouts`: the weight that later queries give to a key k, 0 by default, and what it brings in
+beside all that the head writes, mean over i > k of |A_ik W_O v_k| / |W_O z_i|. A large weight on a
+small value reads nothing. The ratio is no share: what is read at other keys can cancel.
 """
 
 from __future__ import annotations
@@ -120,10 +120,16 @@ class SinkReadoutValues(NamedTuple):
 class SinkReadouts:
     """What heads read at a key, position 0 by default: by weight, and by what it brings in."""
 
-    def __init__(self, model: HookedModel, key: int = 0) -> None:
-        """Read pattern, values and outputs of every layer of `model`."""
+    def __init__(self, model: HookedModel, key: int = 0, after: int = 0) -> None:
+        """Read pattern, values and outputs of every layer of `model`.
+
+        Args:
+            model: The model.
+            key: The key that is read.
+            after: The position after which queries count, the key or a later one.
+        """
         capabilities = check(model)
-        self._key = key
+        self._key, self._first = key, max(key, after) + 1
         self._layers = range(capabilities.n_layers)
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
         self._grams = {}
@@ -142,10 +148,10 @@ class SinkReadouts:
         self._parts[site] = at_key.float()
 
     def _read(self, z: Float[Tensor, "batch pos head d_head"], hook: Any, *, layer: int) -> None:
-        gram, weight = self._grams[layer], self._parts["pattern"][..., self._key + 1 :]
+        gram, weight = self._grams[layer], self._parts["pattern"][..., self._first :]
         value = self._parts["value"][:, self._heads]
         brought = torch.einsum("bhd,hde,bhe->bh", value, gram, value).clamp_min(0).sqrt()
-        later = z[:, self._key + 1 :].float()
+        later = z[:, self._first :].float()
         written = torch.einsum("bihd,hde,bihe->bhi", later, gram, later).clamp_min(0).sqrt()
         ratio = weight * brought[..., None] / written.clamp_min(torch.finfo(torch.float32).tiny)
         self._seen.add(("weight", layer), weight.mean(-1))

@@ -99,7 +99,12 @@ def test_a_planted_spike_is_found_exactly(model: Any, prompts: Prompts) -> None:
     down = result.find(metric="step_down", condition="L3 MLP")
     assert up.value == pytest.approx(float((UP / (UP + peak.values)).mean()), rel=1e-5)
     assert down.value == pytest.approx(float((DOWN / (UP + peak.values)).mean()), rel=1e-5)
-    assert (up.layer, up.baseline) == (1, pytest.approx(largest_share(2 * LAYERS)))
+    stages = [stage_name(stage) for stage in range(2 * LAYERS + 1)]
+    before = stages.index(spikes["peak_after"]) + 1
+    assert (up.layer, up.baseline) == (1, pytest.approx(largest_share(before)))
+    # All that the sub-blocks after the peak take away is what layer 3's MLP does.
+    removed = down.value * largest_share(len(stages) - before)
+    assert down.baseline == pytest.approx(removed, rel=1e-3)
     share = float((peak.indices == 0).float().mean())
     assert result.find(metric="peak_at_position0").value == pytest.approx(share)
     # Every position holds the spike, so all of them are edited, where they enter layer 2.
@@ -109,10 +114,9 @@ def test_a_planted_spike_is_found_exactly(model: Any, prompts: Prompts) -> None:
         (CHANNEL, "position 0", 1.0),
         (CHANNEL, "later", 11.0),
     ] or [e["per_prompt"] for e in entries] == [11.0, 1.0]
-    largest = largest_share(2 * LAYERS)
-    equal = f"(more than the largest of {2 * LAYERS} random shares, {largest:.1%})"
-    assert f"L1 MLP (block 4) writes 100% of it {equal}." in result.summary
-    assert f"L3 MLP (block 8) takes away 80% of it {equal}." in result.summary
+    for said, row in (("writes 100% of it", up), ("takes away 80% of it", down)):
+        (line,) = (line for line in result.summary if said in line)
+        assert f"(more than the largest of as many random shares, {abs(row.baseline):.1%})" in line
 
 
 def test_criteria_and_kurtosis() -> None:
@@ -137,6 +141,21 @@ def test_gaussian_null() -> None:
     assert gaussian_peak_ratio(2000) == pytest.approx(ratio, rel=0.02)
     fourth, second = (draws**4).mean(1), (draws**2).mean(1)
     assert pytest.approx(float((fourth / second**2).mean()), rel=0.02) == 3 * 2000 / 2002
+
+
+def test_a_step_that_is_no_more_than_random_shares_is_said_to_be_none() -> None:
+    """Six sub-blocks write a sixth each; after them nothing is taken away."""
+    plain = planted()
+    with torch.no_grad():
+        for layer, block in enumerate(plain.transformer.h):
+            for projection in (block.attn.c_proj, block.mlp.c_proj):
+                projection.bias[CHANNEL] = UP / 6 if layer < 3 else 0.0
+    model = sinklens.load(plain, tokenizer=families.tiny_tokenizer())
+    result = run(model, random_prompts(model, n=5, length=12), draws=1)
+    (row,) = (row for row in result.effects if row.metric == "step_up")
+    assert row.value == pytest.approx(1 / 6, abs=0.01) and row.value < row.baseline
+    line = next(line for line in result.summary if "steps up" in line)
+    assert "No single sub-block" in line and "not more than the largest" in line
 
 
 def test_the_largest_of_random_shares() -> None:
@@ -325,7 +344,8 @@ def test_the_sweep_counts_tokens_that_spike() -> None:
         assert swept[place]["tokens"] == swept[place]["of"] == ordinary
         median = float(result.arrays["layer_median"].values.max())
         assert 0 <= swept[place]["null"] <= gaussian_exceeds(WIDTH, 1000 / median) + 1e-12
-    assert any("Gaussian" in line for line in result.summary if "vocabulary" in line)
+    (line,) = (line for line in result.summary if "vocabulary" in line)
+    assert line.count("above Gaussian entries") == 2 and "not above" not in line
     assert "The embedding already holds it." in result.summary
 
 

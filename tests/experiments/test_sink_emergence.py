@@ -145,31 +145,39 @@ def test_traits_are_those_of_each_checkpoint(result: Any, prompts: Prompts) -> N
             torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5)
         if step < 4000:
             continue
-        # The control: the same at later positions, at the last checkpoint only.
-        entering = out.hidden_states[:-1]
-        streams = torch.stack([state[:, places].abs().amax(-1) for state in entering])
-        medians = torch.stack([state.abs().flatten(1).median(1).values for state in entering])
-        received = columns[..., places].mean((1, 2))
-        at = {
-            "sink_mass": received,
-            "largest_column": received,
-            "spike": (streams / medians[..., None]).amax(0).mean(1),
-            "value_drain": (norms[:, :, places] / norms[:, :, 1:].mean(2)[:, :, None]).mean(
-                (1, 2, 3)
-            ),
+        # What the last checkpoint is set against: the same at later positions.
+        streams = torch.stack([*out.hidden_states[:-1], ends[0]])
+        medians = torch.stack([s.abs().flatten(1).median(1).values for s in streams])
+        peaks = (streams.abs().amax(-1) / medians[..., None]).amax(0)
+        drains = (norms / norms[:, :, 1:].mean(2)[:, :, None]).mean((1, 3))
+        later = {
+            "sink_mass": [attention[..., p + 1 :, p].mean((1, 2, 3)) for p in places],
+            "spike": [peaks[:, p] for p in places],
+            "value_drain": [drains[:, p] for p in places],
         }
-        uniform = float(
-            np.mean([1 / np.arange(p + 1, 25) @ np.ones(24 - p) / (24 - p) for p in places])
-        )
-        for name, value in at.items():
-            row = result.find(metric=name, condition="step4000", kind="control")
+        uniform = np.mean([np.mean([1 / (i + 1) for i in range(p + 1, 24)]) for p in places])
+        for name, values_at in later.items():
+            row = result.find(metric=name, condition="later_position", kind="control")
             found = result.per_prompt["value"][result.effects.index(row)].float()
-            torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5)
-            if row.unit == "share of attention":
-                assert row.baseline == pytest.approx(uniform)
-            contrast = result.find(metric=name, condition="step4000", kind="contrast")
-            whole = result.find(metric=name, condition="step4000", kind="measurement")
-            assert contrast.effect == pytest.approx(whole.effect - row.effect)
+            torch.testing.assert_close(found, torch.stack(values_at).mean(0), rtol=1e-5, atol=1e-5)
+            contrast = result.find(metric=name, condition="later_position", kind="contrast")
+            own = wanted[name] if name != "spike" else peaks[:, 0]
+            null = result.find(metric=name, condition="step4000").baseline
+            if name == "spike":
+                null = row.baseline
+            assert contrast.value == pytest.approx(float(own.mean()) - null, rel=1e-5)
+            assert contrast.baseline == pytest.approx(row.effect)
+        mass = result.find(metric="sink_mass", condition="later_position", kind="control")
+        assert mass.baseline == pytest.approx(float(uniform))
+
+
+def test_the_largest_column_stands_beside_permuted_rows(result: Any) -> None:
+    """Which keep how peaked a row is, and have no column that all queries share."""
+    null = result.find(metric="largest_column", condition="row_permuted", kind="null")
+    contrast = result.find(metric="largest_column", condition="row_permuted", kind="contrast")
+    last = result.find(metric="largest_column", condition="step4000")
+    assert null.baseline == last.baseline < null.value < last.value / 1.5
+    assert contrast.effect == pytest.approx(last.effect - null.effect) and contrast.ci_low > 0
 
 
 def test_the_last_checkpoint_stands_beside_random_weights(
@@ -179,16 +187,62 @@ def test_the_last_checkpoint_stands_beside_random_weights(
     for name in ("sink_mass", "spike", "largest_column"):
         null = result.find(metric=name, condition="random_weights", kind="null")
         first = result.find(metric=name, condition="step0")
-        last = result.find(metric=name, condition="step4000", kind="measurement")
+        last = result.find(metric=name, condition="step4000")
         contrast = result.find(metric=name, condition="random_weights", kind="contrast")
         assert null.value == pytest.approx(first.value, rel=0.25)
         assert contrast.effect == pytest.approx(last.effect - null.effect)
         assert contrast.ci_low > 0 and contrast.p_value is not None
+    # With five prompts no single row can be significant, and the summary says so.
     line = next(line for line in result.summary if line.startswith("sink_mass"))
-    assert "further from it than at a later position and further from it than with random" in line
+    assert "; at a later position 0." in line and "; random weights 0." in line
     few = {"checkpoints": ("0", "256", "4000"), "conditions": ("sink_mass",)}
     bare = run(rope, prompts, **few, random_weights=False, draws=0)
     assert {row.kind for row in bare.effects} == {"measurement"}
+
+
+def test_order_batches_and_seed(rope: Any, prompts: Prompts) -> None:
+    """Rows follow their prompts, batches change nothing, and the seed decides what is drawn."""
+    few = {"checkpoints": ("0", "4000"), "draws": 2}
+    whole = run(rope, prompts, **few)
+    reverse = Prompts(prompts.tokens.flip(0), prompts.bos, prompts.source)
+    for other in (run(rope, prompts, **few, batch_size=2), run(rope, reverse, **few)):
+        for one, two in zip(whole.effects, other.effects, strict=True):
+            assert (one.metric, one.condition, one.kind) == (two.metric, two.condition, two.kind)
+            assert one.value == pytest.approx(two.value, rel=1e-5, abs=1e-6)
+    torch.rand(2)
+    again, seeded = run(rope, prompts, **few), run(rope, prompts, **few, seed=1)
+    assert again.effects == whole.effects != seeded.effects
+    read = [e for e in whole.effects if e.kind == "measurement"]
+    assert read == [e for e in seeded.effects if e.kind == "measurement"]
+
+
+def test_rows_of_some_queries_and_without_an_interval(rope: Any, prompts: Prompts) -> None:
+    """The first are followed with their range in the name, the others not at all."""
+    steps = {"checkpoints": ("0", "256", "4000"), "conditions": ("sink_mass",), "draws": 0}
+    found = run(
+        rope,
+        prompts,
+        **steps,
+        experiment="absolute_position",
+        rows=("residual_share:all_keys@1:8",),
+    )
+    rows = [e for e in found.effects if e.metric == "residual_share:all_keys@1:8"]
+    assert len(rows) == 3 and all(e.ci_low is not None for e in rows)
+    with pytest.raises(UsageError, match="no row constancy:position0"):
+        run(
+            rope,
+            prompts,
+            **steps,
+            experiment="spike_sink_decoupling",
+            rows=("constancy:position0",),
+        )
+
+
+def test_a_row_that_shrinks_does_not_appear() -> None:
+    falling = np.outer([5.0, 4, 3, 2, 1], [1.0, 1.1, 0.9, 1])
+    assert onset_values(trait(falling, side=0)) is None
+    assert onset_values(trait(-falling, side=0)) is None
+    assert onset_values(trait(falling[::-1], side=0)) is not None
 
 
 def test_sinks_of_rope_appear_late_and_after_the_values_drain(result: Any) -> None:
