@@ -30,6 +30,7 @@ from .models import bos_token_id, ordinary_tokens, origin
 from .protocol import HookedModel
 
 _cut_corpora: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
+_cut_by_rules: dict[tuple[type, str], list[int]] = {}
 
 
 @dataclass(frozen=True)
@@ -214,12 +215,25 @@ def _read(text: str | Path | None) -> tuple[str, str]:
 
 
 def _corpus_tokens(model: HookedModel) -> list[int]:
-    """Token ids of the shipped corpus, cut once for each tokenizer."""
-    known = None if model.tokenizer is None else _cut_corpora.get(model.tokenizer)
+    """Token ids of the shipped corpus, cut once for all tokenizers that cut alike."""
+    tokenizer = model.tokenizer
+    known = None if tokenizer is None else _cut_corpora.get(tokenizer)
     if known is None:
-        known = _encode(model, corpus())
-        _cut_corpora[model.tokenizer] = known
+        rules = _rules(tokenizer)
+        known = None if rules is None else _cut_by_rules.get(rules)
+        known = known or _encode(model, corpus())
+        _cut_corpora[tokenizer] = known
+        if rules is not None:
+            _cut_by_rules[rules] = known
     return known
+
+
+def _rules(tokenizer: Any) -> tuple[type, str] | None:
+    """What a tokenizer does, as far as it can tell."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    return type(tokenizer), hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 
 def _encode(model: HookedModel, text: str) -> list[int]:

@@ -141,3 +141,27 @@ def test_a_model_without_a_hugging_face_config(settings: Any) -> None:
     assert "no Hugging Face configuration" in result.settings["left_out"]["random_weights"]
     with pytest.raises(sinklens.SinklensError, match="hook_attn_scores"):
         sinklens.run("absolute_position", model, prompts, progress=False)
+
+
+def test_the_corpus_is_cut_once_for_tokenizers_that_cut_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another load of the same model gets the same tokens; another rule cuts again."""
+    from tokenizers import normalizers
+
+    from sinklens import text
+
+    first, again = families.boot("llama"), families.boot("llama")
+    assert first.tokenizer is not again.tokenizer
+    prompts = sinklens.prompts(first, n=3, length=16)
+    cut: list[str] = []
+    encode = text._encode
+    monkeypatch.setattr(
+        text, "_encode", lambda model, words: cut.append("") or encode(model, words)
+    )
+    assert torch.equal(sinklens.prompts(again, n=3, length=16).tokens, prompts.tokens)
+    assert not cut
+    other = families.boot("llama")
+    other.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("e", "z")
+    changed = sinklens.prompts(other, n=3, length=16)
+    assert len(cut) == 1 and not torch.equal(changed.tokens, prompts.tokens)

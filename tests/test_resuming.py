@@ -28,13 +28,18 @@ FILES = ("result.json", "values.safetensors")
 
 def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
     """Run the command; what it says goes into `out`.err."""
-    with out.with_suffix(".err").open("wb") as said:
-        return subprocess.Popen(
-            [sys.executable, "-m", "sinklens", "run", *COMMAND, "--out", str(out), *more],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-        )
+    # A process that was started in the background hands on that it ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with out.with_suffix(".err").open("wb") as said:
+            return subprocess.Popen(
+                [sys.executable, "-m", "sinklens", "run", *COMMAND, "--out", str(out), *more],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def groups(out: Path) -> int:
@@ -44,14 +49,16 @@ def groups(out: Path) -> int:
 def test_after_kill_9_the_same_command_ends_with_the_same_bytes(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     straight = start(whole)
-    for least in (3, 60):
+    for least, sent, status in ((3, signal.SIGKILL, -9), (60, signal.SIGINT, 130)):
         process = start(broken)
         while groups(broken) < least and process.poll() is None:
             time.sleep(0.01)
         assert process.poll() is None, broken.with_suffix(".err").read_text()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(sent)
+        assert process.wait() == status
         assert not (broken / "result.json").exists()
+    # Ctrl-C, the second, stops within a batch and says nothing of Python.
+    assert "Traceback" not in broken.with_suffix(".err").read_text()
     before = groups(broken)
     assert before >= 60
     other = start(broken, "--seed", "1")  # another command is refused and spoils nothing

@@ -186,6 +186,7 @@ def reference_frame(
         arrays=arrays,
         settings=settings,
         forwards=read.forwards,
+        shortcuts=read.shortcuts,
     )
 
 
@@ -205,6 +206,7 @@ class _Run:
         self.notes: list[str] = []
         self.made: dict[str, Any] = {}
         self.forwards = 0
+        self.shortcuts: dict[str, bool] = {}
 
     def into(self, table: Table) -> None:
         """Run everything and fill the table."""
@@ -256,6 +258,7 @@ class _Run:
     def _evaluate(self, model: HookedModel, probes: Sequence[Any]) -> None:
         run = evaluate(model, self._prompts, [], [], probes=probes, **self._config.for_engine())
         self.forwards += run.forwards
+        self.shortcuts = run.shortcuts
 
     def _reductions(self) -> list[Reduction]:
         """What to make of every head-averaged pattern."""

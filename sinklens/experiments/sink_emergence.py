@@ -106,8 +106,9 @@ def sink_emergence(
         raise UsageError(f"there is no trait {unknown[0]!r}; there is {', '.join(TRAITS)}")
     checkpoints = find_checkpoints(model, config.checkpoints)
     announce("sink_emergence", len(checkpoints) + 2, prompts, config.progress)
-    followed, weights, left_out, forwards = _follow(model, prompts, config, wanted, checkpoints)
-    last = load_like(model, checkpoints[-1].source, **checkpoints[-1].how)
+    followed, last, weights, left_out, forwards = _follow(
+        model, prompts, config, wanted, checkpoints
+    )
     traits = {name: curve[max(curve)] for name, curve in followed.items() if name in TRAITS}
     beside, said = _beside(traits, last, prompts, config)
     made = any(one.name == RANDOM_WEIGHTS for trait in beside.values() for one in trait.others)
@@ -184,12 +185,12 @@ def _follow(
     config: SinkEmergenceConfig,
     wanted: Sequence[str],
     checkpoints: Sequence[Checkpoint],
-) -> tuple[dict[str, dict[int, Trait]], dict[str, str], dict[str, str], int]:
-    """The curve of each trait, the weights' hashes, what was left out, and the forwards."""
+) -> tuple[dict[str, dict[int, Trait]], HookedModel, dict[str, str], dict[str, str], int]:
+    """The curve of each trait, the last model, hashes of all, what was left out, the forwards."""
     followed: dict[str, dict[int, Trait]] = {}
     weights: dict[str, str] = {}
     left_out: dict[str, str] = {}
-    forwards = 0
+    forwards, at = 0, model
     for checkpoint in checkpoints:
         at = load_like(model, checkpoint.source, **checkpoint.how)
         weights[str(checkpoint.step)] = weights_hash(at)
@@ -227,7 +228,7 @@ def _follow(
             f"{config.experiment} has no row {never[0]} at any checkpoint; rows are named "
             "metric:condition, as in its table, with @1:8 behind it where they name queries"
         )
-    return followed, weights, left_out, forwards
+    return followed, at, weights, left_out, forwards
 
 
 def _beside(

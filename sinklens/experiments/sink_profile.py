@@ -149,13 +149,14 @@ def sink_profile(
     announce("sink_profile", len(inputs), prompts, config.progress)
     rows: list[Row] = []
     arrays: dict[str, Array] = {}
-    forwards = 0
+    forwards, shortcuts = 0, dict[str, bool]()
     for name in inputs:
         tokens = _input(model, prompts, name, config.seed)
         sinks = SinkScores(model)
         norms, values = ResidualNorms(model), ValueNorms(model)
         probes: list[Probe] = [sinks, norms, values] if name == "natural" else [sinks]
-        forwards += evaluate(model, tokens, [], [], probes=probes, **config.for_engine()).forwards
+        found = evaluate(model, tokens, [], [], probes=probes, **config.for_engine())
+        forwards, shortcuts = forwards + found.forwards, found.shortcuts
         scores = sinks.compute()
         suffix = "" if name == "natural" else f":{name}"
         rows += _rows(scores, capabilities, tokens.length, suffix)
@@ -168,7 +169,14 @@ def sink_profile(
     if capabilities.learned_sinks:
         settings["notes"] = ["This model has learned sinks: attention rows sum to less than 1."]
     return assemble(
-        "sink_profile", model, prompts, rows, arrays=arrays, settings=settings, forwards=forwards
+        "sink_profile",
+        model,
+        prompts,
+        rows,
+        arrays=arrays,
+        settings=settings,
+        forwards=forwards,
+        shortcuts=shortcuts,
     )
 
 

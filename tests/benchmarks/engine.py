@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -248,11 +249,18 @@ def medians(rounds: int, ways: dict[str, Callable[[], Any]]) -> dict[str, float]
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
+def processor() -> str:
+    """What the machine calls its processor."""
+    file = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", file.read_text()) if file.exists() else None
+    return named[1] if named else platform.processor() or platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="every seventh layer")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="every Nth layer")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="5 and more for figures to keep")
     options = parser.parse_args()
     file = sinklens.models.cache_folder() / "tests" / SMOLLM2_FILE
     model = sinklens.load(Path(file))
@@ -263,7 +271,7 @@ def main() -> None:
     patched = layers if options.quick else range(model.cfg.n_layers)
     sweep = Sweep(model, list(layers))
     plain = PlainSuffixes(folder, sweep)
-    print(platform.processor() or platform.machine(), f"{torch.get_num_threads()} threads")
+    print(processor(), f"{torch.get_num_threads()} threads")
     print({name: version(name) for name in ("torch", "transformer-lens", "transformers")})
     difference = (sweep.engine() - sweep.naive()).abs().max()
     print(f"{len(sweep.heads)} heads; largest difference from the naive loop {difference:.1e} nats")

@@ -656,7 +656,7 @@ def test_agrees_with_plain_smollm2(plain_smollm2: Any, smollm2_tokenizer: Any) -
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)
     tokens = sinklens.prompts(model, n=8, length=12, bos=True).tokens
     check_against_plain(plain_smollm2, model, tokens)
-    check_reading_against_plain(plain_smollm2, model, tokens)
+    check_reading_against_plain(plain_smollm2, model, tokens[:4])
 
 
 # --- probes on real attention

@@ -144,7 +144,7 @@ def test_gaussian_null() -> None:
 
 
 def test_a_step_that_is_no_more_than_random_shares_is_said_to_be_none() -> None:
-    """Six sub-blocks write a sixth each; after them nothing is taken away."""
+    """Six sub-blocks write alike, so that each has a fifth or a sixth of the peak."""
     plain = planted()
     with torch.no_grad():
         for layer, block in enumerate(plain.transformer.h):
@@ -153,7 +153,7 @@ def test_a_step_that_is_no_more_than_random_shares_is_said_to_be_none() -> None:
     model = sinklens.load(plain, tokenizer=families.tiny_tokenizer())
     result = run(model, random_prompts(model, n=5, length=12), draws=1)
     (row,) = (row for row in result.effects if row.metric == "step_up")
-    assert row.value == pytest.approx(1 / 6, abs=0.01) and row.value < row.baseline
+    assert 0.15 < row.value < 0.25 < row.baseline
     line = next(line for line in result.summary if "steps up" in line)
     assert "No single sub-block" in line and "not more than the largest" in line
 
