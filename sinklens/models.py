@@ -186,9 +186,11 @@ def weights_hash(model: HookedModel) -> str:
     Kept per model until a weight is written in place (writing through `.data` goes unseen).
     """
     state = model.original_model.state_dict()
-    versions = tuple(tensor._version for tensor in state.values())
+    # Inference tensors count no versions; theirs are hashed every time.
+    counted = not any(tensor.is_inference() for tensor in state.values())
+    versions = tuple(tensor._version for tensor in state.values()) if counted else ()
     known = _hashes.get(model)
-    if known is None or known[0] != versions:
+    if known is None or not counted or known[0] != versions:
         digest = hashlib.sha256()
         for name, tensor in sorted(state.items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

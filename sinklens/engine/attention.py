@@ -8,7 +8,7 @@ can edit it. Where no hook does, that is not needed:
   called for some queries at a time, the probes see their rows, and the rows are forgotten.
 
 In both, hooks on projections, values, keys, z and the stream stay in place. Equal to the usual way
-but for float rounding; whether a family's attention can be run so is found by trying (`forward`).
+but for float rounding; whether a family's attention can be run so is found by trying (`shortcuts`).
 """
 
 from __future__ import annotations

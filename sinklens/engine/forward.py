@@ -123,7 +123,7 @@ def forward(
         without_bridges(bridges, set(range(start, len(bridges))) - hooked),
         replaced(model, start, below),
         keeping(model, keep) as kept,
-        without_cache(model) if rows else nullcontext(),
+        without_cache(model) if rows or start else nullcontext(),
     ):
         logits = model.run_with_hooks(tokens, fwd_hooks=[*hooks, *reading])
     if rows:

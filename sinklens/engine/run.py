@@ -171,10 +171,12 @@ class _Sweep:
         self._bridges = bridges_by_block(model) if passing else ()
         names, bridge = self._names(), cast(Any, model)
         # Logits made by rows would not pass through a hook at the unembedding, under any name.
-        points = {id(point) for point in bridge.unembed.modules()}
-        known = model.hook_dict
-        behind = any(not isinstance(n, str) or id(known.get(n)) in points for n in names)
-        self._rows = self._allowed.unembedding and not behind
+        self._rows = self._allowed.unembedding
+        if self._rows:
+            points = {id(point) for point in bridge.unembed.modules()}
+            known = model.hook_dict
+            behind = (not isinstance(n, str) or id(known.get(n)) in points for n in names)
+            self._rows = not any(behind)
         self._index = torch.zeros(0, dtype=torch.long)
         self._kept: dict[int, Any] = {}
 

@@ -1,4 +1,4 @@
-"""A first guess of every intervention's effect, at the cost of one forward and one backward.
+"""A first guess of every intervention's effect, from one forward and backward for each position.
 
     estimate = sum over hook points of <gradient of the metric, edited - clean activation>
 
@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import SinklensError
@@ -28,7 +28,7 @@ from ..text import Prompts
 from .sizes import choose_sizes
 
 FORWARDS = 3
-"""What an estimate costs, in forwards: one, and a backward that takes about twice as long."""
+"""What the estimates of a position cost: a forward, and a backward that takes twice as long."""
 
 
 def estimate(
@@ -46,8 +46,8 @@ def estimate(
     Args:
         model: In eval mode; it comes back as it was, without gradients.
         prompts: The prompts.
-        interventions: What would be done. Of an edit at a later position p the predictions from p
-            on count, its own among them, where the exact effect has those after p.
+        interventions: What would be done. Edits of the same position share a gradient, since the
+            predictions after it count.
         metric: A metric whose gradient at the clean run is not 0 (so not `kl`).
         batch_size: Prompts in a forward; by default as many as `memory` allows.
         memory: Bytes for what a forward holds, as in `evaluate`.
@@ -56,50 +56,61 @@ def estimate(
     Raises:
         SinklensError: The gradient is not finite.
     """
-    from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
-
     require_eval_mode(model)
-    length = prompts.length
-    counted = counted_positions(length, 0, positions).to(model.cfg.device)
     size = batch_size or _prompts_in_a_forward(model, prompts, memory)
-    columns = []
-    for index in torch.arange(len(prompts)).split(size):
-        bound = [one.for_prompts(index).fwd_hooks for one in interventions]
-        # The backward runs as far as the embedding; hooks on the way then see their gradients.
-        names = list(dict.fromkeys(["hook_embed", *(name for hooks in bound for name, _ in hooks)]))
-        # Under a caller's inference mode there are no gradients, and tensors cannot enter them.
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            _gradient_from_the_embedding(model),
-        ):
-            answers = None if prompts.answers is None else prompts.answers[index]
-            tokens = prompts.tokens[index].to(model.cfg.device)
-            cache = cache_activation_and_gradient(
-                model,
-                tokens,
-                partial(_total, metric=metric, tokens=tokens, counted=counted, answers=answers),
-                names_filter=names,
-            )
-        with torch.no_grad():
-            rows = [
-                sum(_first_order(function, cache, name) for name, function in hooks)
-                for hooks in bound
-            ]
-        columns.append(torch.stack([torch.as_tensor(row) for row in rows]).float().cpu())
-    # The gradient is of the mean over all predictions, of which an edit at p moves those from p on.
-    numbers = {
-        place: len(metric.counts(counted_positions(length, place, positions), length))
-        for place in {0, *(one.position for one in interventions)}
-    }
-    shares = torch.tensor([numbers[0] / numbers[one.position] for one in interventions])
-    estimates = torch.cat(columns, 1) * shares[:, None]
+    estimates = torch.zeros(len(interventions), len(prompts))
+    for place in sorted({one.position for one in interventions}):
+        counted = counted_positions(prompts.length, place, positions).to(model.cfg.device)
+        numbers = [i for i, one in enumerate(interventions) if one.position == place]
+        chosen = [interventions[i] for i in numbers]
+        estimates[numbers] = torch.cat(
+            [
+                _estimate_batch(model, prompts, index, chosen, metric, counted)
+                for index in torch.arange(len(prompts)).split(size)
+            ],
+            1,
+        )
     if not bool(torch.isfinite(estimates).all()):
         raise SinklensError(
             f"the gradient of {metric.name} is NaN or infinite on these prompts; use screen=False, "
             "or load the model in float32"
         )
     return estimates
+
+
+def _estimate_batch(
+    model: HookedModel,
+    prompts: Prompts,
+    index: Int[Tensor, " batch"],
+    interventions: Sequence[Intervention],
+    metric: LogitMetric,
+    counted: Int[Tensor, " counted"],
+) -> Float[Tensor, "intervention batch"]:
+    """The estimates for some prompts, from one gradient."""
+    from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
+
+    bound = [one.for_prompts(index).fwd_hooks for one in interventions]
+    # The backward runs as far as the embedding; hooks on the way then see their gradients.
+    names = list(dict.fromkeys(["hook_embed", *(name for hooks in bound for name, _ in hooks)]))
+    # Under a caller's inference mode there are no gradients, and tensors cannot enter them.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _gradient_from_the_embedding(model),
+    ):
+        answers = None if prompts.answers is None else prompts.answers[index]
+        tokens = prompts.tokens[index].to(model.cfg.device)
+        cache = cache_activation_and_gradient(
+            model,
+            tokens,
+            partial(_total, metric=metric, tokens=tokens, counted=counted, answers=answers),
+            names_filter=names,
+        )
+    with torch.no_grad():
+        rows = [
+            sum(_first_order(function, cache, name) for name, function in hooks) for hooks in bound
+        ]
+    return torch.stack([torch.as_tensor(row) for row in rows]).float().cpu()
 
 
 def _prompts_in_a_forward(model: HookedModel, prompts: Prompts, memory: int | None) -> int:

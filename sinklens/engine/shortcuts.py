@@ -81,7 +81,7 @@ def _state(model: HookedModel) -> tuple[Any, ...]:
     modes = ("compatibility_mode", "_weights_processed")
     return (
         *(bool(getattr(model, mode, False)) for mode in modes),
-        torch.is_autocast_enabled(first.device.type),
+        torch.is_autocast_enabled(torch.device(model.cfg.device).type),
         first.dtype,
         first.device,
         written,

@@ -177,7 +177,7 @@ def absolute_position(
     evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
     split = splitting.compute()
     readouts = {at: probe.compute() for at, probe in reading.items()}
-    pairs = [(readouts[place, place], readouts[0, place]) for place in positions]
+    pairs = [(place, readouts[place, place], readouts[0, place]) for place in positions]
     error = float(split.error.max())
     if not error <= SPLIT_ERROR.get(model.cfg.dtype, HALF_PRECISION_ERROR):
         raise SinklensError(

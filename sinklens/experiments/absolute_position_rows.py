@@ -157,7 +157,7 @@ def _over_heads(values: Tensor) -> Tensor:
 
 def heads(
     readouts: SinkReadoutValues,
-    pairs: Sequence[tuple[SinkReadoutValues, SinkReadoutValues]],
+    pairs: Sequence[tuple[int, SinkReadoutValues, SinkReadoutValues]],
     length: int,
     windows: Sequence[int],
     seed: int,
@@ -170,16 +170,20 @@ def heads(
 
     Args:
         readouts: What heads read at position 0.
-        pairs: For each draw of the control, what they read there and at position 0 at the queries
-            after it.
+        pairs: For each draw of the control its position, and what the queries after it read there
+            and at position 0.
         length: Positions in each prompt.
         windows: By layer, how many keys a query sees.
         seed: Decides the resamples of the tests.
     """
-    uniform = np.mean([uniform_sink_mass(length, window=w) for w in windows])
-    random = float(np.mean(1 / np.sqrt(np.arange(2, length + 1))))
     unit = "share of heads"
-    for field, null in (("weight", uniform), ("readout", random)):
+    nulls: dict[str, Callable[[int], float]] = {
+        "weight": lambda key: float(
+            np.mean([uniform_sink_mass(length, window=w, key=key) for w in windows])
+        ),
+        "readout": lambda key: float(np.mean(1 / np.sqrt(np.arange(key + 2, length + 1)))),
+    }
+    for field, null in nulls.items():
 
         def share(of: SinkReadoutValues, field: str = field) -> Values:
             reading: Tensor = getattr(of, field) > SHOWN_WEIGHT
@@ -187,14 +191,16 @@ def heads(
 
         named = ("sink_reading_heads", f"{field}>{SHOWN_WEIGHT}")
         mine = share(readouts)
-        nulls = np.full_like(mine, float(null > SHOWN_WEIGHT))
-        yield paired_row(*named, "measurement", mine, nulls, unit=unit)
+        even = np.full_like(mine, float(null(0) > SHOWN_WEIGHT))
+        yield paired_row(*named, "measurement", mine, even, unit=unit)
         if pairs:
-            there, here = (
-                np.mean([share(one) for one in side], 0) for side in zip(*pairs, strict=True)
+            there = np.mean([share(read) for _, read, _ in pairs], 0)
+            here = np.mean([share(read) for _, _, read in pairs], 0)
+            even = np.full_like(
+                mine, np.mean([null(place) > SHOWN_WEIGHT for place, _, _ in pairs])
             )
             how: dict[str, Any] = {"unit": unit, "n_draws": len(pairs)}
-            yield paired_row(*named, "control", there, 0 * there, **how)
+            yield paired_row(*named, "control", there, even, **how)
             yield paired_row(*named, "contrast", here, there, tested=True, seed=seed, **how)
 
 

@@ -170,14 +170,21 @@ def _reading(result: ExperimentResult, rows: Rows) -> Iterator[str]:
     weight = rows["sink_reading_heads", "weight>0.3", "measurement", None]
     readout = rows["sink_reading_heads", "readout>0.3", "measurement", None]
 
-    def later(row: EffectSize, what: str = "at a later key") -> str:
+    def later(row: EffectSize, what: str) -> str:
         return _beside_control(rows, row, what, "{:.0%}")
+
+    def later_key(row: EffectSize) -> str:
+        contrast = rows.get((row.metric, row.condition, "contrast", row.queries))
+        if contrast is None:
+            return ""
+        return later(row, f"at a later key, where position 0 has {contrast.value:.0%}")
 
     yield (
         f"{weight.value:.0%} of heads give position 0 a weight above 0.3 ({beside_null(weight)} "
-        f"uniform attention, {weight.baseline:.0%}{later(weight)}); in {readout.value:.0%} what it "
-        f"brings in is more than 0.3 of what the head writes ({beside_null(readout)} values that "
-        f"have nothing to do with each other, {readout.baseline:.0%}{later(readout)})."
+        f"uniform attention, {weight.baseline:.0%}{later_key(weight)}); in {readout.value:.0%} "
+        f"what it brings in is more than 0.3 of what the head writes ({beside_null(readout)} "
+        f"values that have nothing to do with each other, {readout.baseline:.0%}"
+        f"{later_key(readout)})."
     )
     named = ("fingerprint", "nearest_centroid", "measurement")
     told = [row for key, row in rows.items() if key[:3] == named]

@@ -27,7 +27,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attention_graphs import received
 from ..capabilities import Capabilities, check
 from ..controls import (
     control_positions,
@@ -131,12 +130,15 @@ def with_others(
     layers = range(capabilities.n_layers)
     masses, norms, peaks = KeyMass(model, places), ValueNorms(model), ResidualPeaks(model)
     everywhere = {p: _AtPosition(model, p) for p in {0, *places}}
-    reader = PatternReader(
-        model, capabilities, prompts.tokens, draws=config.draws, seed=config.seed
-    )
-    columns = MeanPatterns(model, reader, [largest_column], uniform=False)
     reading = [probe for one in everywhere.values() for probe in one.probes]
-    probes: list[Any] = [masses, norms, peaks, columns, *reading]
+    probes: list[Any] = [masses, norms, peaks, *reading]
+    columns: MeanPatterns | None = None
+    if "largest_column" in traits:  # the one probe that needs whole patterns
+        reader = PatternReader(
+            model, capabilities, prompts.tokens, draws=config.draws, seed=config.seed
+        )
+        columns = MeanPatterns(model, reader, [largest_column], uniform=False)
+        probes.append(columns)
     evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
     received_by, usual, medians = masses.compute(), norms.compute().others, peaks.compute().median
     spike_null = gaussian_peak_ratio((len(layers) + 1) * int(model.cfg.d_model))
@@ -161,6 +163,7 @@ def with_others(
             return later(trait, lambda p: everywhere[p].drain(usual), 1.0, trait.values, 1.0)
         if name == "spike":
             return later(trait, lambda p: everywhere[p].peak(medians), spike_null, at_0, spike_null)
+        assert columns is not None
         drawn = _array(columns.compute()[ROW_PERMUTED, "largest"].mean((1, 2)))
         other = Other(
             ROW_PERMUTED, "null", drawn, trait.null, trait.values, trait.null, config.draws
@@ -171,9 +174,10 @@ def with_others(
 
 
 def largest_column(pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Tensor]:
-    """The mean attention of the most attended key among those up to T / 2."""
-    half = pattern.shape[-1] // 2 + 1
-    return {"largest": received(pattern, visible)[..., :half].amax(-1)}
+    """The sink score of the most attended key among those up to T / 2."""
+    length = pattern.shape[-1]
+    scores = pattern.tril().sum(-2) / torch.arange(length, 0, -1, device=pattern.device)
+    return {"largest": scores[..., : length // 2 + 1].amax(-1)}
 
 
 class _AtPosition:

@@ -36,7 +36,7 @@ from ..hooks.position0 import (
     RESIDUAL_ONLY,
     patch_position0,
 )
-from ..metrics import counted_positions
+from ..metrics import LogitMetric, counted_positions
 from ..models import ordinary_tokens
 from ..probes import PositionValues, ResidualNorms
 from ..probes.positions import PartValues, first_token_values
@@ -72,6 +72,7 @@ class Position0PatchingConfig(ExperimentConfig):
 
 DEFAULT_METRICS = ("loss", "kl", "sink_mass")
 PLACE = "@"
+NO_CONTROL = "No control for position 0: no later position is left whose predictions could count."
 ELSEWHERE = (
     "Conditions ending in @p patch position p as a control does; they have no control of their own "
     "and count the predictions after p."
@@ -146,14 +147,19 @@ def position0_patching(
 
     conditions, left_out = choose_conditions(config, defaults, refusal)
     metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=True)
-    for place in config.places:
-        counted_positions(prompts.length, place, config.positions)  # or says that none is left
+    places = list(dict.fromkeys(config.places))
+    for place in places:  # says so where no prediction is left
+        counted = counted_positions(prompts.length, place, config.positions)
+        for metric in metrics:
+            if isinstance(metric, LogitMetric):
+                metric.counts(counted, prompts.length)
     positions = control_positions(prompts.length, config.draws, config.seed, config.positions)
-    values = PatchValues(model, prompts, config, layers, conditions, positions, config.places)
+    positions = positions if 0 in places else []
+    values = PatchValues(model, prompts, config, layers, conditions, positions, places)
     comparisons = [
         values.comparison(*parse_condition(condition), layer, place)
         for condition in conditions
-        for place in dict.fromkeys(config.places)
+        for place in places
         for layer in layers
     ]
     return run_comparisons(
@@ -164,10 +170,20 @@ def position0_patching(
         comparisons,
         metrics,
         left_out={**left_out, **missing},
-        notes=[ELSEWHERE] if any(config.places) else [],
+        notes=_notes(config, places, positions),
         draws=values.drawn,
         extra_forwards=values.forwards,
     )
+
+
+def _notes(
+    config: Position0PatchingConfig, places: Sequence[int], positions: Sequence[int]
+) -> list[str]:
+    """What a reader of rows at several positions has to know."""
+    if not any(places):
+        return []
+    alone = 0 in places and config.draws and not positions
+    return [ELSEWHERE, *([NO_CONTROL] if alone else [])]
 
 
 class PatchValues:

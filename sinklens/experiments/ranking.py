@@ -126,7 +126,7 @@ def rank(
             for one in comparisons
         ],
         estimates=means.tolist(),
-        forwards=FORWARDS,
+        forwards=FORWARDS * len({edit.position for edit in edits}),
     )
 
 

@@ -258,7 +258,7 @@ class _Run:
     def _evaluate(self, model: HookedModel, probes: Sequence[Any]) -> None:
         run = evaluate(model, self._prompts, [], [], probes=probes, **self._config.for_engine())
         self.forwards += run.forwards
-        self.shortcuts = run.shortcuts
+        self.shortcuts = self.shortcuts or run.shortcuts
 
     def _reductions(self) -> list[Reduction]:
         """What to make of every head-averaged pattern."""

@@ -105,7 +105,8 @@ def sink_emergence(
     if unknown:
         raise UsageError(f"there is no trait {unknown[0]!r}; there is {', '.join(TRAITS)}")
     checkpoints = find_checkpoints(model, config.checkpoints)
-    announce("sink_emergence", len(checkpoints) + 2, prompts, config.progress)
+    more = bool(config.draws) + (config.random_weights is not False)
+    announce("sink_emergence", len(checkpoints) + more, prompts, config.progress)
     followed, last, weights, left_out, forwards = _follow(
         model, prompts, config, wanted, checkpoints
     )
@@ -402,10 +403,9 @@ def summary(result: ExperimentResult) -> list[str]:
             side = {1: "above", -1: "below"}
             beyond = _side(_per_prompt(result, last) - last.baseline)
             where = f"ends {side[beyond]} its null" if beyond else "not told apart from its null"
-            few = len(mine) < 3
-            lines.append(
-                f"{said}: " + ("too few checkpoints." if few else f"it does not appear ({where}).")
-            )
+            few = min(len(mine), last.n_prompts) < 3
+            why = "too few checkpoints or prompts" if few else f"it does not appear ({where})"
+            lines.append(f"{said}: {why}.")
             continue
         ends = ""
         if found["ci_low"] is not None:
@@ -425,10 +425,14 @@ def _others(result: ExperimentResult, name: str) -> str:
     """What a trait is set against, with a word where the two are not told apart."""
     words = {LATER: "at a later position", RANDOM_WEIGHTS: "random weights"}
     said = ""
+    last = [r for r in result.effects if r.metric == name and r.kind == "measurement"][-1]
     for row in result.effects:
         if row.metric == name and row.kind in ("control", "null"):
             contrast = result.find(metric=name, condition=row.condition, kind="contrast")
-            doubt = "" if is_significant(contrast) else ", not told apart"
+            doubt = "" if contrast.effect * last.effect > 0 else ", further from its null"
+            doubt = doubt if is_significant(contrast) else ", not told apart"
             what = words.get(row.condition, row.condition.replace("_", " "))
+            if (name, row.condition) == ("spike", LATER):  # where position 0 is compared
+                what = f"position 0 {contrast.value + row.baseline:.3g}, a later one"
             said += f"; {what} {row.value:.3g}{doubt}"
     return said

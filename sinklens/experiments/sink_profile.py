@@ -156,7 +156,7 @@ def sink_profile(
         norms, values = ResidualNorms(model), ValueNorms(model)
         probes: list[Probe] = [sinks, norms, values] if name == "natural" else [sinks]
         found = evaluate(model, tokens, [], [], probes=probes, **config.for_engine())
-        forwards, shortcuts = forwards + found.forwards, found.shortcuts
+        forwards, shortcuts = forwards + found.forwards, shortcuts or found.shortcuts
         scores = sinks.compute()
         suffix = "" if name == "natural" else f":{name}"
         rows += _rows(scores, capabilities, tokens.length, suffix)

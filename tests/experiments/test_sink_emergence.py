@@ -23,9 +23,16 @@ from sinklens.cli import app
 from sinklens.controls import control_positions
 from sinklens.errors import UsageError
 from sinklens.experiments.checkpoints import _number_in
-from sinklens.experiments.emergence_traits import Trait
-from sinklens.experiments.sink_emergence import onset, onset_values
+from sinklens.experiments.emergence_traits import (
+    TRAITS,
+    Trait,
+    largest_column,
+    read_traits,
+    with_others,
+)
+from sinklens.experiments.sink_emergence import SinkEmergenceConfig, onset, onset_values
 from sinklens.models import weights_hash
+from sinklens.probes.patterns import MeanPatterns, PatternReader
 from sinklens.text import Prompts
 from sinklens.zoo import folder
 from tests import families
@@ -178,6 +185,27 @@ def test_the_largest_column_stands_beside_permuted_rows(result: Any) -> None:
     last = result.find(metric="largest_column", condition="step4000")
     assert null.baseline == last.baseline < null.value < last.value / 1.5
     assert contrast.effect == pytest.approx(last.effect - null.effect) and contrast.ci_low > 0
+
+
+@pytest.mark.parametrize("name", ["window", "encoder"])
+def test_what_traits_are_set_against_is_measured_as_they_are(name: str) -> None:
+    """Also where a query does not see all keys before it, or sees those after it."""
+    model = sinklens.load(name)
+    prompts = sinklens.prompts(model, n=2, length=40)
+    config = SinkEmergenceConfig(draws=2, progress=False)
+    traits = read_traits(model, prompts, config, TRAITS)
+    found = with_others(traits, model, prompts, config)
+    reader = PatternReader(model, sinklens.check(model), prompts.tokens)
+    probe = MeanPatterns(model, reader, [largest_column], uniform=True)
+    sinklens.evaluate(model, prompts, [], [], probes=[probe], progress=False)
+    read = probe.compute()
+    own = read["attention", "largest"].double().mean(1).numpy()
+    np.testing.assert_allclose(traits["largest_column"].values, own, atol=1e-6)
+    even = float(read["uniform", "largest"].double().mean())
+    assert traits["largest_column"].null == pytest.approx(even, abs=1e-6)
+    for trait in found.values():
+        (other,) = trait.others
+        assert other.values.shape == (2,) and np.isfinite(other.values).all()
 
 
 def test_the_last_checkpoint_stands_beside_random_weights(
