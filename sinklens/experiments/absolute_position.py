@@ -31,8 +31,7 @@ The abstract of 2606.06160 names the components and reports that replacing BOS r
 queries; formulas, replacement and range are not in what we could read. All estimators here are our
 reconstruction, and 40 % is a reference, no target.
 
-Takes as long as 48 to 51 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one
-core).
+Takes as long as 54 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core).
 """
 
 from __future__ import annotations
