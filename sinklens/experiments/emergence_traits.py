@@ -55,7 +55,7 @@ class Other(NamedTuple):
         kind: Of its row: `control` or `null`.
         values: One number a prompt, mean over draws.
         null: What no mechanism would give there.
-        own: What it is compared with, where that is not the trait itself.
+        own: What it is compared with: the trait, or for a later spike that at position 0.
         own_null: The null of that.
         draws: Draws that were averaged.
     """
@@ -121,56 +121,74 @@ def read_traits(
 
 def with_others(
     traits: Mapping[str, Trait], model: HookedModel, prompts: Prompts, config: ExperimentConfig
-) -> dict[str, Trait]:
-    """The traits of a model with what each is set against; as they are where draws is 0."""
-    capabilities, length = check(model), prompts.length
-    places = control_positions(length, config.draws, config.seed)
-    if not config.draws:
-        return dict(traits)
-    layers = range(capabilities.n_layers)
+) -> tuple[dict[str, Trait], int]:
+    """The traits of a model with what each is set against, and the forwards that it took.
+
+    They stay as they are where draws is 0, or no later position is left.
+    """
+    places = control_positions(prompts.length, config.draws, config.seed)
+    others: dict[str, Other] = {}
+    forwards = 0
+    if places and traits.keys() & {"sink_mass", "value_drain", "spike"}:
+        others |= _at_later_positions(traits, model, prompts, config, places)
+        forwards += 1
+    if config.draws and "largest_column" in traits:
+        others["largest_column"] = _with_permuted_rows(
+            traits["largest_column"], model, prompts, config
+        )
+        forwards += 1
+    found = {
+        name: trait._replace(others=(others[name],)) if name in others else trait
+        for name, trait in traits.items()
+    }
+    return found, forwards
+
+
+def _at_later_positions(
+    traits: Mapping[str, Trait],
+    model: HookedModel,
+    prompts: Prompts,
+    config: ExperimentConfig,
+    places: Sequence[int],
+) -> dict[str, Other]:
+    """The weight of a later key, its value's norm and the largest entry there, mean over draws."""
+    capabilities = check(model)
     masses, norms, peaks = KeyMass(model, places), ValueNorms(model), ResidualPeaks(model)
-    everywhere = {p: _AtPosition(model, p) for p in {0, *places}}
-    reading = [probe for one in everywhere.values() for probe in one.probes]
+    positions = {p: _AtPosition(model, p) for p in {0, *places}}
+    reading = [probe for one in positions.values() for probe in one.probes]
     probes: list[Any] = [masses, norms, peaks, *reading]
-    columns: MeanPatterns | None = None
-    if "largest_column" in traits:  # the one probe that needs whole patterns
-        reader = PatternReader(
-            model, capabilities, prompts.tokens, draws=config.draws, seed=config.seed
-        )
-        columns = MeanPatterns(model, reader, [largest_column], uniform=False)
-        probes.append(columns)
     evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
-    received_by, usual, medians = masses.compute(), norms.compute().others, peaks.compute().median
-    spike_null = gaussian_peak_ratio((len(layers) + 1) * int(model.cfg.d_model))
-    at_0 = _array(everywhere[0].peak(medians))
+    received, usual, medians = masses.compute(), norms.compute().others, peaks.compute().median
+    mass_null = np.mean([_uniform_mass(capabilities, prompts.length, p) for p in places])
+    spike_null = gaussian_peak_ratio((capabilities.n_layers + 1) * int(model.cfg.d_model))
+    at_position0 = _array(positions[0].peak(medians))
+    figures: dict[str, tuple[Callable[[int], Tensor], float]] = {
+        "sink_mass": (lambda p: received[p].mean((1, 2)), float(mass_null)),
+        "value_drain": (lambda p: positions[p].drain(usual), 1.0),
+        "spike": (lambda p: positions[p].peak(medians), spike_null),
+    }
+    others = {}
+    for name, (read, null) in figures.items():
+        if name in traits:
+            values = _array(torch.stack([read(p) for p in places]).mean(0))
+            own, own_null = traits[name].values, traits[name].null
+            if name == "spike":  # whose largest entry may lie anywhere
+                own, own_null = at_position0, spike_null
+            others[name] = Other(LATER, "control", values, null, own, own_null, len(places))
+    return others
 
-    def later(
-        trait: Trait, read: Callable[[int], Tensor], null: float, own: Values, own_null: float
-    ) -> Trait:
-        if not places:
-            return trait
-        values = _array(torch.stack([read(p) for p in places]).mean(0))
-        other = Other(LATER, "control", values, null, own, own_null, len(places))
-        return trait._replace(others=(other,))
 
-    def beside(name: str, trait: Trait) -> Trait:
-        if name == "sink_mass":
-            null = float(np.mean([_uniform_mass(capabilities, length, p) for p in places or [0]]))
-            return later(
-                trait, lambda p: received_by[p].mean((1, 2)), null, trait.values, trait.null
-            )
-        if name == "value_drain":
-            return later(trait, lambda p: everywhere[p].drain(usual), 1.0, trait.values, 1.0)
-        if name == "spike":
-            return later(trait, lambda p: everywhere[p].peak(medians), spike_null, at_0, spike_null)
-        assert columns is not None
-        drawn = _array(columns.compute()[ROW_PERMUTED, "largest"].mean((1, 2)))
-        other = Other(
-            ROW_PERMUTED, "null", drawn, trait.null, trait.values, trait.null, config.draws
-        )
-        return trait._replace(others=(other,))
-
-    return {name: beside(name, trait) for name, trait in traits.items()}
+def _with_permuted_rows(
+    trait: Trait, model: HookedModel, prompts: Prompts, config: ExperimentConfig
+) -> Other:
+    """The largest column of attention whose rows are permuted, mean over draws."""
+    reader = PatternReader(
+        model, check(model), prompts.tokens, draws=config.draws, seed=config.seed
+    )
+    columns = MeanPatterns(model, reader, [largest_column], uniform=False)
+    evaluate(model, prompts, [], [], probes=[columns], **config.for_engine())
+    drawn = _array(columns.compute()[ROW_PERMUTED, "largest"].mean((1, 2)))
+    return Other(ROW_PERMUTED, "null", drawn, trait.null, trait.values, trait.null, config.draws)
 
 
 def largest_column(pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Tensor]:

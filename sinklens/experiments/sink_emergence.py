@@ -105,17 +105,19 @@ def sink_emergence(
     if unknown:
         raise UsageError(f"there is no trait {unknown[0]!r}; there is {', '.join(TRAITS)}")
     checkpoints = find_checkpoints(model, config.checkpoints)
-    more = bool(config.draws) + (config.random_weights is not False)
+    more = 2 * bool(config.draws) + (config.random_weights is not False)
     announce("sink_emergence", len(checkpoints) + more, prompts, config.progress)
     followed, last, weights, left_out, forwards = _follow(
         model, prompts, config, wanted, checkpoints
     )
     traits = {name: curve[max(curve)] for name, curve in followed.items() if name in TRAITS}
-    beside, said = _beside(traits, last, prompts, config)
-    made = any(one.name == RANDOM_WEIGHTS for trait in beside.values() for one in trait.others)
-    if said and not made:
-        left_out[RANDOM_WEIGHTS] = said
-    forwards += bool(config.draws) + made
+    beside, taken = with_others(traits, last, prompts, config)
+    random, how = random_twin(model, config.random_weights, config.seed)
+    if random is not None:
+        beside = _beside_random_weights(beside, random, prompts, config)
+    elif how:
+        left_out[RANDOM_WEIGHTS] = how
+    forwards += taken + (random is not None)
     rows = [row for name, curve in followed.items() for row in _measured(name, curve)]
     rows += with_q_values(
         [row for name, trait in beside.items() for row in _against(name, trait, config.seed)]
@@ -130,7 +132,7 @@ def sink_emergence(
             "The half-way rule of an onset is a reconstruction; the papers show curves.",
             *([BESIDE] if any(trait.others for trait in beside.values()) else []),
         ],
-        "random_weights": said if made else None,
+        "random_weights": None if random is None else how,
         "steps": [checkpoint.step for checkpoint in checkpoints],
         "weights": weights,
         "onsets": _described(onsets, followed),
@@ -232,27 +234,20 @@ def _follow(
     return followed, at, weights, left_out, forwards
 
 
-def _beside(
+def _beside_random_weights(
     traits: Mapping[str, Trait],
-    model: HookedModel,
+    random: HookedModel,
     prompts: Prompts,
     config: SinkEmergenceConfig,
-) -> tuple[dict[str, Trait], str]:
-    """The last checkpoint's traits with all that they are set against, and of random weights how
-    these were made, or why not.
-    """
-    known = {name: trait for name, trait in traits.items() if name in TRAITS}
-    found = with_others(known, model, prompts, config)
-    random, said = random_twin(model, config.random_weights, config.seed)
-    if random is not None:
-        untrained = read_traits(random, prompts, config, list(known))
-        for name, trait in found.items():
-            drawn = untrained[name]
-            other = Other(
-                RANDOM_WEIGHTS, "null", drawn.values, drawn.null, trait.values, trait.null, 1
-            )
-            found[name] = trait._replace(others=(*trait.others, other))
-    return found, said
+) -> dict[str, Trait]:
+    """The traits, set against those of weights that were never trained as well."""
+    untrained = read_traits(random, prompts, config, list(traits))
+    found = {}
+    for name, trait in traits.items():
+        drawn = untrained[name]
+        other = Other(RANDOM_WEIGHTS, "null", drawn.values, drawn.null, trait.values, trait.null, 1)
+        found[name] = trait._replace(others=(*trait.others, other))
+    return found
 
 
 def _against(name: str, trait: Trait, seed: int) -> Iterator[Row]:

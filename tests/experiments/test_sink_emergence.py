@@ -194,7 +194,7 @@ def test_what_traits_are_set_against_is_measured_as_they_are(name: str) -> None:
     prompts = sinklens.prompts(model, n=2, length=40)
     config = SinkEmergenceConfig(draws=2, progress=False)
     traits = read_traits(model, prompts, config, TRAITS)
-    found = with_others(traits, model, prompts, config)
+    found, _ = with_others(traits, model, prompts, config)
     reader = PatternReader(model, sinklens.check(model), prompts.tokens)
     probe = MeanPatterns(model, reader, [largest_column], uniform=True)
     sinklens.evaluate(model, prompts, [], [], probes=[probe], progress=False)
