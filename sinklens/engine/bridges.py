@@ -1,8 +1,9 @@
 """Blocks that no hook is in, run as Hugging Face wrote them.
 
 TransformerLens puts a bridge around each part of a block, which has its hook points. Passing
-through them costs SmolLM2-135M 1.6 ms a block, 7 % of what a block takes at 256 tokens. In a
-forward that has no hook in a block, the parts are called directly.
+through them took SmolLM2-135M 1.7 ms a block, 6 % of what 256 tokens took (two cores of a shared
+machine, medians of 16 interleaved runs with bridges and without). In a forward that has no hook in
+a block, the parts are called directly.
 
 Some bridges compute what they wrap in another way, which differs by rounding. A model whose
 streams are not equal to the last bit without them keeps them (`shortcuts`), so that an edit that

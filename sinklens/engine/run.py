@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -169,11 +169,11 @@ class _Sweep:
         self._attention = self._how_to_attend(probes, sizes)
         passing = self._allowed.bridges and self._attention is without_patterns
         self._bridges = bridges_by_block(model) if passing else ()
-        names, bridge = self._names(), cast(Any, model)
+        names = self._names()
         # Logits made by rows would not pass through a hook at the unembedding, under any name.
         self._rows = self._allowed.unembedding
         if self._rows:
-            points = {id(point) for point in bridge.unembed.modules()}
+            points = {id(point) for point in model.unembed.modules()}
             known = model.hook_dict
             behind = (not isinstance(n, str) or id(known.get(n)) in points for n in names)
             self._rows = not any(behind)

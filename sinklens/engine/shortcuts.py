@@ -211,10 +211,10 @@ def _try_without_bridges(model: HookedModel, tokens: Tensor) -> bool:
         with (
             without_patterns(model),
             without_bridges(bridges, passed),
-            keeping(model, blocks) as k,
+            keeping(model, blocks) as kept,
         ):
             logits = model.run_with_hooks(tokens, fwd_hooks=[])
-        streams = [out[0] if isinstance(out, tuple) else out for out in k.values()]
+        streams = [out[0] if isinstance(out, tuple) else out for out in kept.values()]
         runs.append([logits, *streams])
     return all(torch.equal(usual, direct) for usual, direct in zip(*runs, strict=True))
 

@@ -121,21 +121,27 @@ def mask(
     for keys, one in masks.items():
         number, others = sets.number(longest, keys), shuffled[keys]
 
-        def share(of: CausalMask, number: int = number) -> Tensor:
-            return causal_share(of, clean, number)[:, 1:].mean(1)
+        def slope(of: CausalMask) -> Tensor:
+            return _over_heads(of.slope())
+
+        def extra(of: CausalMask) -> Tensor:
+            return _over_heads(of.extra_r2())
 
         def cost(of: CausalMask) -> Tensor:
             return _over_heads(of.window_kl(window))
 
-        figures: list[tuple[str, str, Figure]] = [
-            ("causal_slope", "nats by log(i + 1)", lambda of: _over_heads(of.slope())),
-            ("causal_r2", "share of the variance", lambda of: _over_heads(of.extra_r2())),
-            (f"window_kl:{window}", "nats", cost),
-            ("causal_share", "share of both components", share),
-        ]
-        for metric, unit, figure in figures:
+        def share(of: CausalMask, number: int = number) -> Tensor:
+            return causal_share(of, clean, number)[:, 1:].mean(1)
+
+        flat = one.flat()
+        figures: list[tuple[str, str, Figure, float]] = [
+            ("causal_slope", "nats by log(i + 1)", slope, float(slope(flat)[0])),
+            ("causal_r2", "share of the variance", extra, float(extra(flat)[0])),
+            (f"window_kl:{window}", "nats", cost, float(cost(flat)[0])),
             # Flat logits have no other component.
-            null = 1.0 if figure is share else float(figure(one.flat())[0])
+            ("causal_share", "share of both components", share, 1.0),
+        ]
+        for metric, unit, figure, null in figures:
             control = None
             if others:
                 control = by_prompt(torch.stack([figure(other) for other in others]).mean(0))

@@ -9,7 +9,8 @@ h(m, p) the stream at a later query behind first token m in prompt p,
     accuracy how often the nearest of M centroids, made of one half of the prompts, is the right
              one for a prompt of the other half; chance is 1 / M
 
-The control puts the same tokens at a later position instead, and reads the same queries.
+The control puts the same tokens at a later position instead, and reads the same queries. It is one
+position, and nearer to them: a token that is told better there may owe that to the distance.
 
 How far the vectors at position 0 themselves point the same way for different first tokens (cosine,
 before the norm of a block and after it) stands beside it: 2603.05498 finds them nearly parallel.
