@@ -14,7 +14,7 @@ import sinklens
 from sinklens.capabilities import check, hook_name
 from sinklens.engine import shortcuts, sizes
 from sinklens.engine.attention import in_slices
-from sinklens.probes import ResidualNorms, SinkScores
+from sinklens.probes import KeyMass, ResidualNorms, SinkScores
 from sinklens.text import Prompts
 from tests.families import FAMILIES
 
@@ -46,8 +46,8 @@ def test_scores_are_those_of_whole_patterns(name: str, boot_family: Boot, few_qu
         hooks = [(hook_name("pattern", layer), keep) for layer in layers]
         model.run_with_hooks(prompts.tokens, fwd_hooks=hooks)
     pattern = torch.stack([patterns[layer] for layer in layers], 1)
-    probe, norms = SinkScores(model), ResidualNorms(model)
-    run = sinklens.evaluate(model, prompts, [], [], probes=[probe, norms], progress=False)
+    probe, norms, keys = SinkScores(model), ResidualNorms(model), KeyMass(model, [0, 3, 7])
+    run = sinklens.evaluate(model, prompts, [], [], probes=[probe, norms, keys], progress=False)
     assert run.shortcuts["patterns"] and shortcuts(model).slices
     found = probe.compute()
     wanted = {
@@ -58,6 +58,8 @@ def test_scores_are_those_of_whole_patterns(name: str, boot_family: Boot, few_qu
     }
     for field, value in wanted.items():
         torch.testing.assert_close(getattr(found, field), value, atol=1e-6, rtol=0)
+    for key, mass in keys.compute().items():
+        torch.testing.assert_close(mass, pattern[..., key + 1 :, key].mean(-1), atol=1e-6, rtol=0)
     assert norms.compute().position0.shape == (3, model.cfg.n_layers + 1)
 
 
