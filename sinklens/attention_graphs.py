@@ -125,11 +125,18 @@ def graph_metrics(
     }
 
 
-def spectrum_metrics(
+def singular_values(
     pattern: Float[Tensor, "*batch query key"],
+) -> Float[Tensor, "*batch rank"]:
+    """The singular values, the largest first."""
+    values: Tensor = torch.linalg.svdvals(pattern.double())
+    return values
+
+
+def spectrum_metrics(
+    values: Float[Tensor, "*batch rank"],
 ) -> dict[str, Float[Tensor, "*batch"]]:
-    """The figures of the singular values, by name."""
-    values = torch.linalg.svdvals(pattern.double())
+    """The figures of singular values, by name."""
     squares = values**2
     return {
         "participation_ratio": values.sum(-1) ** 2 / squares.sum(-1),

@@ -209,12 +209,14 @@ class Comparison:
         control: One intervention a draw; empty where no control can be made.
         against: What the contrast sets against the control, if it is not the whole treatment
             (fewer control heads than treated ones).
+        no_control: Why there is no control, where that is not for lack of a later position.
     """
 
     condition: str
     treatment: list[Intervention]
     control: list[Intervention] = field(default_factory=list)
     against: list[Intervention] | None = None
+    no_control: str = "no later position is left whose predictions could count"
 
     def interventions(self) -> list[Intervention]:
         """All of them, each once."""

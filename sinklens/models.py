@@ -180,15 +180,27 @@ def ordinary_tokens(model: HookedModel) -> Int[Tensor, " token"]:
     return torch.tensor([token for token in range(size) if token not in special])
 
 
+def weights_state(model: HookedModel) -> tuple[Any, ...]:
+    """What changes when a weight is written, replaced or moved.
+
+    Writing through `.data` without another storage goes unseen, and so does writing an inference
+    tensor, which counts no versions.
+    """
+    return tuple(
+        (name, w.data_ptr(), w.dtype, w.device, 0 if w.is_inference() else w._version)
+        for name, w in model.original_model.state_dict().items()
+    )
+
+
 def weights_hash(model: HookedModel) -> str:
     """SHA-256 over all weights, by name, as they are now (16 hexadecimal digits).
 
-    Kept per model until a weight is written in place (writing through `.data` goes unseen).
+    Kept per model while `weights_state` is the same.
     """
     state = model.original_model.state_dict()
     # Inference tensors count no versions; theirs are hashed every time.
     counted = not any(tensor.is_inference() for tensor in state.values())
-    versions = tuple(tensor._version for tensor in state.values()) if counted else ()
+    versions = weights_state(model)
     known = _hashes.get(model)
     if known is None or not counted or known[0] != versions:
         digest = hashlib.sha256()

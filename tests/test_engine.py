@@ -27,7 +27,7 @@ from sinklens.hooks.intervention import Intervention, replace_position, together
 from sinklens.metrics import LogitMetric
 from sinklens.probes import SinkScores
 from sinklens.text import Prompts
-from tests.families import FAMILIES, VOCABULARY
+from tests.families import FAMILIES, VOCABULARY, boot
 from tests.reference.plain_engine import plain_values
 
 Boot = Callable[[str], TransformerBridge]
@@ -46,7 +46,7 @@ def random_intervention(model: TransformerBridge, seed: int) -> Intervention:
     random = np.random.default_rng(seed)
     capabilities = check(model)
     layer = int(random.integers(model.cfg.n_layers))
-    kinds = ["embedding", "residual", "z", "heads", "value", "by prompt"]
+    kinds = ["embedding", "residual", "z", "heads", "key", "value", "by prompt", "MLP", "both"]
     if capabilities.edits["pattern"]:
         kinds.append("edge")
     kind = kinds[random.integers(len(kinds))]
@@ -62,8 +62,14 @@ def random_intervention(model: TransformerBridge, seed: int) -> Intervention:
     if kind == "by prompt":
         outputs = {layer: values(random, (3, LENGTH, 4, 8))}
         return ablate_heads(model, heads, "resample", values=outputs)
+    if kind == "both":
+        return together("both", *(random_intervention(model, 7 * seed + more) for more in (1, 2)))
     position = int(random.integers(4))
-    shape = (capabilities.n_key_value_heads, 8) if kind == "value" else (32,)
+    if kind == "MLP":
+        ramp = torch.linspace(-1, 1, 32)
+        hook = (hook_name("mlp_out", layer), lambda written, hook: written + ramp.to(written))
+        return Intervention("MLP", "mlp_out", layer, [hook])
+    shape = (capabilities.n_key_value_heads, 8) if kind in ("key", "value") else (32,)
     function = partial(replace_position, values=values(random, shape), position=position)
     name = "hook_embed" if kind == "embedding" else hook_name(kind, layer)
     start = 0 if kind == "embedding" else layer
@@ -117,6 +123,69 @@ def test_equal_to_whole_forwards(
     for row, metric in enumerate(metrics):
         torch.testing.assert_close(found.values[:, row], wanted[metric][1:], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found.clean[row], wanted[metric][0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["compatibility", "float64", "bfloat16", "autocast"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_equal_in_other_modes(name: str, how: str) -> None:
+    """Folded weights, other dtypes and autocast: rounding is theirs, not the engine's."""
+    model = boot(name)
+    if how == "compatibility":
+        model.enable_compatibility_mode()
+    elif how != "autocast":
+        model.to(getattr(torch, how))
+    prompts = random_prompts(3)
+    edits = [random_intervention(model, seed) for seed in range(8)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        wanted = plain_values(model, prompts, [None, *edits])["loss"]
+        found = sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
+    bound = 0.03 if how in ("bfloat16", "autocast") else 1e-5
+    torch.testing.assert_close(found.values[:, 0], wanted[1:].float(), rtol=bound, atol=bound)
+    assert float((wanted[1:] - wanted[0]).abs().max()) > 0.1
+    assert found.shortcuts["prefix"] and found.shortcuts["unembedding"]
+
+
+def test_a_hook_that_runs_the_model_is_refused_where_it_would_get_another_stream(
+    boot_family: Boot,
+) -> None:
+    """Inside a run from block 1, block 0 hands on what it put out for other tokens."""
+    model = boot_family("llama")
+    prompts = random_prompts(3)
+
+    def run_inside(z: Tensor, hook: Any) -> Tensor:
+        return z + model(prompts.tokens[:1])[..., :8].mean()
+
+    edit = Intervention("inside", "z", 1, [(hook_name("z", 1), run_inside)])
+    with pytest.raises(sinklens.SinklensError, match="called twice"):
+        sinklens.evaluate(model, prompts, [edit], ["loss"], progress=False)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_reading_under_an_edit_makes_no_logits(
+    boot_family: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = boot_family("llama")
+    prompts = random_prompts(3)
+    head = model.unembed.original_component
+    unembed, rows = type(head).forward, []
+
+    def count_rows(module: Any, hidden: Tensor) -> Any:
+        if module is head:
+            rows.append(hidden.shape[0] * hidden.shape[1])
+        return unembed(module, hidden)
+
+    shortcuts(model), check(model)
+    monkeypatch.setattr(type(head), "forward", count_rows)
+    shortcuts(model)
+    rows.clear()
+    edit = ablate_heads(model, [(0, 1)], "zero")
+    read = read_under(model, prompts, edit, SinkScores(model), last_layer=1)
+    assert sum(rows) == 0 and read.fired == 1
+    with torch.no_grad(), model.hooks(fwd_hooks=edit.fwd_hooks):
+        _, cache = model.run_with_cache(prompts.tokens)
+    for layer in range(2):
+        mass = cache[hook_name("pattern", layer)][:, :, 1:, 0].mean(-1)
+        torch.testing.assert_close(read.values.mass[:, layer], mass)
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
@@ -441,7 +510,9 @@ def test_reading_under_an_edit_keeps_to_the_budget(boot_family: Boot) -> None:
         probe = SinkScores(model)
         probe.fwd_hooks.append(("hook_embed", lambda embedded, hook: sizes.append(len(embedded))))
         last = model.cfg.n_layers - 1
-        found.append(read_under(model, prompts, edit, probe, last_layer=last, memory=memory).mass)
+        found.append(
+            read_under(model, prompts, edit, probe, last_layer=last, memory=memory).values.mass
+        )
     assert sizes == [5, 1, 1, 1, 1, 1]
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
 

@@ -71,6 +71,21 @@ def test_the_hash_follows_the_weights() -> None:
     assert weights_hash(model) != before
 
 
+def test_weights_that_are_put_in_the_place_of_others_are_seen() -> None:
+    """None of these counts as writing in place."""
+    model = families.boot("llama")
+    norm = model.original_model.model.norm
+    seen = [weights_hash(model)]
+    norm.weight = torch.nn.Parameter(2 * norm.weight)
+    seen.append(weights_hash(model))
+    state = {name: 3 * weight for name, weight in model.original_model.state_dict().items()}
+    model.original_model.load_state_dict(state, assign=True)
+    seen.append(weights_hash(model))
+    model.original_model.to(torch.float64)
+    seen.append(weights_hash(model))
+    assert len(set(seen)) == 4
+
+
 def test_a_gguf_file_is_converted_once(
     smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,14 +9,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import sinklens
-from sinklens.engine import journal, kept, run
+from sinklens.engine import code_digest, journal, kept, run
+from sinklens.experiments import position_edits
 from sinklens.results import require_free
 
 COMMAND = [
@@ -131,6 +134,100 @@ def test_other_settings_take_nothing_over(ablate: Any, tmp_path: Path) -> None:
     with kept(tmp_path, ["same"]):
         resumed = ablate(draws=1)
     assert resumed.effects == ablate(draws=1).effects
+
+
+def test_other_code_takes_nothing_over(ablate: Any, tmp_path: Path) -> None:
+    """Two metrics of the same name are two metrics."""
+
+    def made(by: float) -> Any:
+        def metric(logits: Any, tokens: Any, **_: Any) -> Any:
+            return by * logits.mean((1, 2))
+
+        return metric
+
+    assert code_digest(made(1.0)) == code_digest(made(1.0)) != code_digest(made(2.0))
+    assert code_digest(partial(stop, by=1)) != code_digest(partial(stop, by=2))
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt), kept(tmp_path, ["same"]):
+        ablate(metrics=(made(1.0), stop))
+    assert groups(tmp_path) > 0
+    with kept(tmp_path, ["same"]):
+        resumed = ablate(metrics=(made(2.0),))
+    assert resumed.effects == ablate(metrics=(made(2.0),)).effects
+
+
+@pytest.mark.parametrize("changed", ["weights", "hooks", "prompts"])
+def test_another_model_or_text_takes_nothing_over(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the same command, in the same process."""
+    model = sinklens.load("rope")
+
+    def run_it(prompts: Any) -> Any:
+        return sinklens.run(
+            "sink_head_ablation",
+            model,
+            prompts,
+            conditions=("zero",),
+            heads=("L0H1", "L2H3"),
+            each=True,
+            draws=1,
+            metrics=("loss",),
+            progress=False,
+        )
+
+    prompts = sinklens.prompts(model, n=2, length=16)
+    stopped(partial(run_it, prompts), tmp_path, monkeypatch, 2)
+    if changed == "weights":
+        with torch.no_grad():
+            norm = model.original_model.model.norm
+            norm.weight = torch.nn.Parameter(norm.weight * 1.5)
+    if changed == "prompts":
+        prompts = replace(prompts, tokens=prompts.tokens.flip(0))
+    hooks = [("blocks.5.hook_resid_post", lambda x, hook: 1.1 * x)] if changed == "hooks" else []
+    with model.hooks(fwd_hooks=hooks):
+        with kept(tmp_path, ["ablate"]):
+            resumed = run_it(prompts)
+        assert resumed.effects == run_it(prompts).effects
+
+
+def test_edits_that_are_read_in_attention_are_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`absolute_position` has no metrics; its edits are kept all the same."""
+    model = sinklens.load("rope")
+    run_it = partial(
+        sinklens.run,
+        "absolute_position",
+        model,
+        sinklens.prompts(model, n=4, length=16),
+        conditions=("mean", "zero", "other_token:residual"),
+        draws=1,
+        first_tokens=0,
+        progress=False,
+    )
+    whole = run_it()
+    original, read = position_edits.Reader._kept, []
+
+    def count(self: Any, intervention: Any, most: int = 1000) -> Any:
+        if len(read) == most:
+            raise KeyboardInterrupt
+        read.append(intervention.name)
+        return original(self, intervention)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(position_edits.Reader, "_kept", partialmethod(count, most=3))
+        with kept(tmp_path, ["position"]):
+            run_it()
+    assert groups(tmp_path) == 3
+    monkeypatch.setattr(position_edits.Reader, "_kept", count)
+    with kept(tmp_path, ["position"]):
+        resumed = run_it()
+    everything = len(read)
+    read.clear()
+    run_it()
+    assert everything == len(read) > 3  # three before the stop, the others after it
+    assert resumed.effects == whole.effects and resumed.provenance == whole.provenance
 
 
 calls: list[int] = []

@@ -18,11 +18,16 @@ How many prompts and interventions a forward holds follows from shapes alone, so
 command gives the same bytes (`sizes`).
 """
 
+from .code import code_digest as code_digest
 from .journal import kept as kept
 from .journal import section as section
+from .own_hooks import has_own_hooks as has_own_hooks
 from .progress import announce as announce
+from .progress import progress_bar as progress_bar
 from .progress import show_progress as show_progress
+from .reading import finished_or as finished_or
+from .reading import read_under as read_under
 from .run import Evaluation as Evaluation
 from .run import evaluate as evaluate
-from .run import read_under as read_under
 from .shortcuts import shortcuts as shortcuts
+from .sizes import default_memory as default_memory

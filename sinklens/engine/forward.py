@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..errors import SinklensError
 from ..protocol import HookedModel
 from .bridges import Bridges, block_of, without_bridges
 
@@ -108,7 +109,7 @@ def forward(
         below: What block `start - 1` put out in the clean run of the same tokens.
         keep: Blocks whose output is kept, for later runs.
         attention: How attention is computed instead of as TransformerLens does; no hook may then
-            ask for patterns (`is_pattern_free`). Runs that are compared should agree in this.
+            ask for patterns (`shortcuts.is_free_of`). Runs that are compared should agree in this.
         bridges: Those that are passed by in blocks without hooks; only where the model allows it,
             and without patterns.
         rows: Whether logits are made by rows, afterwards; only where the model allows it, and not
@@ -169,19 +170,35 @@ def keep_input(activation: Tensor, hook: Any, *, kept: list[Tensor]) -> Tensor:
 def replaced(model: HookedModel, start: int, below: Any) -> Iterator[None]:
     """Have the blocks before `start` hand on what block `start - 1` put out."""
     replaced = [model.blocks[layer] for layer in range(start)]
+    passed: set[int] = set()
     try:
-        for block in replaced:
+        for number, block in enumerate(replaced):
             # Into the instance's dictionary: TransformerLens passes attributes on to the module it
             # wraps.
-            block.__dict__["forward"] = partial(_hand_on, below)
+            block.__dict__["forward"] = partial(_hand_on_once, below, passed, number)
         yield
     finally:
         for block in replaced:
             block.__dict__.pop("forward", None)
 
 
+def _hand_on_once(output: Any, passed: set[int], number: int, *args: Any, **kwargs: Any) -> Any:
+    """In place of a block's forward, which a forward pass calls a single time.
+
+    Raises:
+        SinklensError: It is called again: by a hook that runs the model, or from another thread.
+    """
+    if number in passed:
+        raise SinklensError(
+            f"block {number} was called twice in one forward pass: a hook ran the model, or "
+            "another thread did. Compute what a hook needs before sinklens.evaluate runs"
+        )
+    passed.add(number)
+    return output
+
+
 def _hand_on(output: Any, *args: Any, **kwargs: Any) -> Any:
-    """In place of a block's forward, or of what a module puts out."""
+    """In place of what a module puts out."""
     return output
 
 
@@ -189,11 +206,11 @@ def _hand_on(output: Any, *args: Any, **kwargs: Any) -> Any:
 def keeping(model: HookedModel, layers: Iterable[int]) -> Iterator[dict[int, Any]]:
     """Keep what some blocks put out."""
     kept: dict[int, Any] = {}
-    handles = [
-        model.blocks[layer].register_forward_hook(partial(_keep_output, kept=kept, layer=layer))
-        for layer in set(layers)
-    ]
+    handles: list[Any] = []
     try:
+        for layer in sorted(set(layers)):
+            keep = partial(_keep_output, kept=kept, layer=layer)
+            handles.append(model.blocks[layer].register_forward_hook(keep))
         yield kept
     finally:
         for handle in handles:
@@ -208,8 +225,8 @@ def without_cache(model: HookedModel) -> Iterator[None]:
     if not before:
         yield
         return
-    config.use_cache = False
     try:
+        config.use_cache = False
         yield
     finally:
         config.use_cache = before

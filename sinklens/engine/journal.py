@@ -4,9 +4,9 @@
         result = sinklens.run(...)
 
 Every group of interventions of every batch is written as soon as it is measured, into
-`folder/unfinished`, under a key made of the experiment, its settings, the model's weights and the
-prompts. Each file appears whole or not at all. Since the sizes of forwards follow from shapes
-(`sizes.py`), what comes out is the same, byte for byte, as without a stop.
+`folder/unfinished`, under a key made of the experiment, its code and settings, the model's weights
+and hooks, and the prompts. Each file appears whole or not at all. Since the sizes of forwards
+follow from shapes (`sizes.py`), what comes out is the same, byte for byte, as without a stop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -122,13 +122,17 @@ class Journal:
 
 
 @contextmanager
-def section(identity: Mapping[str, Any]) -> Iterator[None]:
-    """One experiment's part; without `kept` around it nothing is written."""
+def section(identity: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    """One experiment's part; without `kept` around it nothing is written.
+
+    Args:
+        identity: All that the numbers depend on, as JSON holds it; asked only if work is kept.
+    """
     journal = _open.get()
     if journal is None:
         yield
         return
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(identity(), sort_keys=True).encode()).hexdigest()[:16]
     token = _section.set(Section(journal, journal.folder / key))
     try:
         yield

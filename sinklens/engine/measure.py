@@ -67,6 +67,7 @@ class Measure:
         self._clean: Outcome | None = None
         self._clean_rows: dict[int, Tensor] = {}
         self._clean_log_probs: Tensor | None = None
+        self._clean_logits: Tensor | None = None  # of all positions, for metrics of a user's own
 
     @property
     def resumable(self) -> bool:
@@ -83,6 +84,9 @@ class Measure:
     def start(self, index: Int[Tensor, " batch"], clean: Outcome) -> None:
         """Take in the clean run of a batch."""
         self._index, self._clean, self._clean_log_probs = index, clean, None
+        self._clean_logits = None
+        if any(isinstance(m, LogitMetric) and m.by_row is None for m in self._metrics):
+            self._clean_logits = self._all_logits(clean)
         length = self._prompts.length
         needed = any(metric.needs_clean for metric in self._by_row.values())
         shape = len(index), length, int(self._model.cfg.d_vocab)
@@ -156,7 +160,7 @@ class Measure:
         row: Tensor = metric.function(
             logits,
             self._prompts.tokens[self._index].to(logits.device),
-            clean_logits=self._all_logits(self._clean),
+            clean_logits=self._clean_logits,
             positions=counted.to(logits.device),
             answers=None if answers is None else answers[self._index].to(logits.device),
         )

@@ -27,7 +27,7 @@ from .journal import Call, current_call
 from .measure import Measure
 from .own_hooks import has_own_hooks
 from .progress import progress_bar
-from .shortcuts import NO_SHORTCUTS, is_free_of, shortcuts
+from .shortcuts import NO_SHORTCUTS, is_before_unembedding, is_free_of, shortcuts
 from .sizes import Sizes, choose_sizes
 from .watch import CannotShareError, Watch, shared_hooks
 
@@ -120,10 +120,10 @@ def evaluate(
             rows: list[Tensor] = [torch.empty(0)] * len(watches)
             for group in sweep.groups():
                 edits = {number: watches[number] for number in group}
-                results = _finished(call, batch, edits, len(index))
+                results = _finished(call, batch, edits, index)
                 if results is None:
                     results = sweep.run_group(list(edits.values()))
-                    _keep(call, batch, edits, results)
+                    _keep(call, batch, edits, index, results)
                 for number, result in zip(group, results, strict=True):
                     rows[number] = result
                 advance(len(group))
@@ -160,23 +160,17 @@ class _Sweep:
     ) -> None:
         self._model, self._prompts, self._measure = model, prompts, measure
         self._watches = watches
-        self._allowed = NO_SHORTCUTS if has_own_hooks(model) else shortcuts(model)
+        own = has_own_hooks(model)  # which may count on the batch, and must not act twice
+        self._allowed = NO_SHORTCUTS if own else shortcuts(model)
         self._from_blocks = self._allowed.prefix and measure.resumable
         self._starts = [w.first_layer if self._from_blocks else 0 for w in watches]
-        shared = measure.resumable and self._allowed != NO_SHORTCUTS
+        shared = measure.resumable and not own
         self._together = sizes.interventions if shared else 1
         self._reading = [hook for probe in probes for hook in probe.fwd_hooks]
         self._attention = self._how_to_attend(probes, sizes)
         passing = self._allowed.bridges and self._attention is without_patterns
         self._bridges = bridges_by_block(model) if passing else ()
-        names = self._names()
-        # Logits made by rows would not pass through a hook at the unembedding, under any name.
-        self._rows = self._allowed.unembedding
-        if self._rows:
-            points = {id(point) for point in model.unembed.modules()}
-            known = model.hook_dict
-            behind = (not isinstance(n, str) or id(known.get(n)) in points for n in names)
-            self._rows = not any(behind)
+        self._rows = self._allowed.unembedding and is_before_unembedding(model, self._names())
         self._index = torch.zeros(0, dtype=torch.long)
         self._kept: dict[int, Any] = {}
 
@@ -220,6 +214,7 @@ class _Sweep:
     def run_clean(self, index: Int[Tensor, " batch"]) -> None:
         """The clean run of a batch."""
         self._index = index
+        self._kept = {}  # before those of this batch are there
         keep = {start - 1 for start in self._starts if start}
         hooks = [*self._reading, *self._measure.hooks(clean=True)]
         outcome = self._forward(self._prompts.tokens[index], hooks, keep=keep)
@@ -275,64 +270,28 @@ class _Sweep:
             ) from error
 
 
-def read_under(
-    model: HookedModel,
-    prompts: Prompts,
-    intervention: Intervention | None,
-    probe: Probe,
-    *,
-    last_layer: int,
-    batch_size: int | None = None,
-    memory: int | None = None,
-) -> Any:
-    """What a probe computes while an intervention is in place, without going on to the logits.
-
-    Args:
-        model: In eval mode; it comes back as it was.
-        prompts: The prompts.
-        intervention: What is in place; None is a clean run.
-        probe: Reads blocks up to `last_layer`.
-        last_layer: The last block that has to run.
-        batch_size: Prompts in a forward; by default as many as `memory` allows, on a CPU fewer.
-        memory: Bytes for what a forward holds, as in `evaluate`.
-    """
-    sizes = choose_sizes(
-        model, len(prompts), prompts.length, batch_size=batch_size, memory=memory, starts=0
-    )
-    probe.reset()
-    with torch.no_grad():
-        for index in torch.arange(len(prompts)).split(sizes.prompts):
-            hooks = [] if intervention is None else intervention.for_prompts(index).fwd_hooks
-            model.run_with_hooks(
-                prompts.tokens[index].to(model.cfg.device),
-                fwd_hooks=[*hooks, *probe.fwd_hooks],
-                stop_at_layer=last_layer + 1,
-            )
-    return probe.compute()
-
-
-def _keep(call: Call, batch: int, group: Mapping[int, Watch], results: Tensor) -> None:
+def _keep(
+    call: Call, batch: int, group: Mapping[int, Watch], index: Tensor, results: Tensor
+) -> None:
     """Keep a finished group on disk, where there is a folder for it."""
     tensors = {"values": results}
     for number, watch in group.items():
         tensors[f"watch{number}"] = torch.tensor([int(watch.changed), *watch.fired])
-    call.store(batch, _group_name(group, results.shape[-1]), tensors)
+    call.store(batch, _group_name(group, index), tensors)
 
 
-def _group_name(group: Mapping[int, Watch], prompts: int) -> str:
-    """A name that tells which interventions a group holds and on how many prompts."""
-    edits = [watch.intervention for watch in group.values()]
-    said = [(e.name, e.site, e.first_layer, e.position, e.layer, e.head, e.draw) for e in edits]
-    names = [watch.names for watch in group.values()]
-    digest = hashlib.sha256(repr((said, names, prompts)).encode()).hexdigest()[:12]
+def _group_name(group: Mapping[int, Watch], index: Tensor) -> str:
+    """A name that tells which interventions a group holds and on which prompts."""
+    said = [watch.identity for watch in group.values()]
+    digest = hashlib.sha256(repr((said, index.tolist())).encode()).hexdigest()[:12]
     return f"{min(group)}-{max(group)}-{digest}"
 
 
 def _finished(
-    call: Call, batch: int, group: Mapping[int, Watch], prompts: int
+    call: Call, batch: int, group: Mapping[int, Watch], index: Tensor
 ) -> Float[Tensor, "intervention metric batch"] | None:
     """A group that an earlier run finished, its watches as they were after it."""
-    tensors = call.load(batch, _group_name(group, prompts))
+    tensors = call.load(batch, _group_name(group, index))
     if tensors is None or not {"values", *(f"watch{number}" for number in group)} <= set(tensors):
         return None
     for number, watch in group.items():

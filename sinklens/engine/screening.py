@@ -108,7 +108,8 @@ def _estimate_batch(
         )
     with torch.no_grad():
         rows = [
-            sum(_first_order(function, cache, name) for name, function in hooks) for hooks in bound
+            sum(_first_order(model, function, cache, name) for name, function in hooks)
+            for hooks in bound
         ]
     return torch.stack([torch.as_tensor(row) for row in rows]).float().cpu()
 
@@ -150,9 +151,11 @@ def _total(
     return values.sum()
 
 
-def _first_order(function: HookFunction, cache: Any, name: str) -> Float[Tensor, " batch"]:
+def _first_order(
+    model: HookedModel, function: HookFunction, cache: Any, name: str
+) -> Float[Tensor, " batch"]:
     """The part of one hook point."""
     activation, gradient = cache.activations[name], cache.gradients[name]
-    difference = function(activation, hook=None) - activation
+    difference = function(activation, hook=model.hook_dict[name]) - activation
     product: Tensor = (gradient * difference).float()
     return product.flatten(1).sum(1)

@@ -2,8 +2,8 @@
 
 Every trial runs two short prompts of ordinary tokens, where it can with an edit in place, so that
 a part that only looks right on a clean run (a stack of blocks that is run several times) is found
-out. What was found is kept until a weight is written in place, or the model changes its mode, code,
-dtype or device (writing through `.data` goes unseen).
+out. What was found is kept until a weight is written, or the model changes its mode, code, dtype
+or device (`models.weights_state` says what goes unseen).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from ..capabilities import hook_name
-from ..models import ordinary_tokens
+from ..models import ordinary_tokens, weights_state
 from ..protocol import HookedModel
 from .attention import in_slices, without_patterns
 from .bridges import bridges_by_block, without_bridges
 from .forward import UNEMBED, keep_input, keeping, replaced, unembed, without_cache
 
-SITES = ("residual", "z", "key", "value")
+SITES = ("residual", "z", "key", "value", "attn_out", "mlp_out", "resid_post")
 _TRIED_PROMPTS, _TRIED_LENGTH, _TRIED_QUERIES = 2, 8, 3
 
 
@@ -70,21 +70,12 @@ def shortcuts(model: HookedModel) -> Shortcuts:
 
 def _state(model: HookedModel) -> tuple[Any, ...]:
     """What a trial holds for: mode, dtype, device, and the weights as they are."""
-    bridge: Any = model
-    weights = {id(p): p for whole in (bridge, model.original_model) for p in whole.parameters()}
-    # An inference tensor counts no versions, and cannot be written outside of inference mode.
-    written = tuple(
-        (key, p.data_ptr(), 0 if p.is_inference() else p._version) for key, p in weights.items()
-    )
-    first = next(iter(weights.values()))
     code = tuple(type(module).forward for module in model.original_model.modules())
     modes = ("compatibility_mode", "_weights_processed")
     return (
         *(bool(getattr(model, mode, False)) for mode in modes),
         torch.is_autocast_enabled(torch.device(model.cfg.device).type),
-        first.dtype,
-        first.device,
-        written,
+        weights_state(model),
         code,
     )
 
@@ -95,6 +86,15 @@ def is_free_of(model: HookedModel, sites: Iterable[str], names: Iterable[Any]) -
     free = {"hook_embed", hook_name("resid_post", last)}
     free |= {hook_name(site, layer) for site in sites for layer in range(last + 1)}
     return all(isinstance(name, str) and name in free for name in names)
+
+
+def is_before_unembedding(model: HookedModel, names: Iterable[Any]) -> bool:
+    """Whether no hook of these names, or of another name of the same point, is in the unembedding.
+
+    Logits that are made by rows would not pass through it.
+    """
+    points, known = {id(point) for point in model.unembed.modules()}, model.hook_dict
+    return all(isinstance(name, str) and id(known.get(name)) not in points for name in names)
 
 
 def _try_all(model: HookedModel) -> Shortcuts:
@@ -154,6 +154,8 @@ def _try_prefix(model: HookedModel, tokens: Tensor, whole: Tensor, kept: dict[in
         shift = partial(_keep_and_shift, kept=seen)
         hooks = [] if start == last else [(hook_name("residual", start), shift)]
         wanted = whole if start == last else model.run_with_hooks(tokens, fwd_hooks=hooks)
+        # What a module may have kept for itself is then of another text.
+        model.run_with_hooks(tokens.flip(1), fwd_hooks=[])
         with replaced(model, start, kept[start - 1]), without_cache(model):
             if not _close(model.run_with_hooks(tokens, fwd_hooks=hooks), wanted):
                 return False

@@ -52,6 +52,13 @@ class Watch:
         # Nothing is before a hook outside the blocks.
         return min([self.intervention.first_layer, *(block_of(n) or 0 for n in self.names)])
 
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What tells the intervention from others of a run."""
+        one = self.intervention
+        said = (one.name, one.site, one.first_layer, one.position, one.layer, one.head, one.draw)
+        return (*said, *self.names)
+
     def hooks(self, index: Int[Tensor, " batch"]) -> FwdHooks:
         """The hooks for a batch, each wrapped to be watched."""
         bound = self.intervention.for_prompts(index).fwd_hooks

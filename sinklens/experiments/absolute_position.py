@@ -36,23 +36,18 @@ Takes as long as 54 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from ..capabilities import Capabilities, check
 from ..controls import control_positions
-from ..effects import Comparison, with_q_values
+from ..effects import with_q_values
 from ..engine import announce, evaluate
 from ..errors import SinklensError, UsageError, unknown_name
-from ..hooks.bos import random_token
-from ..hooks.intervention import seeded
-from ..hooks.position0 import PARTS, POSITION0_CONDITIONS
-from ..models import bos_token_id
+from ..hooks.position0 import PARTS
 from ..plots import lines
 from ..probes.logits import DiagonalShift
 from ..probes.split import LogSplit, SinkReadouts
@@ -62,11 +57,13 @@ from ..text import Prompts
 from . import absolute_position_rows as tables
 from .absolute_position_words import notes, summary
 from .bos_replacement import DEFAULT_CONDITIONS as BOS_DEFAULTS
-from .bos_replacement import RANDOM, compare_replacement
+from .bos_replacement import RANDOM
 from .first_token import fingerprint, shifted_positions, toeplitz_share
-from .position0_patching import PatchValues, parse_condition
-from .position_components import FEWEST_PROMPTS, CausalMask, rank_correlation
+from .position0_patching import parse_condition
+from .position_components import FEWEST_PROMPTS, rank_correlation
+from .position_conditions import compare_edits, is_patch, refusals
 from .position_edits import KEYS, PairSets, Reader, diagonal_shifts, read_edits
+from .position_masks import causal_masks
 from .registry import ExperimentConfig, choose_conditions, experiment
 
 if TYPE_CHECKING:
@@ -136,12 +133,6 @@ def parse_queries(text: str) -> tuple[int, int]:
     return int(start), int(end)
 
 
-def is_patch(condition: str) -> bool:
-    """Whether a condition patches position 0 (`zero:residual`), not the embedding of BOS."""
-    name, _, part = condition.partition(":")
-    return name in POSITION0_CONDITIONS and bool(part)
-
-
 @experiment(
     paper="2606.06160",
     question="What tells attention the absolute position: the mask, or what position 0 feeds in?",
@@ -164,7 +155,7 @@ def absolute_position(
     ranges = _ranges(config, prompts.length)
     positions = _control_positions(config, ranges)
     sets = PairSets(ranges, positions)
-    conditions, left_out = choose_conditions(config, DEFAULT_CONDITIONS, _refusals(model, prompts))
+    conditions, left_out = choose_conditions(config, DEFAULT_CONDITIONS, refusals(model, prompts))
     layers = _layers(config, capabilities.n_layers)
     announce("absolute_position", _forwards(config, conditions, layers), prompts, config.progress)
 
@@ -191,18 +182,11 @@ def absolute_position(
         keys: reader.clean(DiagonalShift(steps, first_key))[1]
         for first_key, keys in enumerate(KEYS)
     }
-    masks, shuffled = {}, {}
-    for number, keys in enumerate(KEYS):
-        offsets = _occurring(values.offsets[..., number], number)
-        masks[keys] = CausalMask(offsets, windows, split.sink_logit)
-        shuffled[keys] = [
-            CausalMask(offsets.gather(-1, order.expand_as(offsets)), windows, split.sink_logit)
-            for order in _orders(offsets.shape[-1], windows, config)
-        ]
-    comparisons, drawn, forwards = _comparisons(
+    masks, shuffled = causal_masks(values.offsets, windows, split.sink_logit, config)
+    comparisons, drawn, forwards = compare_edits(
         model, prompts, config, conditions, layers, positions
     )
-    runs = read_edits(reader, comparisons)
+    runs = read_edits(reader, comparisons, config.progress)
     told = None
     if config.first_tokens:
         queries = sorted({sets.ranges[0][1] - 1, sets.ranges[-1][1] - 1})
@@ -311,27 +295,6 @@ def _layers(config: AbsolutePositionConfig, n_layers: int) -> list[int]:
     return layers
 
 
-def _refusals(model: HookedModel, prompts: Prompts) -> Callable[[str], str | None]:
-    """Why a condition cannot act here, or None if it can."""
-    capabilities, bos = check(model), bos_token_id(model)
-    starts_with_bos = prompts.bos and set(prompts.tokens[:, 0].tolist()) == {bos}
-
-    def refusal(condition: str) -> str | None:
-        site = parse_condition(condition)[1] if is_patch(condition) else "embedding"
-        if site == "embedding" and not starts_with_bos:
-            return (
-                f"{condition} replaces BOS, and the prompts do not start with it; use prompts with "
-                "BOS (--bos), or other_token:residual, which edits position 0 whatever it holds"
-            )
-        try:
-            capabilities.require(site, condition, "Use other_token:residual.")
-        except SinklensError as error:
-            return str(error)
-        return None
-
-    return refusal
-
-
 def _forwards(
     config: AbsolutePositionConfig, conditions: Sequence[str], layers: Sequence[int]
 ) -> int:
@@ -341,61 +304,6 @@ def _forwards(
         treatments = max(1, config.draws) if condition in RANDOM else 1
         runs += (treatments + config.draws) * (len(layers) if is_patch(condition) else 1)
     return 4 + runs + config.first_tokens * (2 if config.draws else 1)
-
-
-def _comparisons(
-    model: HookedModel,
-    prompts: Prompts,
-    config: AbsolutePositionConfig,
-    conditions: Sequence[str],
-    layers: list[int],
-    positions: list[int],
-) -> tuple[list[Comparison], dict[str, Any], int]:
-    """The edits with their controls, what was drawn for them, and the forwards that it took."""
-    patches = [condition for condition in conditions if is_patch(condition)]
-    made, drawn, forwards = [], {}, 0
-    for condition in conditions:
-        if condition not in patches:
-            made.append(compare_replacement(model, condition, positions, config))
-        if condition == "random_token":
-            drawn["tokens"] = [
-                random_token(model, condition, config.seed, draw)
-                for draw in range(max(1, config.draws))
-            ]
-    if patches:
-        values = PatchValues(model, prompts, config, layers, patches, positions)
-        made += [values.comparison(*parse_condition(one), at) for one in patches for at in layers]
-        drawn |= values.drawn
-        forwards = values.forwards
-    return made, drawn, forwards
-
-
-def _orders(
-    size: int, windows: Sequence[int], config: AbsolutePositionConfig
-) -> list[Int[Tensor, "layer 1 offset"]]:
-    """The order of offsets in each draw of the mask's control; those that a window hides stay."""
-    orders = []
-    for draw in range(config.draws):
-        by_window = {
-            window: torch.from_numpy(
-                seeded(config.seed, "offsets", draw, window).permutation(min(size, window))
-            )
-            for window in windows
-        }
-        orders.append(torch.stack([_padded(by_window[w], size) for w in windows])[:, None])
-    return orders
-
-
-def _padded(order: Int[Tensor, " visible"], size: int) -> Int[Tensor, " offset"]:
-    """An order of the first offsets with the others behind it."""
-    return torch.cat([order, torch.arange(len(order), size)])
-
-
-def _occurring(
-    offsets: Float[Tensor, "prompt layer head offset"], without_key0: int
-) -> Float[Tensor, "prompt layer head occurring"]:
-    """The offsets that occur: without key 0 the largest one does not."""
-    return offsets[..., :-1] if without_key0 else offsets
 
 
 def plot(result: ExperimentResult) -> Figure:

@@ -13,12 +13,14 @@ from ..controls import uniform_sink_mass
 from ..effects import Row, Values, paired_row
 from ..probes.split import SinkReadoutValues
 from ..results import Array
+from .comparison import constant_row, with_control
 from .first_token import Carried, Fingerprint
 from .position_components import CausalMask, Components, by_prompt, depth_trend
 from .position_edits import KEYS, EditedRuns, PairSets, above_null, edit_rows, removed
 
 SINK_WEIGHTS = (0.1, 0.2, 0.3, 0.5)
 SHOWN_WEIGHT = 0.3
+COSINES = ("stream", "normed")
 Figure = Callable[[CausalMask], Tensor]
 
 
@@ -56,56 +58,24 @@ def _measured(
 def shares(
     sets: PairSets, clean: Components, moved: Mapping[str, Components], seed: int
 ) -> Iterator[Row]:
-    """The residual-stream component by range of queries, with its empirical null; depth trend."""
-    share = "share of the variance"
+    """The residual-stream component by range of queries, with its empirical null; depth trend.
+
+    A layer's component is not below 0, so that the mean of many lies above it by noise alone: only
+    the moved logits tell how far.
+    """
+    unit, longest = "share of the variance", sets.labels[-1]
+    wanted = [("residual_share", "component", label) for label in sets.labels]
+    wanted += [("visible_share", "visible", longest), ("linear_share", "linear", longest)]
     for keys in KEYS:
-        for label in sets.labels:
-            number = sets.number(label, keys)
-            yield _measured("residual_share", keys, clean.share(number), 0.0, share, label)
-        for label in dict.fromkeys((sets.labels[0], sets.labels[-1])):
-            number = sets.number(label, keys)
-            null, named = moved[keys].share(number), ("residual_share", f"{keys}:moved")
-            yield _measured(*named, null, 0.0, share, label, kind="null")
-            yield paired_row(
-                *named,
-                "contrast",
-                by_prompt(clean.share(number)),
-                by_prompt(null),
-                unit=share,
-                queries=label,
-                tested=True,
-                seed=seed,
-            )
-    longest = sets.labels[-1]
-    for keys in KEYS:
-        number = sets.number(longest, keys)
-        for metric, form in (("visible_share", "visible"), ("linear_share", "linear")):
-            yield _measured(metric, keys, clean.share(number, form), 0.0, share, longest)
-        trend = depth_trend(clean.shares(number))
+        for metric, form, label in wanted:
+            number, named = sets.number(label, keys), (metric, f"{keys}:moved")
+            share, null = clean.share(number, form), moved[keys].share(number, form)
+            yield _measured(metric, keys, share, 0.0, unit, label)
+            yield _measured(*named, null, 0.0, unit, label, kind="null")
+            how: dict[str, Any] = {"unit": unit, "queries": label, "tested": True, "seed": seed}
+            yield paired_row(*named, "contrast", by_prompt(share), by_prompt(null), **how)
+        trend = depth_trend(clean.shares(sets.number(longest, keys)))
         yield _measured("depth_trend", keys, trend, 0.0, "share, first to last", longest)
-
-
-def _with_control(
-    measured: Row, control: Values | None, control_null: float, seed: int, draws: int
-) -> Iterator[Row]:
-    """A figure, its control, and their distances from their nulls set against each other."""
-    yield measured
-    if control is None:
-        return
-    row = measured.effect
-    nulls = np.full_like(control, control_null)
-    named: dict[str, Any] = {"unit": row.unit, "queries": row.queries, "n_draws": draws}
-    yield paired_row(row.metric, row.condition, "control", control, nulls, **named)
-    yield paired_row(
-        row.metric,
-        row.condition,
-        "contrast",
-        measured.values - measured.baselines,
-        control - nulls,
-        tested=True,
-        seed=seed,
-        **named,
-    )
 
 
 def mask(
@@ -146,7 +116,7 @@ def mask(
             if others:
                 control = by_prompt(torch.stack([figure(other) for other in others]).mean(0))
             measured = _measured(metric, keys, figure(one), null, unit, longest)
-            yield from _with_control(measured, control, null, seed, len(others))
+            yield from with_control(measured, control, null, seed, len(others))
 
 
 def causal_share(one: CausalMask, clean: Components, number: int) -> Tensor:
@@ -171,8 +141,8 @@ def heads(
     """How many heads read position 0, by weight and by what it brings in, beside a later key.
 
     Nulls: uniform attention, whose heads all have the same weight; and for the readout uniform
-    attention over values of the same norm that have nothing to do with each other, where key 0
-    brings in 1 / sqrt(i + 1) of what a query writes.
+    attention over values of the same norm that have nothing to do with each other
+    (`_even_readout`).
 
     Args:
         readouts: What heads read at position 0.
@@ -187,7 +157,7 @@ def heads(
         "weight": lambda key: float(
             np.mean([uniform_sink_mass(length, window=w, key=key) for w in windows])
         ),
-        "readout": lambda key: float(np.mean(1 / np.sqrt(np.arange(key + 2, length + 1)))),
+        "readout": lambda key: float(np.mean([_even_readout(length, w, key) for w in windows])),
     }
     for field, null in nulls.items():
 
@@ -210,6 +180,16 @@ def heads(
             yield paired_row(*named, "contrast", here, there, tested=True, seed=seed, **how)
 
 
+def _even_readout(length: int, window: int, key: int) -> float:
+    """The mean over queries after a key of 1 / sqrt(keys that a query sees), 0 where it is hidden.
+
+    Of uniform attention over values of the same norm that have nothing to do with each other.
+    """
+    queries = np.arange(key + 1, length)
+    seen = np.minimum(queries + 1, window)
+    return float(np.mean(np.where(queries - key < window, 1 / np.sqrt(seen), 0.0)))
+
+
 def first_token(told: Fingerprint, seed: int) -> Iterator[Row]:
     """What later queries carry of the first token, mean over the layers that were read."""
     chance = 1 / len(told.tokens)
@@ -226,7 +206,7 @@ def first_token(told: Fingerprint, seed: int) -> Iterator[Row]:
         measured = _measured(
             "fingerprint", "between_over_within", ratio(told.carried), 0.0, "ratio", label
         )
-        yield from _with_control(measured, control, 0.0, seed, 1)
+        yield from with_control(measured, control, 0.0, seed, 1)
         mine = right(told.carried)
         measured = paired_row(
             "fingerprint",
@@ -238,7 +218,11 @@ def first_token(told: Fingerprint, seed: int) -> Iterator[Row]:
             queries=label,
         )
         control = None if told.control is None else right(told.control)
-        yield from _with_control(measured, control, chance, seed, 1)
+        yield from with_control(measured, control, chance, seed, 1)
+    last = {"layer": told.layers[-1], "prompts": len(told.carried.accuracy)}
+    for number, name in enumerate(COSINES[: told.cosine.shape[1]]):
+        cosine, null = (float(of[-1, number]) for of in (told.cosine, told.later_cosine))
+        yield constant_row("position0_cosine", name, cosine, null, "cosine", **last)
 
 
 def edits(
@@ -358,7 +342,7 @@ def _edited(
 
 def _removed(clean: Components, one: EditedRuns, number: int) -> Tensor:
     """The removed share of an edit; NaN where there is nothing to remove."""
-    share = removed(clean.component(number), one.after(number))
+    share = removed(one.before(clean, number), one.after(number))
     return torch.tensor(torch.nan, dtype=torch.float64) if share is None else share[0]
 
 

@@ -11,7 +11,6 @@ from ..results import ExperimentResult
 from ..text import Prompts
 from .comparison import beside_null
 
-RELATIVE = 1e-2
 REPORTED = 0.40
 Rows = dict[tuple[str, str, str, str | None], EffectSize]
 
@@ -47,10 +46,13 @@ def _components(result: ExperimentResult, rows: Rows) -> Iterator[str]:
     cost = rows[f"window_kl:{window}", "without_key0", "measurement", last]
     share = rows["causal_share", "without_key0", "measurement", last]
     mixed = _beside_control(rows, cost, "with offsets shuffled", "{:.2f}")
+    grows = _beside_control(rows, slope, "shuffled", "{:.2f}")
+    shares = _beside_control(rows, share, "with offsets shuffled", "{:.0%}")
     yield (
-        f"Causal mask (without key 0): log Z grows by {slope.value:.2f} log(i + 1) (flat logits 1) "
-        f"and costs {cost.value:.2f} nats against a window of {window}, {beside_null(cost)} flat "
-        f"logits ({cost.baseline:.2f}){mixed}; it is {share.value:.0%} of both components."
+        f"Causal mask (without key 0): log Z grows by {slope.value:.2f} log(i + 1) (flat logits "
+        f"{slope.baseline:.2f}{grows}) and costs {cost.value:.2f} nats against a window of "
+        f"{window}, {beside_null(cost)} flat logits ({cost.baseline:.2f}){mixed}; it is "
+        f"{share.value:.0%} of both components{shares}."
     )
     trend = rows["depth_trend", "without_key0", "measurement", last]
     told = "" if _apart(trend) else ", not told apart from 0"
@@ -155,7 +157,7 @@ def _patches(result: ExperimentResult) -> Iterator[str]:
             said.append(f"{row.condition} at L{row.layer} {row.value:.0%}{star}")
         if found:
             note = " (*: no control, or not told apart from it)" if "*" in "".join(said) else ""
-            where = f"{words} at {found[0].queries}"
+            where = f"{words} at {found[0].queries}, from the patched layer on"
             yield f"Patching position 0 removes{where}: {', '.join(said)}{note}."
             return
     if any(row.layer is not None for row in result.effects):
@@ -195,11 +197,15 @@ def _reading(result: ExperimentResult, rows: Rows) -> Iterator[str]:
             f"{later(row, 'for a token at a later position')})"
             for row in told
         )
-        cosine = result.arrays["position0_cosine"].values
-        normed = f" ({float(cosine[-1, 1]):.2f} normed)" if cosine.shape[1] > 1 else ""
+        cosines = " and ".join(
+            f"{row.value:.2f} {'after' if row.condition == 'normed' else 'before'} the norm "
+            f"(prompts at the last query {row.baseline:.2f})"
+            for row in result.effects
+            if row.metric == "position0_cosine"
+        )
         yield (
-            f"The stream names the first token in {said}; at position 0 different tokens have a "
-            f"cosine of {float(cosine[-1, 0]):.2f}{normed} entering the last layer."
+            f"The stream names the first token in {said}; entering the last layer, different "
+            f"tokens at position 0 have a cosine of {cosines}, without intervals."
         )
 
 
@@ -214,7 +220,9 @@ def checked(checks: dict[str, Any]) -> str:
     if shifted["change"] is None:
         moved = f"position ids could not be shifted ({shifted['why']})"
     else:
-        kind = "differences only" if shifted["change"] < RELATIVE else "absolute positions"
+        kind = (
+            "differences only" if shifted["change"] < shifted["rounding"] else "absolute positions"
+        )
         moved = (
             f"{shifted['step']} added to all position ids changes logits by at most "
             f"{shifted['change']:.1g}, so they know {kind}"

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from ..effects import Comparison, EffectSize, Row, compare, is_significant, with_q_values
+from ..effects import (
+    Comparison,
+    EffectSize,
+    Row,
+    Values,
+    compare,
+    is_significant,
+    paired_row,
+    with_q_values,
+)
 from ..engine import announce, evaluate
 from ..metrics import Metric
 from ..protocol import HookedModel
@@ -61,12 +72,8 @@ def run_comparisons(
     notes = list(notes)
     if config.draws == 0:
         notes.append("No controls and no contrasts: draws is 0.")
-    bare = [one.condition for one in comparisons if not one.control]
-    if config.draws and bare and not any("control" in note for note in notes):
-        notes.append(
-            f"No control for {', '.join(dict.fromkeys(bare))}: no later position is left whose "
-            "predictions could count."
-        )
+    else:
+        notes += _without_control(comparisons)
     kept = dict(arrays or {})
     ranking = None
     if config.screen:
@@ -79,7 +86,7 @@ def run_comparisons(
     announce(experiment, 1 + len(order) + extra_forwards, prompts, config.progress)
     evaluation = evaluate(model, prompts, order, metrics, **config.for_engine())
     compared = compare(comparisons, evaluation, order, config.seed)
-    rows = [*measured, *with_q_values([*compared, *derive(compared)])]
+    rows = with_q_values([*measured, *compared, *derive(compared)])
     fired: Counter[str] = Counter()
     for intervention, count in zip(order, evaluation.fired, strict=True):
         fired[intervention.name] += count
@@ -109,6 +116,15 @@ def run_comparisons(
     )
 
 
+def _without_control(comparisons: Sequence[Comparison]) -> list[str]:
+    """A sentence for each reason why conditions have no control."""
+    bare: dict[str, dict[str, None]] = {}
+    for one in comparisons:
+        if not one.control:
+            bare.setdefault(one.no_control, {})[one.condition] = None
+    return [f"No control for {', '.join(named)}: {reason}." for reason, named in bare.items()]
+
+
 def _control_draws(
     comparisons: Sequence[Comparison], evaluation: Any, order: Sequence[Any]
 ) -> Array | None:
@@ -124,6 +140,51 @@ def _control_draws(
         for draw, intervention in enumerate(comparison.control):
             means[:, place, draw] = effects[number[id(intervention)]]
     return Array(means, ("metric", "comparison", "draw"))
+
+
+def with_control(
+    measured: Row, control: Values | None, control_null: float, seed: int, draws: int
+) -> Iterator[Row]:
+    """A measurement, its control, and their distances from their nulls set against each other.
+
+    Args:
+        measured: The measurement.
+        control: The same elsewhere, one number a prompt; None where there is no control.
+        control_null: What no mechanism would give there.
+        seed: Decides the resamples of the test.
+        draws: Draws that were averaged in the control.
+    """
+    yield measured
+    if control is None:
+        return
+    row = measured.effect
+    nulls = np.full_like(control, control_null)
+    named: dict[str, Any] = {
+        "unit": row.unit,
+        "layer": row.layer,
+        "queries": row.queries,
+        "n_draws": draws,
+    }
+    yield paired_row(row.metric, row.condition, "control", control, nulls, **named)
+    yield paired_row(
+        row.metric,
+        row.condition,
+        "contrast",
+        measured.values - measured.baselines,
+        control - nulls,
+        tested=True,
+        seed=seed,
+        **named,
+    )
+
+
+def constant_row(
+    metric: str, condition: str, value: float, null: float, unit: str, *, prompts: int, **place: Any
+) -> Row:
+    """A figure that does not depend on the prompts, beside its null; it has no interval."""
+    values, nulls = np.full(prompts, value), np.full(prompts, null)
+    row = paired_row(metric, condition, "measurement", values, nulls, unit=unit, **place)
+    return replace(row, effect=replace(row.effect, ci_low=None, ci_high=None))
 
 
 def sentences(

@@ -63,9 +63,9 @@ class Other(NamedTuple):
     name: str
     kind: str
     values: Values
-    null: float
+    null: float | Values
     own: Values
-    own_null: float
+    own_null: float | Values
     draws: int
 
 
@@ -74,14 +74,14 @@ class Trait(NamedTuple):
 
     Attributes:
         values: One number a prompt.
-        null: What no mechanism would give.
+        null: What no mechanism would give; one number a prompt where each has its own.
         unit: The unit.
         side: Where the trait lies once it has appeared: 1 above the null, -1 below, 0 either.
         others: What it is set against.
     """
 
     values: Values
-    null: float
+    null: float | Values
     unit: str
     side: int
     others: tuple[Other, ...] = ()

@@ -13,7 +13,8 @@ The control puts the same tokens at a later position instead, and reads the same
 position, and nearer to them: a token that is told better there may owe that to the distance.
 
 How far the vectors at position 0 themselves point the same way for different first tokens (cosine,
-before the norm of a block and after it) stands beside it: 2603.05498 finds them nearly parallel.
+before the norm of a block and after it) stands beside it, and beside that the same for the last
+query in different prompts: 2603.05498 finds those at position 0 nearly parallel.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from .registry import ExperimentConfig
 
 MOST_LAYERS = 5
 SHIFT = 5
+SHIFT_ERROR = 1e-2  # nats; sines of other angles are rounded otherwise
+HALF_PRECISION_STEPS = 8  # a logit is a sum of many rounded products
 NORM = "ln1.hook_out"
 Streams = dict[tuple[int, str], Float[Tensor, "token prompt layer d_model"]]
 
@@ -70,6 +73,7 @@ class Fingerprint:
         control: The same of tokens at a later position; None where there is none.
         cosine: Of the vectors at position 0 of different first tokens, mean over pairs: before the
             norm of the block, and after it (empty where a block has no norm before it).
+        later_cosine: The same of the vectors at the last query in different prompts.
         position0_change: The largest change at position 0 when later tokens change, over its norm.
         forwards: How many forwards of the batch it took.
     """
@@ -80,6 +84,7 @@ class Fingerprint:
     carried: Carried
     control: Carried | None
     cosine: Float[Tensor, "layer norm"]
+    later_cosine: Float[Tensor, "layer norm"]
     position0_change: float
     forwards: int
 
@@ -115,6 +120,7 @@ def fingerprint(
         carried=_carried(prompts, streams, queries),
         control=later,
         cosine=torch.stack([_mean_cosine(streams[0, site][:, 0]) for site in sites], -1),
+        later_cosine=torch.stack([_over_prompts(streams[queries[-1], site]) for site in sites], -1),
         position0_change=float(change.max()),
         forwards=forwards,
     )
@@ -134,9 +140,7 @@ def _streams(
     tokens = prompts.tokens[:, : max(read) + 1].repeat(len(chosen), 1)
     tokens[:, place] = torch.from_numpy(chosen).repeat_interleave(len(prompts)).to(tokens)
     inputs = Prompts(tokens, bos=False, source="fingerprint")
-    probes = {
-        at: PositionValues(model, sites if at == place else ["residual"], layers, at) for at in read
-    }
+    probes = {at: PositionValues(model, sites, layers, at) for at in read}
     found = evaluate(
         model,
         inputs,
@@ -210,13 +214,19 @@ def _mean_cosine(vectors: Float[Tensor, "token layer d_model"]) -> Float[Tensor,
     return (total - tokens) / max(1, tokens * (tokens - 1)) if tokens > 1 else total
 
 
+def _over_prompts(stream: Float[Tensor, "token prompt layer d_model"]) -> Float[Tensor, " layer"]:
+    """The mean cosine between prompts with the same first token, mean over these."""
+    return torch.stack([_mean_cosine(one) for one in stream]).mean(0)
+
+
 def shifted_positions(
     model: HookedModel, prompts: Prompts, windows: Sequence[int]
 ) -> dict[str, Any]:
     """The largest change of any logit when a constant is added to all position ids.
 
-    Nothing may change where logits know positions by their differences only; learned positions
-    have to. `change` is None, with the reason in `why`, where the model takes no position ids.
+    Nothing may change where logits know positions by their differences only, but for `rounding` of
+    the largest logit; learned positions have to. `change` is None, with the reason in `why`, where
+    the model takes no position ids.
     """
     room = int(getattr(model.cfg, "n_ctx", 0) or 0) - prompts.length
     step = min(SHIFT, room) if room > 0 else SHIFT
@@ -235,11 +245,13 @@ def shifted_positions(
                 )
     except Exception as error:  # whatever a family raises for an argument that it does not know
         return {"change": None, "step": step, "why": str(error).splitlines()[0][:200]}
-    change = 0.0
+    change = largest = 0.0
     for window, before, after in zip(windows, seen[0].values(), seen[1].values(), strict=True):
         visible = torch.ones_like(before[0, 0], dtype=torch.bool).tril().triu(1 - window)
         change = max(change, float((after - before)[..., visible].abs().max()))
-    return {"change": change, "step": step}
+        largest = max(largest, float(before[..., visible].abs().max()))
+    rounding = max(SHIFT_ERROR, HALF_PRECISION_STEPS * torch.finfo(model.cfg.dtype).eps * largest)
+    return {"change": change, "step": step, "rounding": rounding}
 
 
 def _keep_scores(scores: Tensor, hook: Any, *, kept: dict[str, Tensor]) -> None:

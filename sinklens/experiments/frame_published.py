@@ -4,7 +4,8 @@ Reproduced without its libraries, on the model as it is loaded (the paper's code
 
     graph     self-loops on, seven absolute thresholds, dense arithmetic (its code drops keys
               without edges for more than 50 tokens)
-    topology  ripser on 1 - A as it stands, first 30 tokens: for a causal A it sees the masked half
+    topology  ripser on 1 - A as it stands, first 30 tokens, in the layers 0, L/4, L/2, 3L/4 and
+              the last: for a causal A it sees the masked half
               alone, so "Betti 0" is the number of tokens, "Betti 1" is 0, and the mean persistence
               is the mean weight of queries i >= 1 on themselves
     head_kl   "KL reduction" = before - after, on every other layer and, above 20 tokens, 20 rows;
@@ -13,8 +14,10 @@ Reproduced without its libraries, on the model as it is loaded (the paper's code
               matrix are its diagonal, so that the ratio is 1 over the largest A_ii, i >= 1
 
 Topology and spectrum have no such closed form in models that see both ways and are left out there.
-Its values stand beside uniform attention, which it does not do. Its p-values, which treat layers as
-independent, and its correlations are not reproduced.
+Its values stand beside uniform attention, which it does not do. Not reproduced are its p-values,
+which treat layers as independent, its correlations, the figures of hidden states (transformation
+magnitude, cosines), the cosine and difference of reference points, and the comparison with random
+matrices.
 """
 
 from __future__ import annotations
@@ -43,8 +46,9 @@ TOKENS, ROWS, EVERY = 30, 20, 2
 DIFFERENCE = (
     "Rows named published follow the published code: self-loops on, absolute thresholds alone, "
     "persistence of 1 - A unsymmetrised, eigenvalues of a triangular matrix, and rows with no key "
-    "left spread over later tokens. The others have self-loops off, thresholds relative to uniform "
-    "attention, a symmetric distance, singular values, and leave such rows alone."
+    "left spread over later tokens; of the paper's other figures (p-values, correlations, hidden "
+    "states, random matrices) there is none. The others have self-loops off, thresholds relative "
+    "to uniform attention, a symmetric distance, singular values, and leave such rows alone."
 )
 
 
@@ -66,6 +70,11 @@ def published_reduction(
         found["published:betti1"] = torch.zeros_like(itself[:, 0])
         found["published:mean_persistence"] = itself[:, 1:].mean(-1)
     return found
+
+
+def published_layers(n_layers: int) -> list[int]:
+    """The layers whose topology the published code looks at."""
+    return sorted({0, n_layers // 4, n_layers // 2, 3 * n_layers // 4, n_layers - 1})
 
 
 class PublishedReductions:
@@ -121,9 +130,10 @@ def published_rows(
     for name in (*TOPOLOGY, *SPECTRUM):
         if (ATTENTION, f"published:{name}") in read:
             value, even = (
-                read[source, f"published:{name}"].double().mean(1)
-                for source in (ATTENTION, UNIFORM)
+                read[source, f"published:{name}"].double() for source in (ATTENTION, UNIFORM)
             )
+            layers = published_layers(value.shape[1]) if name in TOPOLOGY else slice(None)
+            value, even = value[:, layers].mean(1), even[:, layers].mean(1)
             table.beside_nulls(name, "published", value, even)
     for place, percentile in enumerate(PERCENTILES):
         value = reductions[:, place]

@@ -12,6 +12,7 @@ from ..attention_graphs import (
     GRAPH_METRICS,
     graph_metrics,
     received,
+    singular_values,
     spectrum_metrics,
     threshold_graph,
     uniform_attention,
@@ -26,8 +27,9 @@ def columns(pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Tensor]:
 
 
 def spectrum(pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Tensor]:
-    """The singular-value figures."""
-    return spectrum_metrics(pattern)
+    """The singular values and their figures."""
+    values = singular_values(pattern)
+    return {**spectrum_metrics(values), "singular_values": values}
 
 
 def topology(pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Tensor]:

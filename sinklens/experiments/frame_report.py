@@ -11,7 +11,7 @@ from ..plots import forest
 from ..probes.patterns import ATTENTION
 from ..results import LONGEST_SUMMARY, ExperimentResult, describe
 from .comparison import ROUNDING
-from .frame_rows import NEARBY, RANDOM_WEIGHTS
+from .frame_rows import NEARBY, random_condition
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -167,9 +167,10 @@ def _nulls(
     """By null that was made: the side on which the value lies, what it is, and its value."""
     row = found[metric, condition, "measurement"]
     yield _side(row), uniform, row.baseline
-    others = [(condition, "row-permuted attention")]
-    if condition == ATTENTION:
-        others.append((RANDOM_WEIGHTS, "random weights"))
+    others = (
+        (condition, "row-permuted attention"),
+        (random_condition(condition), "random weights"),
+    )
     for name, words in others:
         null, contrast = (found.get((metric, name, kind)) for kind in ("null", "contrast"))
         if null and contrast:

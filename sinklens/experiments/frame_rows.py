@@ -18,8 +18,8 @@ from ..probes.divergences import DivergenceValues
 from ..probes.patterns import ATTENTION, ROW_PERMUTED, UNIFORM
 from ..probes.reference_points import SPACES
 from ..results import Array
+from .random_weights import RANDOM_WEIGHTS
 
-RANDOM_WEIGHTS = "random_weights"
 NEARBY = ":nearby"
 Read = dict[tuple[str, str], Tensor]
 UNITS = {
@@ -58,7 +58,19 @@ SHOWN_GRAPH_METRICS = (
     "density",
     "fiedler",
 )
-ANSWERS = ("largest_column", "effective_anchors", "centralised", "distributed", "bidirectional")
+
+
+# The metrics with a row for random weights; the others have curves of them in the arrays.
+HEADLINES = (
+    "largest_column",
+    "effective_anchors",
+    "centralised",
+    "distributed",
+    "bidirectional",
+    "star_likeness",
+    "stable_rank",
+    "reference_share",
+)
 
 
 @dataclass
@@ -84,52 +96,40 @@ class Table:
         value: Float[Tensor, " prompt"],
         uniform: Float[Tensor, " prompt"],
         permuted: Float[Tensor, "prompt draw"] | None = None,
+        random: Float[Tensor, " prompt"] | None = None,
     ) -> None:
-        """A value beside uniform attention, and beside row-permuted attention where it was drawn.
+        """A value beside uniform attention, and the nulls that were made.
 
-        The contrast is the value's distance from uniform attention less that of the permuted one.
+        The contrast is the value's distance from uniform attention less that of the null.
+
+        Args:
+            metric: What was measured.
+            condition: Of what.
+            value: In the model.
+            uniform: In uniform attention.
+            permuted: In row-permuted attention.
+            random: In a model with random weights, whose rows are named `random_condition`.
         """
         values, baselines = value.double().numpy(), uniform.double().numpy()
         unit = UNITS.get(metric, "1")
         self.rows.append(paired_row(metric, condition, "measurement", values, baselines, unit=unit))
-        if permuted is None:
-            return
-        drawn = permuted.double().numpy()
-        mean, count = drawn.mean(1), drawn.shape[1]
-        self.by_draw[f"{metric} {condition}"] = drawn.mean(0).tolist()
-        null = paired_row(metric, condition, "null", mean, baselines, unit=unit, n_draws=count)
-        contrast = paired_row(
-            metric,
-            condition,
-            "contrast",
-            values - baselines,
-            mean - baselines,
-            unit=unit,
-            tested=True,
-            seed=self.seed,
-            n_draws=count,
-        )
-        self.rows += [null, contrast]
-
-    def against_random_weights(
-        self,
-        metric: str,
-        value: Float[Tensor, " prompt"],
-        random: Float[Tensor, " prompt"],
-        uniform: Float[Tensor, " prompt"],
-    ) -> None:
-        """The same with random weights as a null, and the value's distance from it."""
-        values, nulls, even = (x.double().numpy() for x in (value, random, uniform))
-        named, unit = (metric, RANDOM_WEIGHTS), UNITS[metric]
-        tested: dict[str, Any] = {"tested": True, "seed": self.seed}
-        self.rows += [
-            paired_row(*named, "null", nulls, even, unit=unit),
-            paired_row(*named, "contrast", values - even, nulls - even, unit=unit, **tested),
-        ]
+        nulls: list[tuple[str, Tensor]] = []
+        if permuted is not None:
+            nulls.append((condition, permuted.double()))
+            self.by_draw[f"{metric} {condition}"] = permuted.double().mean(0).tolist()
+        if random is not None and metric in HEADLINES:
+            nulls.append((random_condition(condition), random.double()[:, None]))
+        for name, draws in nulls:
+            mean = draws.mean(1).numpy()
+            how: dict[str, Any] = {"unit": unit, "n_draws": draws.shape[1]}
+            self.rows.append(paired_row(metric, name, "null", mean, baselines, **how))
+            how |= {"tested": True, "seed": self.seed}
+            apart = values - baselines, mean - baselines
+            self.rows.append(paired_row(metric, name, "contrast", *apart, **how))
 
     def by_layer(self, name: str, read: Read, metric: str, dims: Sequence[str] = ()) -> None:
         """The curve of a metric over layers, for attention and its nulls, mean over prompts."""
-        for source in (ATTENTION, UNIFORM, ROW_PERMUTED):
+        for source in (ATTENTION, UNIFORM, ROW_PERMUTED, RANDOM_WEIGHTS):
             if (source, metric) in read:
                 values = read[source, metric].double()
                 values = values.mean(2) if source == ROW_PERMUTED else values
@@ -138,18 +138,17 @@ class Table:
                 self.arrays[f"{name}{suffix}"] = Array(mean, ("layer", *dims))
 
 
-def frame_rows(
-    table: Table,
-    read: Read,
-    random: Read | None,
-    groups: Sequence[tuple[str, list[int]]],
-) -> None:
+def random_condition(condition: str) -> str:
+    """What rows of a model with random weights are named, beside a condition of the model."""
+    return RANDOM_WEIGHTS if condition == ATTENTION else f"{condition}:{RANDOM_WEIGHTS}"
+
+
+def frame_rows(table: Table, read: Read, groups: Sequence[tuple[str, list[int]]]) -> None:
     """The scores of columns: rows for the model and for its kinds of layers, curves over layers.
 
     Args:
         table: Takes them.
         read: What was read, with `columns`.
-        random: The same of a model with random weights.
         groups: Names and layers: all, and where windows are shorter than the prompts each kind.
     """
     columns = {source: read[source, "columns"] for source, name in read if name == "columns"}
@@ -163,27 +162,27 @@ def frame_rows(
         if ROW_PERMUTED in columns:
             drawn = columns[ROW_PERMUTED][:, layers].transpose(1, 2)
             permuted = frame_metrics(drawn, even[:, None])
-        fresh = None
-        if random is not None and not suffix:
-            fresh = frame_metrics(random[ATTENTION, "columns"], even)
+        random = None
+        if RANDOM_WEIGHTS in columns and not suffix:
+            random = frame_metrics(columns[RANDOM_WEIGHTS][:, layers], even)
         for metric in FRAME_METRICS:
             if metric in scores:
-                drawn_scores = None if permuted is None else permuted[metric]
-                condition = f"{ATTENTION}{suffix}"
-                table.beside_nulls(metric, condition, scores[metric], null[metric], drawn_scores)
-        for metric in ANSWERS if fresh else ():
-            assert fresh is not None
-            table.against_random_weights(metric, scores[metric], fresh[metric], null[metric])
-    _column_arrays(table, columns, random)
+                table.beside_nulls(
+                    metric,
+                    f"{ATTENTION}{suffix}",
+                    scores[metric],
+                    null[metric],
+                    None if permuted is None else permuted[metric],
+                    None if random is None else random[metric],
+                )
+    _column_arrays(table, columns)
 
 
-def _column_arrays(table: Table, columns: dict[str, Tensor], random: Read | None) -> None:
+def _column_arrays(table: Table, columns: dict[str, Tensor]) -> None:
     """Columns and their scores by layer, mean over prompts and draws."""
     found = dict(columns)
     if ROW_PERMUTED in found:
         found[ROW_PERMUTED] = found[ROW_PERMUTED].transpose(1, 2).flatten(0, 1)
-    if random is not None:
-        found[RANDOM_WEIGHTS] = random[ATTENTION, "columns"]
     for source, values in found.items():
         suffix = "" if source == ATTENTION else f":{source}"
         table.arrays[f"columns{suffix}"] = Array(values.mean(0), ("layer", "key"))
@@ -208,38 +207,39 @@ def graph_rows(
     wanted = [(metric, lead) for metric in SHOWN_GRAPH_METRICS]
     wanted += [("star_likeness", name) for name in shown if name != lead]
     for metric, name in wanted:
-        table.beside_nulls(metric, name, *_at(read, metric, names.index(name)))
+        value, even, permuted, random = _over_layers(read, metric, names.index(name))
+        random = random if name == lead else None
+        table.beside_nulls(metric, name, value, even, permuted, random)
     for metric in GRAPH_METRICS:
         table.by_layer(metric, read, metric, ("threshold",))
 
 
-def _at(read: Read, metric: str, place: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A metric at one threshold, mean over layers: attention, uniform and, by draw, permuted."""
-    drawn = read.get((ROW_PERMUTED, metric))
-    return (
-        read[ATTENTION, metric][..., place].double().mean(1),
-        read[UNIFORM, metric][..., place].double().mean(1),
-        None if drawn is None else drawn[..., place].double().mean(1),
-    )
+def _over_layers(
+    read: Read, metric: str, place: int | None = None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The mean over layers of a metric (at one threshold or space), as `beside_nulls` takes it."""
+
+    def mean(source: str) -> Tensor:
+        values = read[source, metric]
+        return (values if place is None else values[..., place]).double().mean(1)
+
+    def null(source: str) -> Tensor | None:
+        return mean(source) if (source, metric) in read else None
+
+    return mean(ATTENTION), mean(UNIFORM), null(ROW_PERMUTED), null(RANDOM_WEIGHTS)
 
 
 def simple_rows(table: Table, read: Read, metrics: Sequence[str], condition: str) -> None:
     """Rows and curves of metrics that are one number a layer."""
     for metric in metrics:
-        drawn = read.get((ROW_PERMUTED, metric))
-        table.beside_nulls(
-            metric,
-            condition,
-            read[ATTENTION, metric].double().mean(1),
-            read[UNIFORM, metric].double().mean(1),
-            None if drawn is None else drawn.double().mean(1),
-        )
+        table.beside_nulls(metric, condition, *_over_layers(read, metric))
         table.by_layer(metric, read, metric)
 
 
 def spectrum_rows(table: Table, read: Read) -> None:
     """Singular-value figures."""
     simple_rows(table, read, SPECTRUM_METRICS, ATTENTION)
+    table.by_layer("singular_values", read, "singular_values", ("rank",))
 
 
 def topology_rows(table: Table, read: Read) -> None:
@@ -251,15 +251,9 @@ def topology_rows(table: Table, read: Read) -> None:
 
 def share_rows(table: Table, shares: dict[str, Tensor]) -> None:
     """The share of the reference points in every space."""
-    drawn = shares.get(ROW_PERMUTED)
+    read = {(source, "reference_share"): values for source, values in shares.items()}
     for place, space in enumerate(SPACES):
-        table.beside_nulls(
-            "reference_share",
-            space,
-            shares[ATTENTION][..., place].double().mean(1),
-            shares[UNIFORM][..., place].double().mean(1),
-            None if drawn is None else drawn[..., place].double().mean(1),
-        )
+        table.beside_nulls("reference_share", space, *_over_layers(read, "reference_share", place))
     for source, values in shares.items():
         if source == "points":
             continue

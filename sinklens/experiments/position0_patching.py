@@ -72,11 +72,7 @@ class Position0PatchingConfig(ExperimentConfig):
 
 DEFAULT_METRICS = ("loss", "kl", "sink_mass")
 PLACE = "@"
-NO_CONTROL = "No control for position 0: no later position is left whose predictions could count."
-ELSEWHERE = (
-    "Conditions ending in @p patch position p as a control does; they have no control of their own "
-    "and count the predictions after p."
-)
+ELSEWHERE = "they patch a later position as a control does, and count the predictions after it"
 
 
 def summary(result: ExperimentResult) -> list[str]:
@@ -170,20 +166,9 @@ def position0_patching(
         comparisons,
         metrics,
         left_out={**left_out, **missing},
-        notes=_notes(config, places, positions),
         draws=values.drawn,
         extra_forwards=values.forwards,
     )
-
-
-def _notes(
-    config: Position0PatchingConfig, places: Sequence[int], positions: Sequence[int]
-) -> list[str]:
-    """What a reader of rows at several positions has to know."""
-    if not any(places):
-        return []
-    alone = 0 in places and config.draws and not positions
-    return [ELSEWHERE, *([NO_CONTROL] if alone else [])]
 
 
 class PatchValues:
@@ -293,7 +278,8 @@ class PatchValues:
             self._patch(with_, part, layer, place, draw, written) for draw in range(random_draws)
         ]
         if place:
-            return Comparison(f"{with_}:{part}{PLACE}{place}", treatment)
+            named = f"{with_}:{part}{PLACE}{place}"
+            return Comparison(named, treatment, no_control=ELSEWHERE)
         control = []
         for draw, place in enumerate(self._positions):
             written = self._written(with_, part, layer)

@@ -73,9 +73,9 @@ class Components:
         """A form over pair set `number`, mean over heads, nats^2 a pair; not below 0."""
         return self._pooled[form][..., number].clamp_min(0.0)
 
-    def component(self, number: int) -> Float[Tensor, " n"]:
-        """The residual-stream component: mean over layers, without layer 0."""
-        return self.by_layer(number)[:, 1:].mean(1)
+    def component(self, number: int, first_layer: int = 1) -> Float[Tensor, " n"]:
+        """The residual-stream component: mean over layers from one on, never layer 0."""
+        return self.by_layer(number)[:, max(1, first_layer) :].mean(1)
 
     def shares(self, number: int, form: str = "component") -> Float[Tensor, "n layer"]:
         """A form over the variance of the mean logits, by layer; 0 where there is none."""

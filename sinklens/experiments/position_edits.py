@@ -11,14 +11,15 @@ contrast reads treatment and control on the same pairs.
 A ratio with a denominator that may as well be 0 is a large number or 1, and says nothing. So
 `removed` is read only on pairs where the clean component is above its null: where its interval
 lies above 0 and above the component of the moved logits. The difference in nats^2 is read anyway.
+Both are means over the layers from the edited one on: those before it cannot change.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,9 +27,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..effects import Comparison, Row, interval, paired_row
-from ..engine import read_under
-from ..engine.sizes import default_memory
-from ..engine.watch import Watch
+from ..engine import default_memory, finished_or, progress_bar, read_under
+from ..engine.reading import Reading
 from ..errors import SinklensError
 from ..hooks.intervention import Intervention, seeded
 from ..models import origin
@@ -115,12 +115,15 @@ class Reader:
         self._clean = sets.basis(windows, FORMS)
         self._edited = sets.basis(windows, EDIT_FORMS)
         self._batch = config.batch_size or _prompts_at_once(model, prompts, config.memory)
+        batches = -(-len(prompts) // self._batch)
+        self.each = batches * (1 if batches == 1 else 2)
         self.forwards = 0
         self.fired: Counter[str] = Counter()
 
     def clean(self, shift: DiagonalShift | None = None) -> tuple[LogitFormValues, Components]:
         """Without an edit."""
-        values = self._read(None, self._clean, shift)
+        self.forwards += self.each
+        values: LogitFormValues = self._read(None, self._clean, shift).values
         if not bool(torch.isfinite(values.products).all()):
             raise SinklensError(
                 f"{origin(self._model).name} gives NaN or infinite attention scores; its weights "
@@ -130,30 +133,33 @@ class Reader:
 
     def edited(self, intervention: Intervention) -> Components:
         """Under an edit, which has to happen."""
-        watch = Watch(self._model, intervention)
-        watched = replace(intervention, rebind=watch.hooks)
-        components = Components(self._read(watched, self._edited), EDIT_FORMS)
-        watch.verify()
-        self.fired[intervention.name] += sum(watch.fired)
+        self.forwards += self.each
+        kept = finished_or(self._model, intervention, partial(self._kept, intervention))
+        self.fired[intervention.name] += int(kept.pop("fired"))
+        components = Components(LogitFormValues(**kept), EDIT_FORMS)
         if not bool(torch.isfinite(components.curve).all()):
             raise SinklensError(f"{intervention.name} gives NaN or infinite attention scores")
         return components
+
+    def _kept(self, intervention: Intervention) -> dict[str, Tensor]:
+        """What is kept of an edit on disk."""
+        values, fired = self._read(intervention, self._edited)
+        return {**values._asdict(), "fired": torch.tensor(fired)}
 
     def _read(
         self,
         intervention: Intervention | None,
         basis: dict[int, PairBasis],
         shift: DiagonalShift | None = None,
-    ) -> LogitFormValues:
+    ) -> Reading:
         """One pass where all prompts fit into a forward, else one for the sums before it."""
-        sums = None
+        sums, before = None, 0
         if self._batch < len(self._prompts):
-            sums = self._run(intervention, LogitSums(basis, shift))
-        values: LogitFormValues = self._run(intervention, LogitForms(basis, sums, shift))
-        return values
+            sums, before = self._run(intervention, LogitSums(basis, shift))
+        values, fired = self._run(intervention, LogitForms(basis, sums, shift))
+        return Reading(values, before + fired)
 
-    def _run(self, intervention: Intervention | None, probe: Probe) -> Any:
-        self.forwards += -(-len(self._prompts) // self._batch)
+    def _run(self, intervention: Intervention | None, probe: Probe) -> Reading:
         return read_under(
             self._model,
             self._prompts,
@@ -193,9 +199,19 @@ class EditedRuns:
     treatment: list[Components]
     control: list[Components]
 
+    @property
+    def first_layer(self) -> int:
+        """The first layer whose logits the edit can change."""
+        return self.comparison.treatment[0].first_layer
+
+    def before(self, clean: Components, number: int) -> Float[Tensor, " n"]:
+        """The component of the clean run in the layers that count."""
+        return clean.component(number, self.first_layer)
+
     def after(self, number: int) -> Float[Tensor, " n"]:
         """The component under the treatment, mean over draws."""
-        return torch.stack([run.component(number) for run in self.treatment]).mean(0)
+        runs = [run.component(number, self.first_layer) for run in self.treatment]
+        return torch.stack(runs).mean(0)
 
 
 def removed(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Float[Tensor, " n"] | None:
@@ -203,24 +219,25 @@ def removed(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Float[Te
     return 1 - after / before if bool((before > ROUNDING).all()) else None
 
 
-def above_null(clean: Components, moved: Components, number: int) -> bool:
+def above_null(clean: Components, moved: Components, number: int, first_layer: int = 1) -> bool:
     """Whether the component of a pair set is above 0 and above that of the moved logits."""
-    found, null = (by_prompt(one.component(number)) for one in (clean, moved))
+    found, null = (by_prompt(one.component(number, first_layer)) for one in (clean, moved))
     above, beyond = interval(found)[0], interval(found - null)[0]
     return above is not None and beyond is not None and above > ROUNDING and beyond > 0
 
 
-def read_edits(reader: Reader, comparisons: Sequence[Comparison]) -> list[EditedRuns]:
+def read_edits(
+    reader: Reader, comparisons: Sequence[Comparison], progress: bool | None = None
+) -> list[EditedRuns]:
     """Read every intervention once."""
+    order = {id(one): one for comparison in comparisons for one in comparison.interventions()}
     known: dict[int, Components] = {}
-
-    def read(intervention: Intervention) -> Components:
-        if id(intervention) not in known:
-            known[id(intervention)] = reader.edited(intervention)
-        return known[id(intervention)]
-
+    with progress_bar(len(order), progress) as advance:
+        for number, intervention in order.items():
+            known[number] = reader.edited(intervention)
+            advance(1)
     return [
-        EditedRuns(one, [read(i) for i in one.treatment], [read(i) for i in one.control])
+        EditedRuns(one, [known[id(i)] for i in one.treatment], [known[id(i)] for i in one.control])
         for one in comparisons
     ]
 
@@ -240,13 +257,14 @@ def edit_rows(
     """
 
     def share(number: int, before: Tensor, after: Tensor) -> Tensor | None:
-        return removed(before, after) if above_null(clean, moved, number) else None
+        above = above_null(clean, moved, number, runs.first_layer)
+        return removed(before, after) if above else None
 
     def difference(number: int, before: Tensor, after: Tensor) -> Tensor | None:
         return after - before
 
     number = sets.number(label, keys)
-    before, after = clean.component(number), runs.after(number)
+    before, after = runs.before(clean, number), runs.after(number)
     zero = torch.zeros_like(before)
     rows: dict[str, list[Row]] = {}
     for metric, change in (("removed", share), ("component", difference)):
@@ -277,9 +295,9 @@ def _controls(
     treated, controls = [], []
     for intervention, run in zip(runs.comparison.control, runs.control, strict=True):
         number = sets.number(label, keys, intervention.position)
-        before = clean.component(number)
+        before = runs.before(clean, number)
         mine = change(number, before, runs.after(number))
-        theirs = change(number, before, run.component(number))
+        theirs = change(number, before, run.component(number, runs.first_layer))
         if mine is None or theirs is None:
             return None
         treated.append(mine)

@@ -10,6 +10,8 @@ from ..errors import SinklensError
 from ..models import load
 from ..protocol import HookedModel
 
+RANDOM_WEIGHTS = "random_weights"
+"""What rows and arrays of it are named."""
 LARGEST = 1_000_000_000
 """Parameters up to which a second, random model is made without being asked for."""
 

@@ -22,10 +22,10 @@ and, asked for apart, `topology=True` (persistent homology of every layer, `sink
 `experiments.frame_published`).
 
 Every value stands beside uniform attention over the visible keys (`baseline`), row-permuted
-attention (rows of kind `null`; the contrast sets the value against it) and, for the frame, a model
-of the same configuration with random weights (rows named so, likewise). Head-averaged attention,
-one number a prompt, mean over layers; curves over layers are in `arrays`. A frame has a name only
-beside row-permuted attention: scatter alone makes a distributed one.
+attention (rows of kind `null`; the contrast sets the value against it) and, but for head_kl, a
+model of the same configuration with random weights (rows named so, likewise). Head-averaged
+attention, one number a prompt, mean over layers; curves over layers are in `arrays`. A frame has a
+name only beside row-permuted attention: scatter alone makes a distributed one.
 
 Takes as long as 12 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core);
 topology takes 7 more, Fisher traces 5, the published preset 1.
@@ -47,7 +47,7 @@ from ..engine import announce, evaluate
 from ..errors import UsageError, unknown_name
 from ..persistence import require_gudhi
 from ..probes.divergences import HeadDivergences
-from ..probes.patterns import MeanPatterns, PatternReader, Reduction
+from ..probes.patterns import ATTENTION, MeanPatterns, PatternReader, Reduction
 from ..probes.reference_points import ReferenceShares
 from ..protocol import HookedModel
 from ..results import ExperimentResult, assemble
@@ -63,7 +63,7 @@ from .frame_published import (
 )
 from .frame_report import plot, summary
 from .frame_rows import Read, Table
-from .random_weights import random_twin
+from .random_weights import RANDOM_WEIGHTS, random_twin
 from .registry import ExperimentConfig, experiment
 
 PARTS = ("frame", "graph", "spectrum", "shares", "head_kl")
@@ -122,6 +122,8 @@ class ReferenceFrameConfig(ExperimentConfig):
             raise UsageError("reference_frame has metrics of its own; choose parts by conditions")
         if self.screen:
             raise UsageError("reference_frame edits nothing, so there is nothing to screen")
+        if self.positions is not None:
+            raise UsageError("reference_frame counts no predictions, so it takes no positions")
         if self.lead not in self.relative:
             raise UsageError(f"lead={self.lead:g} is none of relative={list(self.relative)}")
         lacking = [one for one in self.shown if one not in self.thresholds]
@@ -211,7 +213,7 @@ class _Run:
     def into(self, table: Table) -> None:
         """Run everything and fill the table."""
         config, parts = self._config, self._config.parts
-        random = self._random() if "frame" in parts else None
+        random = self._random() if self._reductions() or "shares" in parts else None
         announce("reference_frame", 1 + (random is not None), self._prompts, config.progress)
         reader = self._reader(self._model, draws=config.draws)
         patterns = MeanPatterns(self._model, reader, self._reductions())
@@ -224,9 +226,11 @@ class _Run:
         chosen = [patterns, *(probe for part, probe in probes.items() if part in parts)]
         self._evaluate(self._model, chosen)
         read = patterns.compute()
+        supplied = shares.compute() if "shares" in parts else {}
+        if random is not None:
+            self._read_twin(random, read, supplied)
         if "frame" in parts:
-            twin = None if random is None else self._read_twin(random)
-            frame_rows.frame_rows(table, read, twin, self._groups())
+            frame_rows.frame_rows(table, read, self._groups())
         if "graph" in parts:
             self._graph_rows(table, read)
         if "spectrum" in parts:
@@ -234,7 +238,7 @@ class _Run:
         if config.topology:
             frame_rows.topology_rows(table, read)
         if "shares" in parts:
-            frame_rows.share_rows(table, shares.compute())
+            frame_rows.share_rows(table, supplied)
         if "head_kl" in parts:
             frame_rows.divergence_rows(table, divergences.compute(), config.percentiles, sets)
         if config.preset == "published":
@@ -283,12 +287,16 @@ class _Run:
         self.made["random_weights"] = said
         return random
 
-    def _read_twin(self, random: HookedModel) -> Read:
-        probe = MeanPatterns(
-            random, self._reader(random, draws=0), [frame_reductions.columns], uniform=False
-        )
-        self._evaluate(random, [probe])
-        return probe.compute()
+    def _read_twin(self, random: HookedModel, read: Read, supplied: dict[str, Any]) -> None:
+        """Add what a model with random weights gives to what was read of the model."""
+        reader = self._reader(random, draws=0)
+        patterns = MeanPatterns(random, reader, self._reductions(), uniform=False)
+        shares = ReferenceShares(random, reader, threshold=self._config.reference)
+        self._evaluate(random, [patterns, *([shares] if supplied else [])])
+        for (_, name), values in patterns.compute().items():
+            read[RANDOM_WEIGHTS, name] = values
+        if supplied:
+            supplied[RANDOM_WEIGHTS] = shares.compute()[ATTENTION]
 
     def _groups(self) -> list[tuple[str, list[int]]]:
         """All layers, and where windows are shorter than the prompts, each kind apart."""

@@ -13,14 +13,16 @@ import dataclasses
 import importlib
 import pkgutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from ..engine import section
+import torch
+
+from ..engine import code_digest, has_own_hooks, section
 from ..errors import SinklensError, UsageError, unknown_name
-from ..metrics import resolve_metrics
+from ..metrics import LogitMetric, resolve_metrics
 from ..models import require_eval_mode
 from ..plots import FIGURES
 from ..protocol import HookedModel
@@ -202,15 +204,34 @@ def run(
     if prompts is None:
         prompts = make_prompts(model)
     began = time.perf_counter()
-    answers = None if prompts.answers is None else prompts.answers.tolist()
-    same = {"experiment": name, "settings": config.recorded(), "answers": answers}
-    with section({**same, **identity(model, prompts)}):
+    with section(lambda: _kept_under(chosen, model, prompts, config)):
         result = chosen.function(model, prompts, config)
     sentences = chosen.summary(result)
     if len(sentences) > LONGEST_SUMMARY:
         raise ValueError(f"the summary of {name} has {len(sentences)} sentences")
     timing = {"seconds": round(time.perf_counter() - began, 3), **_machine()}
     return dataclasses.replace(result, summary=sentences, run=timing)
+
+
+def _kept_under(
+    chosen: Experiment, model: HookedModel, prompts: Prompts, config: ExperimentConfig
+) -> dict[str, Any]:
+    """All that finished work depends on, for whoever goes on with it."""
+    return {
+        **identity(model, prompts),
+        "experiment": chosen.name,
+        "settings": config.recorded(),
+        "answers": None if prompts.answers is None else prompts.answers.tolist(),
+        "code": [code_digest(one) for one in (chosen.function, *_functions(config.metrics))],
+        "own_hooks": has_own_hooks(model),
+        "autocast": torch.is_autocast_enabled(torch.device(model.cfg.device).type),
+    }
+
+
+def _functions(metrics: Sequence[Any]) -> Iterator[Any]:
+    """The functions of a user's own metrics."""
+    for metric in resolve_metrics(metrics) if metrics else ():
+        yield metric.function if isinstance(metric, LogitMetric) else metric.reduce
 
 
 def configure(chosen: Experiment, settings: dict[str, Any]) -> ExperimentConfig:

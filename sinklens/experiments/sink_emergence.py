@@ -5,13 +5,9 @@ checkpoint on the same prompts, beside what no mechanism would give. At the last
 from that is set against that of two others: the same at a later position (or with attention's rows
 permuted), and the same trait of the model with weights that were never trained (`random_weights`).
 
-With `experiment=`, rows of any experiment are followed too. The onset of a trait is the step at
-which it is half way from the first checkpoint to the last, on a line between the checkpoints around
-it in log2(1 + step). There is none with fewer than three checkpoints, where the last does not
-differ from the first, or where it does not lie beyond the null on the side to which it moved
-(above, for value_drain below). An onset is that of the mean over prompts, S; the numbers of the
-prompts are jackknife pseudo-values around it, S + (n - 1) (mean S_without - S_without_p), so that
-intervals of onsets and of their differences are jackknife intervals.
+With `experiment=`, rows of any experiment are followed too. Each trait that appears has an onset,
+the step at which it is half way from the first checkpoint to the last, with a jackknife interval
+over prompts (`onsets`), and a row for its place in the order.
 
 What it cannot show: intervals are over prompts, for one training run. Another seed may order traits
 otherwise, and an onset is known no better than the checkpoints lie apart. The half-way rule is
@@ -20,15 +16,13 @@ sinklens's own reconstruction; the papers show curves.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
-from ..effects import EffectSize, Row, interval, is_significant, paired_row, with_q_values
+from ..effects import Row, paired_row, with_q_values
 from ..engine import announce
 from ..errors import SinklensError, UsageError
 from ..models import load_like, weights_hash
@@ -38,14 +32,15 @@ from ..results import Array, ExperimentResult, assemble
 from ..text import Prompts
 from . import registry
 from .checkpoints import Checkpoint, find_checkpoints
-from .emergence_traits import LATER, TRAITS, Other, Trait, Values, read_traits, with_others
-from .random_weights import random_twin
+from .emergence_traits import TRAITS, Other, Trait, read_traits, with_others
+from .onsets import described, onset_rows, onset_values
+from .random_weights import RANDOM_WEIGHTS, random_twin
 from .registry import ExperimentConfig, experiment
+from .sink_emergence_words import summary
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-RANDOM_WEIGHTS = "random_weights"
 BESIDE = (
     "Rows named later_position, row_permuted and random_weights are of the last checkpoint: their "
     "column `more than control` holds its distance from its null less that of the row; for spike "
@@ -76,9 +71,10 @@ class SinkEmergenceConfig(ExperimentConfig):
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing here."""
         super().__post_init__()
-        if self.metrics or self.screen:
+        if self.metrics or self.screen or self.positions is not None:
             raise UsageError(
-                "sink_emergence follows traits (conditions=); no metrics, no screening"
+                "sink_emergence follows traits (conditions=); it takes no metrics, no positions "
+                "and no screening"
             )
         if self.rows and not self.experiment:
             raise UsageError("rows= names rows of experiment=, which is missing")
@@ -89,7 +85,7 @@ class SinkEmergenceConfig(ExperimentConfig):
 @experiment(
     paper="2508.02546",
     question="When in training do sinks, drained values, spikes and frames appear?",
-    summary=lambda result: summary(result),
+    summary=summary,
     plot=lambda result: plot(result),
 )
 def sink_emergence(
@@ -123,7 +119,7 @@ def sink_emergence(
         [row for name, trait in beside.items() for row in _against(name, trait, config.seed)]
     )
     onsets = {name: onset_values(curve) for name, curve in followed.items()}
-    rows += _onset_rows(onsets)
+    rows += onset_rows(onsets, followed)
     settings = {
         **config.recorded(),
         "left_out": left_out,
@@ -131,11 +127,12 @@ def sink_emergence(
             "One training run: intervals are over prompts, not over seeds.",
             "The half-way rule of an onset is a reconstruction; the papers show curves.",
             *([BESIDE] if any(trait.others for trait in beside.values()) else []),
+            *([] if config.draws else ["No later positions, no permuted rows: draws is 0."]),
         ],
         "random_weights": None if random is None else how,
         "steps": [checkpoint.step for checkpoint in checkpoints],
         "weights": weights,
-        "onsets": _described(onsets, followed),
+        "onsets": described(onsets, followed),
     }
     return assemble(
         "sink_emergence",
@@ -168,7 +165,7 @@ def _rows_of(result: ExperimentResult, wanted: Sequence[str]) -> dict[str, Trait
             result.per_prompt[side][number].double().numpy() for side in ("value", "baseline")
         )
         if row.kind == "measurement":
-            found[name] = Trait(values, row.baseline, row.unit, 0)
+            found[name] = Trait(values, baselines, row.unit, 0)
         else:
             found[name] = Trait(values - baselines, 0.0, row.unit, 0)
     return found
@@ -218,11 +215,12 @@ def _follow(
                 raise
             except SinklensError as error:
                 left_out[f"{config.experiment} at step {checkpoint.step}"] = str(error)
-        for name in set(config.rows) - traits.keys():
-            left_out.setdefault(
-                f"{name} at step {checkpoint.step}",
-                "the experiment has no such row with an interval",
-            )
+        for name in config.rows:
+            if name not in traits:
+                left_out.setdefault(
+                    f"{name} at step {checkpoint.step}",
+                    "the experiment has no such row with an interval",
+                )
         for name, trait in traits.items():
             followed.setdefault(name, {})[checkpoint.step] = trait
     never = [name for name in config.rows if name not in followed]
@@ -268,76 +266,6 @@ def _against(name: str, trait: Trait, seed: int) -> Iterator[Row]:
         )
 
 
-def onset(steps: Float[np.ndarray, " step"], curve: Float[np.ndarray, " step"]) -> float:
-    """Where a curve is first half way from its first to its last value, in log2(1 + step)."""
-    share = (curve - curve[0]) / (curve[-1] - curve[0])
-    after = int(np.argmax(share >= 0.5))  # the last share is 1
-    ends = np.log2(1 + steps[[after - 1, after]])
-    part = (0.5 - share[after - 1]) / (share[after] - share[after - 1])
-    return float(ends[0] + part * (ends[1] - ends[0]))
-
-
-def onset_values(curve: dict[int, Trait]) -> Values | None:
-    """Jackknife pseudo-values around the onset; None where the trait does not appear.
-
-    Intervals of paired differences decide: of the last checkpoint from the first, and from the
-    null.
-    """
-    steps = np.array(sorted(curve), float)
-    values = np.stack([curve[int(step)].values for step in steps])
-    last = curve[int(steps[-1])]
-    count = values.shape[1]
-    change, beyond = _side(values[-1] - values[0]), _side(values[-1] - last.null)
-    appeared = change and change == beyond and last.side in (0, change)
-    if min(count, len(steps)) < 3 or not appeared:
-        return None
-    whole = onset(steps, values.mean(1))
-    without = np.array([onset(steps, np.delete(values, p, 1).mean(1)) for p in range(count)])
-    # Not corrected for bias, which could move an onset out of the checkpoints around it.
-    return np.asarray(whole + (count - 1) * (without.mean() - without))
-
-
-def _side(differences: Values) -> int:
-    """1 or -1 where the interval of the mean lies above or below 0, else 0."""
-    low, high = interval(differences)
-    if low is None or high is None:
-        return 0
-    return int(low > 0) - int(high < 0)
-
-
-def _onset_rows(onsets: dict[str, Values | None]) -> Iterator[Row]:
-    """Each onset, and each trait's onset beside that of the one before it."""
-    known = {name: values for name, values in onsets.items() if values is not None}
-    order = sorted(known, key=lambda name: (float(known[name].mean()), name))
-    unit = "log2(1 + step)"
-    for name in order:
-        yield paired_row("onset", name, "measurement", known[name], 0 * known[name], unit=unit)
-    for first, second in itertools.pairwise(order):
-        condition = f"{second} after {first}"
-        yield paired_row(
-            "onset_order", condition, "measurement", known[second], known[first], unit=unit
-        )
-
-
-def _described(
-    onsets: dict[str, Values | None], followed: dict[str, dict[int, Trait]]
-) -> dict[str, Any]:
-    """The onset of each trait as a step, with its interval and the checkpoints around it."""
-    found: dict[str, Any] = {}
-    for name, values in onsets.items():
-        if values is None:
-            found[name] = None
-            continue
-        low, high = interval(values)
-        step = 2 ** float(values.mean()) - 1
-        steps = sorted(followed[name])
-        after = next(number for number, s in enumerate(steps) if s > step or s == steps[-1])
-        between = [steps[after - 1], steps[after]]
-        ends = [None if end is None else max(0.0, 2**end - 1) for end in (low, high)]
-        found[name] = {"step": step, "ci_low": ends[0], "ci_high": ends[1], "between": between}
-    return found
-
-
 def _arrays(
     followed: dict[str, dict[int, Trait]], checkpoints: Sequence[Checkpoint]
 ) -> dict[str, Array]:
@@ -347,7 +275,7 @@ def _arrays(
     curves = {}
     for name, curve in followed.items():
         means = [
-            (float(curve[c.step].values.mean()), curve[c.step].null)
+            (float(curve[c.step].values.mean()), float(np.mean(curve[c.step].null)))
             if c.step in curve
             else (float("nan"), float("nan"))
             for c in checkpoints
@@ -379,55 +307,3 @@ def plot(result: ExperimentResult) -> Figure:
 def _onsets(result: ExperimentResult) -> list[tuple[str, Any]]:
     """Every trait and its onset, None where it has none."""
     return list(result.settings["onsets"].items())
-
-
-def _per_prompt(result: ExperimentResult, row: EffectSize) -> Values:
-    """The values of a row."""
-    return np.asarray(result.per_prompt["value"][result.effects.index(row)].double())
-
-
-def summary(result: ExperimentResult) -> list[str]:
-    """When each trait appears, and which orders can be told apart."""
-    lines = []
-    for name, found in _onsets(result):
-        mine = [r for r in result.effects if r.metric == name and r.kind == "measurement"]
-        first, last = mine[0], mine[-1]
-        nulls = f"null {last.baseline:.3g}{_others(result, name)}"
-        said = f"{name} goes from {first.value:.3g} to {last.value:.3g} ({nulls})"
-        if found is None:
-            side = {1: "above", -1: "below"}
-            beyond = _side(_per_prompt(result, last) - last.baseline)
-            where = f"ends {side[beyond]} its null" if beyond else "not told apart from its null"
-            few = min(len(mine), last.n_prompts) < 3
-            why = "too few checkpoints or prompts" if few else f"it does not appear ({where})"
-            lines.append(f"{said}: {why}.")
-            continue
-        ends = ""
-        if found["ci_low"] is not None:
-            ends = f" [{found['ci_low']:,.0f}, {found['ci_high']:,.0f}]"
-        between = " and ".join(f"{step:,}" for step in found["between"])
-        lines.append(
-            f"{said}, half of it by step {found['step']:,.0f}{ends}, between checkpoints {between}."
-        )
-    for row in result.effects:
-        if row.metric == "onset_order" and row.ci_low is not None and row.ci_high is not None:
-            sure = row.ci_low > 0
-            lines.append(f"{row.condition}: {'yes' if sure else 'not told apart'}.")
-    return [*lines[:11], "One training run; another seed may order them otherwise."]
-
-
-def _others(result: ExperimentResult, name: str) -> str:
-    """What a trait is set against, with a word where the two are not told apart."""
-    words = {LATER: "at a later position", RANDOM_WEIGHTS: "random weights"}
-    said = ""
-    last = [r for r in result.effects if r.metric == name and r.kind == "measurement"][-1]
-    for row in result.effects:
-        if row.metric == name and row.kind in ("control", "null"):
-            contrast = result.find(metric=name, condition=row.condition, kind="contrast")
-            doubt = "" if contrast.effect * last.effect > 0 else ", further from its null"
-            doubt = doubt if is_significant(contrast) else ", not told apart"
-            what = words.get(row.condition, row.condition.replace("_", " "))
-            if (name, row.condition) == ("spike", LATER):  # where position 0 is compared
-                what = f"position 0 {contrast.value + row.baseline:.3g}, a later one"
-            said += f"; {what} {row.value:.3g}{doubt}"
-    return said

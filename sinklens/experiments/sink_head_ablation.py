@@ -40,6 +40,7 @@ from .comparison import run_comparisons, sentences
 from .registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
 
 SINK_MASS = 0.3
+ALL_SINKS = "every other head is a sink"
 SATURATED = 0.999
 
 
@@ -239,9 +240,7 @@ class _Edits:
             for draw in range(self._config.draws)
         ]
         if not matched or not matched[0].control:
-            if matched:
-                self._note(f"No control for {condition}: every other head is a sink.")
-            return Comparison(condition, treatment)
+            return Comparison(condition, treatment, no_control=ALL_SINKS)
         fewer = len(matched[0].control) < len(self._heads)
         # Where all other heads are the control, every draw has the same heads; unless the edit
         # itself is random, only the first is run.
@@ -267,8 +266,6 @@ class _Edits:
         count = min(self._config.draws, len(others))
         chosen = seeded(self._config.seed, "pool").choice(len(others), count, replace=False)
         pool = [others[i] for i in sorted(chosen)]
-        if self._config.draws and not pool:
-            self._note(f"No control for {condition}: every other head is a sink.")
         self._record("control_heads", condition, [[head] for head in pool])
 
         def alone(head: Head, draw: int) -> Intervention:
@@ -278,7 +275,12 @@ class _Edits:
 
         control = [alone(head, draw) for draw, head in enumerate(pool)]
         return [
-            Comparison(condition, [alone(head, draw) for draw in self._draws(condition)], control)
+            Comparison(
+                condition,
+                [alone(head, draw) for draw in self._draws(condition)],
+                control,
+                no_control=ALL_SINKS,
+            )
             for head in self._heads
         ]
 
@@ -325,14 +327,10 @@ class _Edits:
                 last_layer=layer,
                 batch_size=self._config.batch_size,
                 memory=self._config.memory,
-            )
+            ).values
             self.forwards += 1
         return values
 
     def _record(self, what: str, condition: str, draws: list[list[Head]]) -> None:
         """Keep which heads a condition's draws took."""
         self.drawn.setdefault(what, {})[condition] = [list(map(head_label, one)) for one in draws]
-
-    def _note(self, sentence: str) -> None:
-        if sentence not in self.notes:
-            self.notes.append(sentence)

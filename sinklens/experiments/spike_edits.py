@@ -135,7 +135,8 @@ class SpikeEdits:
         self._channels[draw] = dict(zip(own.tolist(), chosen.tolist(), strict=True))
         moved = massive._replace(channel=chosen[torch.searchsorted(own, massive.channel)])
         name = f"{edit} in other channels"
-        return shift_entries(self._model, self._layer, moved, change, name=name, draw=draw)
+        made = shift_entries(self._model, self._layer, moved, change, name=name, draw=draw)
+        return dataclasses.replace(made, identity=changes_nothing(massive, change))
 
 
 def crowded(entries: EntryValues) -> str:

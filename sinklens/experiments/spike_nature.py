@@ -1,4 +1,4 @@
-"""What makes a spike a sink: measurements on spikes that were found, and on matched models.
+"""What makes a spike a sink: measurements on spikes that were found.
 
 Each row stands beside its null; what is measured is said in `spike_sink_decoupling`. Figures of
 weights or of first tokens have no spread over prompts: their rows repeat one number and have no
@@ -7,36 +7,19 @@ interval.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import zoo
-from ..capabilities import check
-from ..controls import (
-    gaussian_exceeds,
-    gaussian_peak_ratio,
-    uniform_sink_mass,
-    uniform_sink_scores,
-)
+from ..controls import gaussian_exceeds
 from ..effects import Row, paired_row
 from ..engine import evaluate
-from ..errors import SinklensError, UsageError
 from ..hooks.intervention import seeded
 from ..hooks.position0 import MEAN_TOKENS
-from ..metrics import SINK_THRESHOLDS, mean_sink_mass, sink_rate
-from ..models import Origin, load_like, ordinary_tokens, origin, weights_hash
-from ..probes import (
-    ChannelShares,
-    GatedReads,
-    PositionValues,
-    Probe,
-    ResidualPeaks,
-    SinkScores,
-)
+from ..models import ordinary_tokens
+from ..probes import ChannelShares, GatedReads, PositionValues, Probe
 from ..probes.entries import EntryValues
 from ..probes.positions import first_token_values
 from ..probes.sub_blocks import stage_name
@@ -50,6 +33,7 @@ from ..quadratic_form import (
 )
 from ..results import Array
 from ..text import Prompts
+from .comparison import constant_row
 from .registry import ExperimentConfig
 from .spike_search import Spikes
 
@@ -72,7 +56,8 @@ def spike_nature(
     at_spikes[entries.massive.prompt, entries.massive.position] = True
     rows: list[Row] = []
     arrays: dict[str, Array] = {}
-    middle = PositionValues(model, ["residual"], _streams(model, spikes), prompts.length // 2)
+    block, sites = _around_the_step(spikes)
+    middle = PositionValues(model, sites, [block], prompts.length // 2)
     channels = entries.massive.channel.unique().tolist()
     shares = ChannelShares(model, spikes.layer, channels or spikes.channels)
     probes: list[Probe] = [middle, shares]
@@ -92,7 +77,7 @@ def spike_nature(
     if gated is not None:
         reads = gated.compute()
         rows += [
-            _constant(prompts, metric, f"channel {channel}", value, null, unit)
+            constant_row(metric, f"channel {channel}", value, null, unit, prompts=len(prompts))
             for channel, figures in found.items()
             for metric, (value, null, unit) in figures.items()
         ]
@@ -125,14 +110,6 @@ def _row(metric: str, condition: str, values: Tensor, null: float | np.ndarray, 
     return paired_row(metric, condition, "measurement", numbers, nulls, unit=unit)
 
 
-def _constant(
-    prompts: Prompts, metric: str, condition: str, value: float, null: float, unit: str
-) -> Row:
-    """A figure that does not depend on the prompts."""
-    row = _row(metric, condition, torch.full((len(prompts),), value).double(), null, unit)
-    return replace(row, effect=replace(row.effect, ci_low=None, ci_high=None))
-
-
 def _apart(
     metric: str, condition: str, values: Tensor, chosen: Tensor, elsewhere: Tensor | None = None
 ) -> Row:
@@ -148,10 +125,10 @@ def _apart(
     return _row(metric, condition, inside, outside.double().numpy(), "share")
 
 
-def _streams(model: HookedModel, spikes: Spikes) -> list[int]:
-    """The blocks that the stream enters before and behind the step-up."""
-    last = int(model.cfg.n_layers) - 1
-    return sorted({max(0, spikes.layer - 1), min(spikes.layer, last)})
+def _around_the_step(spikes: Spikes) -> tuple[int, list[str]]:
+    """A block, and the sites at which the stream before the step-up and behind it is read."""
+    # What leaves a block enters the next one, and behind the last one there is no other.
+    return max(0, spikes.layer - 1), ["residual", *(["resid_post"] if spikes.layer else [])]
 
 
 def _constancy(
@@ -169,13 +146,13 @@ def _constancy(
     """
     random = seeded(config.seed, "constancy")
     tokens = torch.from_numpy(random.choice(ordinary_tokens(model).numpy(), MEAN_TOKENS))
-    layers = _streams(model, spikes)
-    first = first_token_values(model, tokens, ["residual"], layers)
-    for name, layer in (("position0:before", layers[0]), ("position0", layers[-1])):
-        value = mean_cosine(first["residual", layer])
-        null = mean_cosine(later["residual", layer]) if len(prompts) > 1 else 0.0
-        yield _constant(prompts, "constancy", name, value, null, "cosine")
-    size = first["residual", layers[-1]].abs()
+    block, sites = _around_the_step(spikes)
+    first = first_token_values(model, tokens, sites, [block])
+    for name, site in (("position0:before", sites[0]), ("position0", sites[-1])):
+        value = mean_cosine(first[site, block])
+        null = mean_cosine(later[site, block]) if len(prompts) > 1 else 0.0
+        yield constant_row("constancy", name, value, null, "cosine", prompts=len(prompts))
+    size = first[sites[-1], block].abs()
     criterion = spikes.criteria[spikes.criterion]
     median = entries.median.mean()
     if criterion.median == "token_median":
@@ -184,7 +161,8 @@ def _constancy(
     share = float(spiking.float().mean())
     times = max(criterion.times, criterion.magnitude / float(median.mean()))
     null = gaussian_exceeds(size.shape[-1], times)
-    yield _constant(prompts, "first_token_spikes", "position0", share, null, "share of tokens")
+    named = ("first_token_spikes", "position0")
+    yield constant_row(*named, share, null, "share of tokens", prompts=len(prompts))
 
 
 def mean_cosine(vectors: Tensor) -> float:
@@ -200,7 +178,8 @@ def _step_up_weights(model: HookedModel, spikes: Spikes) -> tuple[GatedWeights |
     if spikes.step_up == 0 or spikes.step_up % 2:
         return None, f"the {what} writes most of the spike, and only a gated MLP has such a form"
     weights = gated_weights(model, (spikes.step_up - 1) // 2)
-    return weights, "" if weights else f"{what}, which writes most of the spike, has no gate"
+    why = f"{what}, which writes most of the spike, has no gate, or several experts"
+    return weights, "" if weights else why
 
 
 def _gated(
@@ -230,85 +209,3 @@ def _gated(
             "leading_share": (own, null, "share of the squared norm"),
         }
     return GatedReads(layer, weights, spikes.channels, torch.stack(vectors)), found
-
-
-def matched_models(
-    model: HookedModel, prompts: Prompts, config: ExperimentConfig, sources: Sequence[str]
-) -> tuple[list[Row], dict[str, str]]:
-    """Spike and sinks of other models on the same prompts, every seed of a shipped one.
-
-    Returns:
-        Rows, and the names of all models with a hash of their weights.
-
-    Raises:
-        SinklensError: It is not known where the model came from, or another model reads tokens
-            differently.
-    """
-    if not sources:
-        return [], {}
-    own = origin(model)
-    if own.kind in ("bridge", "hugging_face"):
-        raise SinklensError(
-            "compare= sets a model beside others by where it came from, and this one came as an "
-            "object; load it with sinklens.load(...) by name, folder or hub id"
-        )
-    others: list[tuple[str, HookedModel]] = [(_full_name(own), model)]
-    for source in dict.fromkeys(sources):
-        if source not in zoo.names():
-            others.append((source, load_like(model, source)))
-            continue
-        seeds = zoo.seeds(source)
-        ended = own.step in (None, zoo.card(source)["recipe"]["steps"])
-        for seed in seeds:
-            name = source if len(seeds) == 1 else f"{source}, seed {seed}"
-            mine = (own.kind, own.name, own.seed or seeds[0]) == ("shipped", source, seed)
-            if not (mine and ended):
-                others.append((name, load_like(model, source, seed=seed)))
-    rows = [
-        row for name, other in others for row in _one_model(name, other, prompts, config, model)
-    ]
-    return rows, {name: weights_hash(other) for name, other in others}
-
-
-def _full_name(own: Origin) -> str:
-    """A model's name, and which of its checkpoints it is."""
-    last = own.step if own.kind != "shipped" else zoo.card(own.name)["recipe"]["steps"]
-    step = "" if own.step in (None, last) else f", step {own.step}"
-    revision = f", revision {own.revision}" if own.revision else ""
-    seed = f", seed {own.seed}" if own.seed is not None else ""
-    return f"{own.name}{step}{revision}{seed}"
-
-
-def _one_model(
-    name: str, other: HookedModel, prompts: Prompts, config: ExperimentConfig, model: HookedModel
-) -> Iterator[Row]:
-    """Spike and sinks of one model."""
-    if other is not model and not _reads_alike(model, other):
-        raise UsageError(f"{name} has another tokenizer, so these prompts are no text to it")
-    if other.cfg.default_prepend_bos != prompts.bos:
-        raise UsageError(
-            f"{name} was trained {'with' if other.cfg.default_prepend_bos else 'without'} BOS, "
-            "and these prompts are the other way; zoo.compare gives each member its own prompts"
-        )
-    capabilities = check(other)
-    sinks, peaks = SinkScores(other), ResidualPeaks(other)
-    plain = replace(prompts, answers=None)
-    evaluate(other, plain, [], [], probes=[sinks, peaks], **config.for_engine())
-    scores, causal, length = sinks.compute(), capabilities.causal, prompts.length
-    windows = [None if w is None or w >= length else w for w in capabilities.windows]
-    masses = [uniform_sink_mass(length, window=w, causal=causal) for w in windows]
-    uniform = [uniform_sink_scores(length, window=w, causal=causal)[0] for w in windows]
-    rate = float(np.mean(np.array(uniform) > SINK_THRESHOLDS["gu"]))
-    ratio = peaks.compute().ratio
-    gaussian = gaussian_peak_ratio(ratio.shape[1] * length * int(other.cfg.d_model))
-    yield _row("peak_ratio", name, ratio.amax(1), gaussian, "times the median")
-    unit = "share of attention"
-    yield _row("sink_mass", name, mean_sink_mass(scores), float(np.mean(masses)), unit)
-    yield _row("sink_rate", name, sink_rate(scores), rate, "share of heads")
-
-
-def _reads_alike(one: HookedModel, other: HookedModel) -> bool:
-    """Whether two models give the same ids to the same text."""
-    if one.tokenizer is None or other.tokenizer is None:
-        return int(one.cfg.d_vocab) == int(other.cfg.d_vocab)
-    return bool(one.tokenizer.get_vocab() == other.tokenizer.get_vocab())

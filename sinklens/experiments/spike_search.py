@@ -86,6 +86,7 @@ class Spikes:
         return {
             "criterion": self.criterion,
             "peak_after": stage_name(self.peak),
+            "peak_stage": self.peak,
             "channels": self.channels,
             "positions": {
                 str(position): count

@@ -31,19 +31,17 @@ weaker evidence. Its definitions give no measure for sparsity and constancy; tho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from ..capabilities import check
 from ..controls import control_positions
-from ..effects import Comparison, EffectSize, Row, is_significant, paired_row
+from ..effects import Comparison
 from ..engine import evaluate
 from ..errors import SinklensError
 from ..hooks.heads import Head, ablate_heads, head_label
@@ -54,22 +52,24 @@ from ..plots import interaction
 from ..probes import LogitGaps, ResidualPeaks, SinkScores, StreamEntries
 from ..probes.entries import EntryValues
 from ..protocol import HookedModel
-from ..results import Array, ExperimentResult, describe
+from ..results import Array, ExperimentResult
 from ..text import Prompts
 from . import spike_search
-from .comparison import beside_null, run_comparisons
+from .comparison import run_comparisons
 from .massive_activations import MassiveActivationsConfig
+from .matched_models import matched_models
 from .registry import ExperimentConfig, choose_metrics, experiment
+from .sink_gaps import SinkGaps
 from .sink_head_ablation import SINK_MASS
 from .spike_edits import SpikeEdits, crowded
-from .spike_nature import matched_models, spike_nature
+from .spike_interaction import CONDITIONS, interaction_rows
+from .spike_nature import spike_nature
 from .spike_search import Spikes, find_spikes
+from .spike_sink_words import summary
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-CONDITIONS = ("clamp_spikes", "drop_edge", "both")
-INTERACTION = "interaction"
 OURS = "Ours: how sparsity and constancy are measured, for which 2603.05498 gives no definition."
 DEFAULT_METRICS = ("loss", "sink_mass", "sink_rate")
 BOUND = (
@@ -100,7 +100,7 @@ class SpikeSinkDecouplingConfig(ExperimentConfig):
 @experiment(
     paper="2603.05498",
     question="Do sinks need spikes, and spikes sinks?",
-    summary=lambda result: summary(result),
+    summary=summary,
     plot=lambda result: plot(result),
 )
 def spike_sink_decoupling(
@@ -109,8 +109,8 @@ def spike_sink_decoupling(
     """Clamp spikes, drop sink edges, and both.
 
     Raises:
-        SinklensError: The model is not causal or norms the stream itself, or there is neither a
-            spike nor a sink to take away.
+        SinklensError: The model is not causal or norms the stream itself, or a condition was asked
+            for and there is no spike or no sink to take away.
     """
     capabilities = check(model)
     if not capabilities.causal:
@@ -122,8 +122,9 @@ def spike_sink_decoupling(
     criteria = MassiveActivationsConfig(scale_free=config.scale_free).criteria
     spikes = find_spikes(model, prompts, config, criteria)
     reader = StreamEntries(model, spikes.layer, spikes.criteria[spikes.criterion])
-    sinks, gaps = SinkScores(model), LogitGaps(model)
-    evaluate(model, prompts, [], [], probes=[reader, sinks, gaps], **config.for_engine())
+    sinks, gaps = SinkScores(model), SinkGaps(model, prompts, config)
+    probes = [reader, sinks, *gaps.probes]
+    evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
     entries, mass = reader.compute(), sinks.compute().mass.mean(0)
     heads = [(layer, head) for layer, head in (mass > SINK_MASS).nonzero().tolist()]
     left_out = _left_out(model, config, entries, heads)
@@ -132,7 +133,6 @@ def spike_sink_decoupling(
     nature, arrays, forwards, no_form = spike_nature(model, prompts, config, spikes, entries)
     if no_form:
         left_out["quadratic_form"] = no_form
-    no_control = crowded(entries) if config.draws else ""
     bound = bool(len(entries.massive.position)) and not bool(entries.massive.position.any())
     metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=True)
     if not config.metrics:
@@ -149,15 +149,14 @@ def spike_sink_decoupling(
         [edits.comparison(condition) for condition in conditions],
         metrics,
         left_out={**left_out, **missing},
-        measured=[*_gap_rows(gaps.compute().gap, heads), *nature, *compared],
-        derive=partial(_interaction, seed=config.seed, clamped=clamped),
+        measured=[*gaps.rows(heads), *nature, *compared],
+        derive=partial(interaction_rows, seed=config.seed, clamped=clamped),
         notes=[
             "Under drop_edge the sink figures fall by construction, under clamp_spikes the spike. "
             "The interaction row sets the effect of both against the sum of the two effects; its "
             "control does so with the effects of the controls, at the queries that theirs counts.",
             OURS,
             *([BOUND] if bound and "drop_edge" in conditions else []),
-            *([f"No control for clamp_spikes and both: {no_control}."] if no_control else []),
         ]
         if conditions
         else [],
@@ -226,6 +225,8 @@ class _Edits:
         values = self._entries.value.sign() * entries.median[self._entries.prompt]
         self._values, self._change = values, values - self._entries.value
         self._elsewhere = SpikeEdits(model, config, spikes.layer, entries).elsewhere
+        reason = crowded(entries)
+        self._why_not = {"no_control": reason} if reason else {}
         self.positions = control_positions(
             prompts.length, config.draws, config.seed, config.positions
         )
@@ -256,8 +257,8 @@ class _Edits:
         clamp = replace_entries(
             self._model, self._layer, self._entries, self._values, name="clamp_spikes"
         )
-        control = self._elsewhere("clamp_spikes", self._change, len(self.positions))
-        return Comparison("clamp_spikes", [clamp], control)
+        control = self._elsewhere("clamp_spikes", self._change, self._config.draws)
+        return Comparison("clamp_spikes", [clamp], control, **self._why_not)
 
     def _drop(self) -> Comparison:
         drop = partial(ablate_heads, self._model, self._heads, "drop_edge")
@@ -266,10 +267,11 @@ class _Edits:
 
     def _both(self) -> Comparison:
         one, other = self.comparison("clamp_spikes"), self.comparison("drop_edge")
-        # Where spikes have no control, both have none.
+        # Where one of them has no control, both have none.
         pairs = zip(one.control, other.control, strict=False)
         control = [together("both", *pair) for pair in pairs]
-        return Comparison("both", [together("both", *one.treatment, *other.treatment)], control)
+        treatment = together("both", *one.treatment, *other.treatment)
+        return Comparison("both", [treatment], control, **self._why_not)
 
 
 def _own_metrics(spikes: Spikes) -> list[ProbeMetric]:
@@ -281,159 +283,6 @@ def _own_metrics(spikes: Spikes) -> list[ProbeMetric]:
     ]
 
 
-def _interaction(
-    rows: Sequence[Row], *, seed: int, clamped: Float[np.ndarray, "metric prompt"] | None
-) -> list[Row]:
-    """For every metric the effect of both against the sum of the two effects, and the control.
-
-    Args:
-        rows: Treatments and controls.
-        seed: Decides the resamples of the tests.
-        clamped: What clamping's control does at the queries that the control of both is read at.
-    """
-    found = {
-        (row.effect.metric, row.effect.condition, row.effect.kind): row.values - row.baselines
-        for row in rows
-    }
-    made = []
-    units = {row.effect.metric: row.effect.unit for row in rows}
-    for number, (metric, unit) in enumerate(units.items()):
-        if any((metric, condition, "treatment") not in found for condition in CONDITIONS):
-            continue
-        how: dict[str, Any] = {"unit": unit, "tested": True, "seed": seed}
-        clamp, drop, both = (found[metric, condition, "treatment"] for condition in CONDITIONS)
-        made.append(paired_row(metric, INTERACTION, "treatment", both, clamp + drop, **how))
-        if clamped is not None:
-            other = found[metric, "both", "control"]
-            added = clamped[number] + found[metric, "drop_edge", "control"]
-            made += [
-                paired_row(metric, INTERACTION, "control", other, added, unit=unit),
-                paired_row(
-                    metric, INTERACTION, "contrast", both - clamp - drop, other - added, **how
-                ),
-            ]
-    return made
-
-
-def _gap_rows(gaps: Tensor, heads: Sequence[Head]) -> Iterator[Row]:
-    """The logit gap of sink heads and of the others; uniform attention has none."""
-    sink = torch.zeros(gaps.shape[1:], dtype=torch.bool)
-    for head in heads:
-        sink[head] = True
-    for name, chosen in (("sink_heads", sink), ("other_heads", ~sink)):
-        if bool(chosen.any()):
-            values = gaps[:, chosen].double().mean(1).numpy()
-            yield paired_row("logit_gap", name, "measurement", values, 0 * values, unit="nats")
-
-
 def plot(result: ExperimentResult) -> Figure:
     """Spike size and sink mass under each edit."""
     return interaction(result, "spike", "sink_mass", CONDITIONS)
-
-
-def summary(result: ExperimentResult) -> list[str]:
-    """What each edit does to the other's figure, and what makes a spike a sink."""
-    models = list(_models(result))
-    return [*_cells(result), *models, *_nature(result)][:12]
-
-
-def _cells(result: ExperimentResult) -> Iterator[str]:
-    """The two-by-two table in words."""
-    drawn = result.settings["draws_made"]
-    found = {(row.metric, row.condition, row.kind): row for row in result.effects}
-    for what, reason in result.settings["left_out"].items():
-        yield f"{what} was left out: {reason}."
-    cells = (
-        ("clamp_spikes", "sink_mass", f"Clamping spikes entering layer {drawn['layer']}"),
-        ("drop_edge", "spike", f"Dropping the sink edge in {len(drawn['heads'])} heads"),
-    )
-    for condition, metric, said in cells:
-        treated = found.get((metric, condition, "treatment"))
-        contrast = found.get((metric, condition, "contrast"))
-        if treated:
-            against = "there is no control"
-            if condition == "drop_edge" and drawn["spikes_at_position0_only"]:
-                against = "by construction: position 0 sees only itself, the median moves"
-            elif contrast:
-                against = _against(contrast)
-            yield (
-                f"{said} moves {metric} from {treated.baseline:.3g} by {describe(treated)}; "
-                f"{against}."
-            )
-    for condition in CONDITIONS:
-        loss = found.get(("loss", condition, "treatment"))
-        contrast = found.get(("loss", condition, "contrast"))
-        if loss:
-            against = "" if contrast is None else f"; {_against(contrast)}"
-            yield f"{condition}: loss {describe(loss)}{against}."
-    loss = found.get(("loss", INTERACTION, "treatment"))
-    if loss:
-        doubt = "" if is_significant(loss) else ", not told apart from 0"
-        beyond = found.get(("loss", INTERACTION, "contrast"))
-        against = "" if beyond is None else f"; {_against(beyond)}"
-        yield f"Interaction in the loss: {describe(loss)}{doubt}{against}."
-
-
-def _against(contrast: EffectSize) -> str:
-    """How much more than the control, and whether it can be told."""
-    doubt = "" if is_significant(contrast) else ", not told apart from it"
-    return f"{contrast.effect:+.3g} against its control{doubt}"
-
-
-def _nature(result: ExperimentResult) -> Iterator[str]:
-    """Sparsity, constancy, gap and quadratic form, each beside its null."""
-    found = {
-        (row.metric, row.condition): row for row in result.effects if row.kind == "measurement"
-    }
-    sparsity = found.get(("sparsity", "spike_tokens"))
-    constancy = found.get(("constancy", "position0"))
-    if sparsity and constancy:
-        before = found["constancy", "position0:before"].value
-        spiking = found["first_token_spikes", "position0"].value
-        yield (
-            f"Spike channels hold {sparsity.value:.1%} of the squared norm at spike tokens, "
-            f"{beside_null(sparsity)} what as many, the largest, hold at others "
-            f"({sparsity.baseline:.1%}); ordinary first tokens, "
-            f"of which {spiking:.0%} spike, have a cosine of {constancy.value:.2f} with each "
-            f"other, {before:.2f} before the step-up (later positions {constancy.baseline:.2f}; "
-            "neither has an interval)."
-        )
-    gap = found.get(("logit_gap", "sink_heads"))
-    if gap:
-        others = found.get(("logit_gap", "other_heads"))
-        beside = "" if others is None else f", in other heads {others.value:.2f}"
-        yield (
-            f"In sink heads the logit for position 0 lies {gap.value:.2f} nats from the mean of "
-            f"the others ({beside_null(gap)} 0{beside})."
-        )
-    aligned = next((row for (metric, _), row in found.items() if metric == "alignment"), None)
-    if aligned:
-        norm = found["quadratic_norm", aligned.condition]
-        yield (
-            f"The step-up block's quadratic form for {aligned.condition} has "
-            f"{norm.value / norm.baseline:.3g} times the median channel's norm; its eigenvector "
-            f"holds {aligned.value:.0%} of the input at spike tokens, {beside_null(aligned)} "
-            f"elsewhere ({aligned.baseline:.0%})."
-        )
-
-
-def _models(result: ExperimentResult) -> Iterator[str]:
-    """Spike and sinks of the other models, the range over seeds where there are several."""
-    named = result.settings["draws_made"]["compared"]
-    for source in dict.fromkeys(name.split(", seed")[0] for name in named):
-        mine = {name for name in named if name.split(", seed")[0] == source}
-        rows = [row for row in result.effects if row.condition in mine]
-        spikes = [row.value for row in rows if row.metric == "peak_ratio"]
-        masses = [row.value for row in rows if row.metric == "sink_mass"]
-        rates = [row.value for row in rows if row.metric == "sink_rate"]
-        null = next(row.baseline for row in rows if row.metric == "sink_mass")
-        yield (
-            f"{source}: spike {_range(spikes, '.3g')} times the median, sink mass "
-            f"{_range(masses, '.3f')} (uniform {null:.3f}), sink rate {_range(rates, '.2f')}."
-        )
-
-
-def _range(values: Sequence[float], digits: str) -> str:
-    """One value, or the ends of several."""
-    low, high = min(values), max(values)
-    return f"{low:{digits}}" if len(values) == 1 else f"{low:{digits}} to {high:{digits}}"

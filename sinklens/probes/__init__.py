@@ -8,7 +8,6 @@ from .base import Probe as Probe
 from .directions import ChannelShares as ChannelShares
 from .directions import GatedReads as GatedReads
 from .entries import Entries as Entries
-from .entries import LargestEntry as LargestEntry
 from .entries import StreamEntries as StreamEntries
 from .gaps import LogitGaps as LogitGaps
 from .heads import HeadMeans as HeadMeans
@@ -23,4 +22,5 @@ from .sinks import sink_scores as sink_scores
 from .spikes import ResidualPeaks as ResidualPeaks
 from .sub_blocks import Criterion as Criterion
 from .sub_blocks import PeakTrace as PeakTrace
+from .sub_blocks import PositionPeaks as PositionPeaks
 from .sub_blocks import Written as Written

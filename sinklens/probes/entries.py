@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..capabilities import hook_name
 from ..protocol import HookedModel
-from .base import Gathered
 from .sub_blocks import Criterion
 
 
@@ -130,24 +129,3 @@ def _ordinary(
 def _joined(parts: list[Entries]) -> Entries:
     """All batches."""
     return Entries(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-
-
-class LargestEntry:
-    """The size of the largest entry at one position of a stream, `[prompt]`."""
-
-    def __init__(self, model: HookedModel, layer: int, position: int) -> None:
-        """Read the stream that enters block `layer` (leaves the last, for the number of blocks)."""
-        self._position = position
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = [(stream_hook(model, layer), self._read)]
-
-    def _read(self, stream: Float[Tensor, "batch pos channel"], hook: Any) -> None:
-        self._seen.add("largest", stream[:, self._position].float().abs().amax(-1))
-
-    def compute(self) -> Float[Tensor, " prompt"]:
-        """Of all prompts."""
-        return self._seen.concatenated("largest")
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()

@@ -4,8 +4,9 @@
 
 since the softmax's denominator is the same for all keys of a query; the mean over queries i >= 1 is
 one number a prompt, layer and head, in nats. 2410.13835 calls it the sink logit. Keys that a window
-hides are left out, and so are queries that do not see key 0. In models that see both ways all keys
-j >= 1 count.
+hides are left out, and so are queries that do not see the key. In models that see both ways all
+keys j >= 1 count. For a control the same is read of a later key p, over queries i > p and the keys
+that are neither 0 nor p, and of key 0 over the same.
 
 Scores s are read where the softmax gets them from `hook_attn_scores`: an edge dropped from the
 pattern then leaves its own layer's gap as it is, and what moves are the gaps of later layers. Where
@@ -36,8 +37,15 @@ class LogitGapValues(NamedTuple):
 class LogitGaps:
     """The gap between the sink's logit and others, by prompt, layer and head."""
 
-    def __init__(self, model: HookedModel) -> None:
-        """Read the scores of every layer of `model`, or its pattern."""
+    def __init__(self, model: HookedModel, key: int = 0, place: int = 0) -> None:
+        """Read the scores of every layer of `model`, or its pattern.
+
+        Args:
+            model: The model.
+            key: The key whose gap is read.
+            place: Queries count after it, and it is none of the other keys, nor is key 0.
+        """
+        self._key, self._place = key, place
         capabilities = check(model)
         site = "scores" if capabilities.edits["scores"] else "pattern"
         self._of_pattern = site == "pattern"
@@ -59,12 +67,13 @@ class LogitGaps:
         seen = seen.tril() if self._causal else seen
         window = self._windows[layer]
         seen = seen if window is None else seen.triu(1 - window)
-        queries = seen[:, 0].bool()
-        queries[0] = False
-        seen[:, 0] = 0
+        queries = seen[:, self._key].bool()
+        queries[: self._place + 1] = False
+        seen[:, [0, self._place]] = 0
+        queries &= seen.any(-1)
         # Scores of hidden keys can be minus infinity, which times 0 is no number.
         others = logits.masked_fill(seen == 0, 0).sum(-1) / seen.sum(-1).clamp_min(1)
-        self._seen.add(layer, (logits[..., 0] - others)[..., queries].mean(-1))
+        self._seen.add(layer, (logits[..., self._key] - others)[..., queries].mean(-1))
 
     def compute(self) -> LogitGapValues:
         """Of all prompts."""

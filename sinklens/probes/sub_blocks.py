@@ -20,7 +20,7 @@ exists in the sum only. A massive entry stands out; that anything depends on it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -63,6 +63,11 @@ class Criterion:
         threshold = (self.times * median).clamp_min(self.magnitude)
         # A ratio to a median of 0 says nothing: without a magnitude no entry is massive there.
         return (size >= threshold) & (threshold > 0)
+
+
+def kurtosis(stream: Float[Tensor, "*place channel"]) -> Float[Tensor, " *place"]:
+    """How much of each vector a few channels hold, between 1 and their number."""
+    return stream.shape[-1] * (stream**4).sum(-1) / (stream**2).sum(-1) ** 2
 
 
 class PeakTraceValues(NamedTuple):
@@ -113,7 +118,7 @@ class PeakTrace:
             channel=channel,
             layer_median=entries.median(1).values,
             token_median=holder.median(1).values,
-            kurtosis=size.shape[-1] * (holder**4).sum(-1) / (holder**2).sum(-1) ** 2,
+            kurtosis=kurtosis(holder),
             massive=torch.stack(massive, -1) if massive else entries[:, :0],
         )
         for what, values in seen._asdict().items():
@@ -124,6 +129,36 @@ class PeakTrace:
         return PeakTraceValues(
             *(self._seen.stacked(what, range(self._stages)) for what in PeakTraceValues._fields)
         )
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._seen.clear()
+
+
+class PositionPeakValues(NamedTuple):
+    """The largest entry and the kurtosis at every position of one stage."""
+
+    largest: Float[Tensor, "prompt pos"]
+    kurtosis: Float[Tensor, "prompt pos"]
+
+
+class PositionPeaks:
+    """The largest entry and the kurtosis at every position of one stage."""
+
+    def __init__(self, model: HookedModel, stage: int) -> None:
+        """Read the stream after `stage` sub-blocks; 2 l is what enters block l."""
+        self._stage = stage
+        self._seen = Gathered()
+        self.fwd_hooks = _stage_hooks(model, self._read, [max(0, stage - 1) // 2])
+
+    def _read(self, stream: Float[Tensor, "batch pos channel"], stage: int) -> None:
+        if stage == self._stage:
+            self._seen.add("largest", stream.float().abs().amax(-1))
+            self._seen.add("kurtosis", kurtosis(stream.float()))
+
+    def compute(self) -> PositionPeakValues:
+        """Of all prompts."""
+        return PositionPeakValues(*map(self._seen.concatenated, PositionPeakValues._fields))
 
     def reset(self) -> None:
         """Forget everything."""
@@ -157,14 +192,16 @@ class Written:
         self._seen.clear()
 
 
-def _stage_hooks(model: HookedModel, read: Any) -> list[tuple[str, Any]]:
-    """Hooks that call `read(stream, stage)` at every stage.
+def _stage_hooks(
+    model: HookedModel, read: Any, blocks: Iterable[int] | None = None
+) -> list[tuple[str, Any]]:
+    """Hooks that call `read(stream, stage)` at every stage, or at those of some blocks.
 
     The stage between attention and MLP is summed up from what attention adds: TransformerLens names
     it by the input of a norm, which parallel blocks and norms after sub-blocks do not have there.
     """
     hooks: list[tuple[str, Any]] = []
-    for layer in range(int(model.cfg.n_layers)):
+    for layer in range(int(model.cfg.n_layers)) if blocks is None else blocks:
         held: list[Tensor] = []
         stage = 2 * layer
         hooks += [

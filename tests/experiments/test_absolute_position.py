@@ -25,7 +25,7 @@ import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
 from sinklens.experiments import position_edits
-from sinklens.experiments.absolute_position import AbsolutePositionConfig, _orders, plot
+from sinklens.experiments.absolute_position import AbsolutePositionConfig, plot
 from sinklens.experiments.first_token import centroid_accuracy, variance_ratio
 from sinklens.experiments.position_components import (
     CausalMask,
@@ -34,6 +34,7 @@ from sinklens.experiments.position_components import (
     versions_of_products,
 )
 from sinklens.experiments.position_edits import FORMS, KEYS, PairSets, above_null
+from sinklens.experiments.position_masks import shuffled_orders
 from sinklens.probes.logits import DiagonalShift, LogitForms, LogitSums, PairBasis, PairSet
 from sinklens.probes.split import LogSplit, SinkReadouts
 from sinklens.results import ExperimentResult
@@ -447,7 +448,7 @@ def check_reading_against_plain(plain: Any, model: Any, tokens: Tensor) -> None:
         offsets = np.stack(
             [clean[..., [i for i, _ in at], [j for _, j in at]].mean((1, -1)) for at in rows_of], -1
         )
-        (order,) = _orders(size, [12] * 2, config)
+        (order,) = shuffled_orders(size, [12] * 2, config)
         sums, mixed = (
             np.logaddexp.accumulate(one, -1) for one in (offsets, offsets[..., order[0, 0].numpy()])
         )

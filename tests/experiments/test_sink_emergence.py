@@ -30,7 +30,8 @@ from sinklens.experiments.emergence_traits import (
     read_traits,
     with_others,
 )
-from sinklens.experiments.sink_emergence import SinkEmergenceConfig, onset, onset_values
+from sinklens.experiments.onsets import onset, onset_values
+from sinklens.experiments.sink_emergence import SinkEmergenceConfig
 from sinklens.models import weights_hash
 from sinklens.probes.patterns import MeanPatterns, PatternReader
 from sinklens.text import Prompts
@@ -356,7 +357,8 @@ def test_revisions_of_the_hub_are_checkpoints(rope: Any, prompts: Prompts, tmp_p
         ({"checkpoints": ("64", "step64")}, "of the same step"),
         ({"checkpoints": ("64", "main")}, "no step can be read from checkpoint main"),
         ({"conditions": ("loss",)}, "no trait 'loss'"),
-        ({"metrics": ("loss",)}, "no metrics, no screening"),
+        ({"metrics": ("loss",)}, "takes no metrics"),
+        ({"positions": (3,)}, "no positions"),
         ({"rows": ("loss:zero",)}, "experiment="),
         ({"experiment": "sink_profil"}, "sink_profile"),
         ({"experiment": "sink_emergence"}, "itself"),

@@ -359,10 +359,17 @@ def test_matched_models_stand_in_the_same_table(rope: Any) -> None:
     assert named["nope"] == weights_hash(nope) and named["rope"] == weights_hash(rope)
     other = sinklens.run("sink_profile", nope, prompts, progress=False)
     for metric, condition in (("sink_mass", "position0"), ("sink_rate", "gu")):
-        mine = compared.find(metric=metric, condition="nope")
+        mine = compared.find(metric=metric, condition="nope", kind="measurement")
         theirs = other.find(metric=metric, condition=condition)
         assert (mine.value, mine.baseline) == pytest.approx((theirs.value, theirs.baseline))
-    assert any(line.startswith("postnorm: spike") for line in compared.summary)
+        own = compared.find(metric=metric, condition="rope")
+        contrast = compared.find(metric=metric, condition="nope", kind="contrast")
+        assert contrast.effect == pytest.approx(own.effect - mine.effect)
+        assert contrast.q_value is not None
+    seeds = [r for r in compared.effects if r.kind == "contrast" and "postnorm" in r.condition]
+    assert len(seeds) == 9
+    (line,) = (line for line in compared.summary if line.startswith("postnorm: spike"))
+    assert "further above their nulls" in line and "told apart" in line  # of three prompts
 
 
 def test_a_checkpoint_is_compared_with_the_end_of_its_own_training() -> None:
