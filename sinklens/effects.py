@@ -26,6 +26,7 @@ from .metrics import Metric
 
 RESAMPLES = 20_000
 LEVEL = 0.05
+NO_POSITION = "no later position is left whose predictions could count"
 Values = Float[np.ndarray, " prompt"]
 
 
@@ -216,7 +217,7 @@ class Comparison:
     treatment: list[Intervention]
     control: list[Intervention] = field(default_factory=list)
     against: list[Intervention] | None = None
-    no_control: str = "no later position is left whose predictions could count"
+    no_control: str = NO_POSITION
 
     def interventions(self) -> list[Intervention]:
         """All of them, each once."""

@@ -65,8 +65,8 @@ def matched_models(
         ended = own.step in (None, zoo.card(source)["recipe"]["steps"])
         for seed in seeds:
             name = source if len(seeds) == 1 else f"{source}, seed {seed}"
-            mine = (own.kind, own.name, own.seed or seeds[0]) == ("shipped", source, seed)
-            if not (mine and ended):
+            same = (own.kind, own.name, own.seed or seeds[0]) == ("shipped", source, seed)
+            if not (same and ended):
                 others.append((name, load_like(model, source, seed=seed)))
     measured = {
         name: list(_one_model(name, other, prompts, config, model)) for name, other in others

@@ -41,7 +41,7 @@ from jaxtyping import Float
 
 from ..capabilities import check
 from ..controls import control_positions
-from ..effects import Comparison
+from ..effects import NO_POSITION, Comparison
 from ..engine import evaluate
 from ..errors import SinklensError
 from ..hooks.heads import Head, ablate_heads, head_label
@@ -49,7 +49,7 @@ from ..hooks.intervention import together
 from ..hooks.spikes import replace_entries
 from ..metrics import Metric, ProbeMetric
 from ..plots import interaction
-from ..probes import LogitGaps, ResidualPeaks, SinkScores, StreamEntries
+from ..probes import LogitGaps, Probe, ResidualPeaks, SinkScores, StreamEntries
 from ..probes.entries import EntryValues
 from ..protocol import HookedModel
 from ..results import Array, ExperimentResult
@@ -123,7 +123,7 @@ def spike_sink_decoupling(
     spikes = find_spikes(model, prompts, config, criteria)
     reader = StreamEntries(model, spikes.layer, spikes.criteria[spikes.criterion])
     sinks, gaps = SinkScores(model), SinkGaps(model, prompts, config)
-    probes = [reader, sinks, *gaps.probes]
+    probes: list[Probe] = [reader, sinks, *gaps.probes]
     evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
     entries, mass = reader.compute(), sinks.compute().mass.mean(0)
     heads = [(layer, head) for layer, head in (mass > SINK_MASS).nonzero().tolist()]
@@ -225,8 +225,7 @@ class _Edits:
         values = self._entries.value.sign() * entries.median[self._entries.prompt]
         self._values, self._change = values, values - self._entries.value
         self._elsewhere = SpikeEdits(model, config, spikes.layer, entries).elsewhere
-        reason = crowded(entries)
-        self._why_not = {"no_control": reason} if reason else {}
+        self._why_not = crowded(entries) or NO_POSITION
         self.positions = control_positions(
             prompts.length, config.draws, config.seed, config.positions
         )
@@ -258,7 +257,7 @@ class _Edits:
             self._model, self._layer, self._entries, self._values, name="clamp_spikes"
         )
         control = self._elsewhere("clamp_spikes", self._change, self._config.draws)
-        return Comparison("clamp_spikes", [clamp], control, **self._why_not)
+        return Comparison("clamp_spikes", [clamp], control, no_control=self._why_not)
 
     def _drop(self) -> Comparison:
         drop = partial(ablate_heads, self._model, self._heads, "drop_edge")
@@ -271,7 +270,7 @@ class _Edits:
         pairs = zip(one.control, other.control, strict=False)
         control = [together("both", *pair) for pair in pairs]
         treatment = together("both", *one.treatment, *other.treatment)
-        return Comparison("both", [treatment], control, **self._why_not)
+        return Comparison("both", [treatment], control, no_control=self._why_not)
 
 
 def _own_metrics(spikes: Spikes) -> list[ProbeMetric]:

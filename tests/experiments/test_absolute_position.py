@@ -401,6 +401,11 @@ def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> None:
     assert float(curve[11]) == pytest.approx(np.mean(by_query), rel=1e-3, abs=1e-5)
 
 
+def mean_cosine(vectors: Tensor) -> float:
+    pairs = itertools.combinations(vectors, 2)
+    return float(np.mean([torch.cosine_similarity(a, b, dim=0) for a, b in pairs]))
+
+
 def check_reading_against_plain(plain: Any, model: Any, tokens: Tensor) -> None:
     """A patch, the mask, heads that read a key and fingerprints, from their definitions."""
     prompts = Prompts(tokens, bos=True, source="test")
@@ -408,11 +413,12 @@ def check_reading_against_plain(plain: Any, model: Any, tokens: Tensor) -> None:
         draws=1,
         conditions=("other_token:residual",),
         queries=("1:8", "1:12"),
-        layers=(1,),
+        layers=(min(2, model.cfg.n_layers - 1),),
         first_tokens=3,
         progress=False,
     )
     result = sinklens.run("absolute_position", model, prompts, **vars(config))
+    (layer,) = config.layers
     drawn, second = result.settings["draws_made"], Plain(plain)
     (place,) = drawn["control_positions"]
 
@@ -429,13 +435,13 @@ def check_reading_against_plain(plain: Any, model: Any, tokens: Tensor) -> None:
         if metric != "sink_reading_heads":  # which is read again at the control's queries
             assert found["contrast"].effect == pytest.approx(distance[0] - distance[1], abs=1e-6)
 
-    # The patch: position 0 of another first token, behind layer 0.
+    # The patch: position 0 of another first token; the layers before it cannot change.
     other = tokens.clone()
     other[:, 0] = torch.tensor(drawn["other_tokens"])
     clean = second.logits(tokens)
-    patched = second.logits(tokens, patch=(1, second.states(other)[1][:, 0]))
+    patched = second.logits(tokens, patch=(layer, second.states(other)[layer][:, 0]))
     before, after = (
-        second.figure(run, range(1, 8), (0,))[0, 0, 1:].mean() for run in (clean, patched)
+        second.figure(run, range(1, 8), (0,))[0, 0, layer:].mean() for run in (clean, patched)
     )
     row = result.find(metric="removed_without_key0", kind="treatment", queries="1:8")
     assert row.value == pytest.approx(1 - after / before, abs=1e-5 * max(1, after / before))
@@ -491,6 +497,13 @@ def check_reading_against_plain(plain: Any, model: Any, tokens: Tensor) -> None:
             words = tokens.clone()
             words[:, at] = token
             behind.append(torch.stack(second.states(words))[torch.from_numpy(layers)].double())
+        if at == 0:
+            last = torch.stack([one[-1] for one in behind])  # token, prompt, position
+            row = result.find(metric="position0_cosine", condition="stream")
+            assert row.value == pytest.approx(mean_cosine(last[:, 0, 0]), abs=1e-5)
+            alike = [mean_cosine(one[:, 11]) for one in last]
+            assert row.baseline == pytest.approx(np.mean(alike), abs=1e-5)
+            assert row.ci_low is None
         for query in (7, 11):
             stream = np.stack([one[:, :, query].numpy() for one in behind])  # token, layer, prompt
             apart = stream - stream.mean(0)
@@ -718,7 +731,11 @@ def test_half_precision() -> None:
     model = sinklens.load("rope", dtype="bfloat16")
     result = run(model, sinklens.prompts(model, n=4, length=16), **QUICK)
     assert not has_nan(result)
-    assert 1e-5 < result.settings["checks"]["split_error"] < 0.05
+    checks = result.settings["checks"]
+    assert 1e-5 < checks["split_error"] < 0.05
+    # Rotary positions are known by differences in any precision.
+    assert checks["shifted_positions"]["change"] > 1e-2
+    assert any("so they know differences only" in note for note in result.notes())
 
 
 def test_broken_weights_are_refused() -> None:

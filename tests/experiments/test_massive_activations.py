@@ -340,6 +340,15 @@ def test_an_equal_change_goes_to_other_channels_of_the_same_positions(
         assert moved[0] == moved[1] != moved[2] and not {7, 9} & set(moved)
 
 
+def test_an_edit_that_changes_nothing_has_a_control_that_changes_nothing(model: Any) -> None:
+    """Of a single prompt every entry is its own mean, so that nothing is moved elsewhere either."""
+    prompts = random_prompts(model, n=1, length=12)
+    result = run(model, prompts, draws=1, conditions=("mean", "mean:equal_norm"))
+    for kind in ("treatment", "control"):  # but for the rounding of a mean
+        row = result.find(metric="loss", condition="mean:equal_norm", kind=kind)
+        assert row.effect == pytest.approx(0, abs=1e-3)
+
+
 def test_entries_follow_their_prompts(model: Any) -> None:
     entries = Entries(*(torch.tensor(x) for x in ([0, 2, 2], [1, 0, 4], [3, 5, 6])), torch.ones(3))
     edit = replace_entries(model, 1, entries, torch.tensor([10.0, 20.0, 30.0]))

@@ -227,6 +227,7 @@ def test_the_last_checkpoint_stands_beside_random_weights(
     few = {"checkpoints": ("0", "256", "4000"), "conditions": ("sink_mass",)}
     bare = run(rope, prompts, **few, random_weights=False, draws=0)
     assert {row.kind for row in bare.effects} == {"measurement"}
+    assert any("draws is 0" in note for note in bare.notes())
 
 
 def test_order_batches_and_seed(rope: Any) -> None:
@@ -283,6 +284,16 @@ def test_sinks_of_rope_appear_late_and_after_the_values_drain(result: Any) -> No
     order = result.find(metric="onset_order", condition="spike after value_drain")
     assert order.ci_low > 0
     assert any(line == "spike after value_drain: yes." for line in result.summary)
+    # Two onsets between the same checkpoints are apart by the line drawn there alone.
+    orders = [row.condition for row in result.effects if row.metric == "onset_order"]
+    near = [c for c in orders if len({str(onsets[n]["between"]) for n in c.split(" after ")}) == 1]
+    assert near and all(
+        f"{condition}: not told apart, both lie between the same two checkpoints." in result.summary
+        for condition in near
+    )
+    steps = result.settings["steps"]
+    middle = (math.log2(1 + steps[0]) + math.log2(1 + steps[-1])) / 2
+    assert result.find(metric="onset", condition="spike").baseline == pytest.approx(middle)
     assert len(result.summary) <= 12 and len(result.plot().data) == 4
 
 

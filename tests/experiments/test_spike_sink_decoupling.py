@@ -432,6 +432,49 @@ def both_sides(values: Tensor) -> tuple[float, float]:
     return float(values[:, 0].mean()), float(values[:, 1:].mean())
 
 
+def test_a_control_that_cannot_be_made_is_said_to_be_missing(rope: Any) -> None:
+    """With one prediction, at position 1, no later position is left; channels are."""
+    prompts = sinklens.prompts(rope, n=3, length=16)
+    result = run(rope, prompts, draws=2, positions=(1,))
+    kinds = {
+        condition: {row.kind for row in result.effects if row.condition == condition}
+        for condition in ("clamp_spikes", "drop_edge", "both")
+    }
+    assert "control" in kinds["clamp_spikes"]
+    assert kinds["drop_edge"] == kinds["both"] == {"treatment"}
+    (note,) = (note for note in result.notes() if note.startswith("No control for"))
+    assert note.startswith("No control for drop_edge, both: no later position")
+
+
+def test_the_gap_of_a_later_key(rope: Any) -> None:
+    """From the scores of TransformerLens's cache, head by head."""
+    prompts = sinklens.prompts(rope, n=3, length=16)
+    result = run(rope, prompts, draws=2)
+    places = result.settings["draws_made"]["control_positions"]
+    with torch.no_grad():
+        _, cache = rope.run_with_cache(prompts.tokens)
+    heads = [tuple(map(int, one[1:].split("H"))) for one in result.settings["draws_made"]["heads"]]
+
+    def gap(key: int, place: int) -> Any:
+        found = []
+        for layer, head in heads:
+            scores = cache[f"blocks.{layer}.attn.hook_attn_scores"][:, head]
+            for i in range(place + 1, 16):
+                others = [j for j in range(1, i + 1) if j != place]
+                found.append((scores[:, i, key] - scores[:, i, others].mean(1)) / (15 - place))
+        return torch.stack(found).sum(0) / len(heads)
+
+    named = {"metric": "logit_gap", "condition": "sink_heads"}
+    rows = {k: result.find(kind=k, **named) for k in ("measurement", "control", "contrast")}
+    assert rows["measurement"].value == pytest.approx(float(gap(0, 0).mean()), abs=1e-4)
+    later = float(np.mean([gap(p, p).mean() for p in places]))
+    here = float(np.mean([gap(0, p).mean() for p in places]))
+    assert rows["control"].value == pytest.approx(later, abs=1e-4)
+    assert (rows["contrast"].value, rows["contrast"].baseline) == pytest.approx(
+        (here, later), abs=1e-4
+    )
+
+
 def test_what_compare_refuses(rope: Any) -> None:
     prompts = random_prompts(families.boot("llama"), n=2, length=12)
     with pytest.raises(SinklensError, match="by where it came from"):
