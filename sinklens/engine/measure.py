@@ -182,10 +182,14 @@ class Measure:
         wanted = {n: metric.counts(counted, length) for n, metric in self._by_row.items()}
         values = {n: torch.full((size, length), torch.nan) for n in wanted}
         positions = torch.cat(list(wanted.values())).unique()
+        takes = torch.zeros(max(wanted) + 1, length, dtype=torch.bool)
+        for number, own in wanted.items():
+            takes[number, own] = True
         places = torch.cartesian_prod(torch.arange(size), positions)
         for some in places.split(self._rows):
             made = outcome.logits(*some.T)
-            self._require_finite(made, what)
+            if outcome is self._clean:
+                self._require_finite(made, what)
             # Large slices make the product fast, small ones keep what is read of it in caches.
             few = max(1, CACHED_BYTES // (4 * made.shape[-1]))
             for logits, (prompts, at) in zip(
@@ -194,9 +198,11 @@ class Measure:
                 if outcome is self._clean and self._clean_log_probs is not None:
                     self._clean_log_probs[prompts, at] = logits.float().log_softmax(-1)
                 for number, metric in self._by_row.items():
-                    mine = torch.isin(at, wanted[number])
+                    mine = takes[number, at]
                     if bool(mine.any()):
                         result = self._by_row_of(metric, logits, prompts, at, mine)
+                        if not bool(torch.isfinite(result).all()):
+                            self._require_finite(made, what)
                         values[number][prompts[mine], at[mine]] = result.float().cpu()
         return values
 
