@@ -210,7 +210,8 @@ class Comparison:
         control: One intervention a draw; empty where no control can be made.
         against: What the contrast sets against the control, if it is not the whole treatment
             (fewer control heads than treated ones).
-        no_control: Why there is no control, where that is not for lack of a later position.
+        no_control: Why there is no control, where that is not for lack of a later position; empty
+            where a note of the experiment says it.
     """
 
     condition: str

@@ -50,7 +50,8 @@ class LogitMetric:
         by_row: For a metric that is the mean of something at each prediction: that something, as
             `fn(logits, *, next_tokens, clean_log_probs, answers)` -> `[row]` on rows of logits.
             It spares the engine from holding all logits at once.
-        counts: Of the positions that count, those whose predictions `by_row` takes.
+        counts: Of the positions that count, those whose predictions `by_row` takes; whether one is
+            taken may not depend on the others.
         needs_clean: Whether `by_row` needs the clean log-probabilities.
     """
 

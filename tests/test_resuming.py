@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -136,8 +137,10 @@ def test_other_settings_take_nothing_over(ablate: Any, tmp_path: Path) -> None:
     assert resumed.effects == ablate(draws=1).effects
 
 
-def test_other_code_takes_nothing_over(ablate: Any, tmp_path: Path) -> None:
-    """Two metrics of the same name are two metrics."""
+def test_own_metrics_take_nothing_over(
+    ablate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two metrics may have one name and one code, and differ in what they hold."""
 
     def made(by: float) -> Any:
         def metric(logits: Any, tokens: Any, **_: Any) -> Any:
@@ -145,15 +148,23 @@ def test_other_code_takes_nothing_over(ablate: Any, tmp_path: Path) -> None:
 
         return metric
 
-    assert code_digest(made(1.0)) == code_digest(made(1.0)) != code_digest(made(2.0))
-    assert code_digest(partial(stop, by=1)) != code_digest(partial(stop, by=2))
-    calls.clear()
-    with pytest.raises(KeyboardInterrupt), kept(tmp_path, ["same"]):
-        ablate(metrics=(made(1.0), stop))
-    assert groups(tmp_path) > 0
-    with kept(tmp_path, ["same"]):
-        resumed = ablate(metrics=(made(2.0),))
-    assert resumed.effects == ablate(metrics=(made(2.0),)).effects
+    with_metric = {by: partial(ablate, metrics=(made(by),)) for by in (1.0, 2.0)}
+    stopped(with_metric[1.0], tmp_path, monkeypatch, 4)
+    with kept(tmp_path, ["ablate"]):
+        resumed = with_metric[2.0]()
+    assert resumed.effects == with_metric[2.0]().effects != with_metric[1.0]().effects
+
+
+def test_the_digest_is_of_a_package() -> None:
+    """The same in every process; none for what no file of a package holds."""
+    own = code_digest(sinklens.run)
+    script = "import sinklens, sinklens.engine as e; print(e.code_digest(sinklens.run))"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert own is not None and said.stdout.strip() == own
+    assert code_digest(json.dumps) not in (None, own)
+    there: dict[str, Any] = {"__name__": "__main__"}
+    exec("def function(): return 1", there)
+    assert code_digest(there["function"]) is None
 
 
 @pytest.mark.parametrize("changed", ["weights", "hooks", "prompts"])

@@ -12,7 +12,8 @@ clean values is held. Four things make this fast without changing what comes out
   one that did not happen is an error;
 - `measure`: metrics are read a slice of predictions at a time.
 
-`screening` guesses effects from gradients, and `journal` keeps finished work on disk.
+`reading` reads attention under an edit, `screening` guesses effects from gradients, and `journal`
+keeps finished work on disk.
 
 How many prompts and interventions a forward holds follows from shapes alone, so that the same
 command gives the same bytes (`sizes`).

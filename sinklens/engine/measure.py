@@ -63,6 +63,8 @@ class Measure:
             for number, metric in enumerate(metrics)
             if isinstance(metric, LogitMetric) and metric.by_row is not None
         }
+        # These are not finite where any logit is not, so that logits need no look of their own.
+        self._tell = any(metric.name in ("loss", "kl") for metric in self._by_row.values())
         self._index = torch.zeros(0, dtype=torch.long)
         self._clean: Outcome | None = None
         self._clean_rows: dict[int, Tensor] = {}
@@ -188,7 +190,7 @@ class Measure:
         places = torch.cartesian_prod(torch.arange(size), positions)
         for some in places.split(self._rows):
             made = outcome.logits(*some.T)
-            if outcome is self._clean:
+            if outcome is self._clean or not self._tell:
                 self._require_finite(made, what)
             # Large slices make the product fast, small ones keep what is read of it in caches.
             few = max(1, CACHED_BYTES // (4 * made.shape[-1]))

@@ -1,4 +1,4 @@
-"""A first guess of every intervention's effect, from one forward and backward for each position.
+"""A first guess of every intervention's effect, from one forward and backward for many of them.
 
     estimate = sum over hook points of <gradient of the metric, edited - clean activation>
 
@@ -6,6 +6,12 @@ per prompt: the first-order term of the effect (attribution patching, 2310.10348
 own difference). It is exact for infinitely small edits; a head's whole output is not small, and
 where softmax or norms saturate the estimate can miss an effect altogether. It is there to choose
 what is worth running, and is reported beside the exact value.
+
+What is edited at position p is measured at the predictions after p; that at p itself does not
+count. A gradient of the predictions at none of the edited positions serves all of these: in a
+causal model those before p do not depend on it, and the mean over those after it is the sum over
+their number. Where every position is edited, two gradients do, each for every second one. The
+estimate is then of part of the predictions.
 """
 
 from __future__ import annotations
@@ -13,13 +19,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import SinklensError
+from ..capabilities import check
+from ..errors import SinklensError, UsageError
 from ..hooks.intervention import HookFunction, Intervention
 from ..metrics import LogitMetric, counted_positions
 from ..models import require_eval_mode
@@ -28,7 +35,9 @@ from ..text import Prompts
 from .sizes import choose_sizes
 
 FORWARDS = 3
-"""What the estimates of a position cost: a forward, and a backward that takes twice as long."""
+"""What a gradient costs: a forward, and a backward that takes twice as long."""
+LEAST_LEFT = 0.4
+"""Of a position's predictions, those that a shared gradient has to be of."""
 
 
 def estimate(
@@ -46,8 +55,7 @@ def estimate(
     Args:
         model: In eval mode; it comes back as it was, without gradients.
         prompts: The prompts.
-        interventions: What would be done. Edits of the same position share a gradient, since the
-            predictions after it count.
+        interventions: What would be done.
         metric: A metric whose gradient at the clean run is not 0 (so not `kl`).
         batch_size: Prompts in a forward; by default as many as `memory` allows.
         memory: Bytes for what a forward holds, as in `evaluate`.
@@ -59,23 +67,94 @@ def estimate(
     require_eval_mode(model)
     size = batch_size or _prompts_in_a_forward(model, prompts, memory)
     estimates = torch.zeros(len(interventions), len(prompts))
-    for place in sorted({one.position for one in interventions}):
-        counted = counted_positions(prompts.length, place, positions).to(model.cfg.device)
-        numbers = [i for i, one in enumerate(interventions) if one.position == place]
+    for shared in shared_gradients(model, prompts, interventions, metric, positions):
+        numbers = [i for i, one in enumerate(interventions) if one.position in shared.share]
         chosen = [interventions[i] for i in numbers]
-        estimates[numbers] = torch.cat(
+        counted = shared.counted.to(model.cfg.device)
+        of_all = torch.cat(
             [
                 _estimate_batch(model, prompts, index, chosen, metric, counted)
                 for index in torch.arange(len(prompts)).split(size)
             ],
             1,
         )
+        shares = torch.tensor([shared.share[one.position] for one in chosen])
+        estimates[numbers] = of_all / shares[:, None]
     if not bool(torch.isfinite(estimates).all()):
         raise SinklensError(
             f"the gradient of {metric.name} is NaN or infinite on these prompts; use screen=False, "
             "or load the model in float32"
         )
     return estimates
+
+
+class SharedGradient(NamedTuple):
+    """A gradient that serves edits of several positions.
+
+    Attributes:
+        counted: The predictions that it is of.
+        share: By position, which share of them lies after it.
+        of_part: Whether predictions at edited positions, which would count, are left out.
+    """
+
+    counted: Int[Tensor, " counted"]
+    share: dict[int, float]
+    of_part: bool = False
+
+
+def shared_gradients(
+    model: HookedModel,
+    prompts: Prompts,
+    interventions: Sequence[Intervention],
+    metric: LogitMetric,
+    positions: Sequence[int] | None = None,
+) -> list[SharedGradient]:
+    """The gradients that the estimates take: as few as leave each position its predictions.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        interventions: What would be done.
+        metric: A metric; one of a user's own gets a gradient for each position.
+        positions: Count only predictions at these positions.
+    """
+    places = sorted({one.position for one in interventions})
+    ways: list[list[list[int]]] = [[[place] for place in places]]
+    if metric.by_row is not None and check(model).causal:
+        ways = [[places], [places[::2], places[1::2]], *ways]
+    share = partial(_share, length=prompts.length, metric=metric, sample=positions)
+    for way in ways:
+        made = [share(group) for group in way if group]
+        if all(one is not None for one in made):
+            return [one for one in made if one is not None]
+    raise AssertionError("a position alone always has its predictions")
+
+
+def _share(
+    group: list[int], *, length: int, metric: LogitMetric, sample: Sequence[int] | None
+) -> SharedGradient | None:
+    """The gradient of a group; None where some position is left with too few predictions."""
+    own = {place: counted_positions(length, place, sample) for place in group}
+    if len(group) == 1:
+        return SharedGradient(own[group[0]], {group[0]: 1.0})
+    # An edit at position 0 may be of other rows as well (a head's output), which all predict.
+    edited = torch.tensor([place for place in group if place])
+    counted = own[group[0]][~torch.isin(own[group[0]], edited)]
+    share = {}
+    for place in group:
+        left = _number(metric, counted[counted > place], length)
+        if not left or left < LEAST_LEFT * _number(metric, own[place], length):
+            return None
+        share[place] = left / _number(metric, counted, length)
+    return SharedGradient(counted, share, len(counted) < len(own[group[0]]))
+
+
+def _number(metric: LogitMetric, positions: Tensor, length: int) -> int:
+    """How many predictions a metric counts at some positions."""
+    try:
+        return len(metric.counts(positions, length)) if len(positions) else 0
+    except UsageError:  # none that it can count, as at the last position, which has no next token
+        return 0
 
 
 def _estimate_batch(

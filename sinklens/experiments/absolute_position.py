@@ -31,7 +31,7 @@ The abstract of 2606.06160 names the components and reports that replacing BOS r
 queries; formulas, replacement and range are not in what we could read. All estimators here are our
 reconstruction, and 40 % is a reference, no target.
 
-Takes as long as 54 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core).
+Takes as long as 51 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core).
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from ..protocol import HookedModel
 from ..results import ExperimentResult, assemble
 from ..text import Prompts
 from . import absolute_position_rows as tables
+from .absolute_position_arrays import arrays
 from .absolute_position_words import notes, summary
 from .bos_replacement import DEFAULT_CONDITIONS as BOS_DEFAULTS
 from .bos_replacement import RANDOM
@@ -82,7 +83,7 @@ class AbsolutePositionConfig(ExperimentConfig):
     Attributes:
         draws: As elsewhere; fewer by default, since every draw is one run for each condition.
         queries: Ranges of queries, as far as the prompts go.
-        layers: Where position 0 is patched; empty takes layer 1 and the middle one.
+        layers: Where position 0 is patched; empty takes layer 1 and the middle one, not the last.
         window: The window that the causal mask is set against; 0 takes a quarter of the prompt.
         first_tokens: How many first tokens for the fingerprint; 0 leaves it out.
     """
@@ -203,7 +204,7 @@ def absolute_position(
     }
     settings = {
         **config.recorded(),
-        "left_out": {**left_out, **tables.nothing_to_remove(sets, clean, moved)},
+        "left_out": {**left_out, **tables.nothing_to_remove(runs, sets, clean, moved)},
         "notes": notes(capabilities, windows, prompts, config.draws, positions, checks),
         "footnotes": tables.footnotes(conditions),
         "checks": checks,
@@ -228,7 +229,7 @@ def absolute_position(
         model,
         prompts,
         with_q_values(rows),
-        arrays=tables.arrays(sets, clean, runs, masks, readouts[0, 0], told),
+        arrays=arrays(sets, clean, runs, masks, readouts[0, 0], told),
         settings=settings,
         fired=reader.fired,
         forwards=1 + reader.forwards + forwards,
@@ -288,7 +289,9 @@ def _control_positions(
 
 def _layers(config: AbsolutePositionConfig, n_layers: int) -> list[int]:
     """Where position 0 is patched."""
-    layers = sorted(set(config.layers or (1, n_layers // 2)))
+    # Without key 0 nothing changes but behind the patched layer.
+    usual = (min(at, n_layers - 2) for at in (1, n_layers // 2))
+    layers = sorted(set(config.layers or usual))
     wrong = [layer for layer in layers if not 0 <= layer < n_layers]
     if wrong:
         raise UsageError(f"there is no layer {wrong[0]}: this model has {n_layers}, from 0")

@@ -1,7 +1,8 @@
-"""The rows and arrays of `absolute_position`: every figure beside its null."""
+"""The rows of `absolute_position`: every figure beside its null."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,11 +13,10 @@ from torch import Tensor
 from ..controls import uniform_sink_mass
 from ..effects import Row, Values, paired_row
 from ..probes.split import SinkReadoutValues
-from ..results import Array
 from .comparison import constant_row, with_control
 from .first_token import Carried, Fingerprint
 from .position_components import CausalMask, Components, by_prompt, depth_trend
-from .position_edits import KEYS, EditedRuns, PairSets, above_null, edit_rows, removed
+from .position_edits import KEYS, EditedRuns, PairSets, above_null, edit_rows
 
 SINK_WEIGHTS = (0.1, 0.2, 0.3, 0.5)
 SHOWN_WEIGHT = 0.3
@@ -238,120 +238,46 @@ def edits(
     component itself at the shortest. Patches: at the shortest range, the component itself where
     there is no share to remove. The rest is in the arrays.
     """
+    for one, keys, label in _wanted(runs, sets):
+        rows = edit_rows(one, sets, clean, moved[keys], label, keys, seed)
+        yield from rows.get("removed", [])
+        patch = one.comparison.treatment[0].layer is not None
+        if label == sets.labels[0] and (not patch or "removed" not in rows):
+            yield from rows.get("component", [])
+
+
+def nothing_to_remove(
+    runs: Sequence[EditedRuns],
+    sets: PairSets,
+    clean: Components,
+    moved: Mapping[str, Components],
+) -> dict[str, str]:
+    """Where `removed` has no rows, and why: by keys and range, and by edit where they differ."""
+    lacking: dict[tuple[str, str, str], list[str]] = {}
+    asked: Counter[tuple[str, str]] = Counter()
+    for one, keys, label in _wanted(runs, sets):
+        asked[keys, label] += 1
+        first, number = one.first_layer(keys), sets.number(label, keys)
+        if first >= clean.layers:
+            reason = "no layer behind the patched one is left that could change"
+        elif not above_null(clean, moved[keys], number, first):
+            reason = "the component is not above its null, and a share of nothing says nothing"
+        else:
+            continue
+        lacking.setdefault((keys, label, reason), []).append(name(one))
+    found = {}
+    for (keys, label, reason), named in lacking.items():
+        some = f" ({', '.join(named)})" if len(named) < asked[keys, label] else ""
+        found[f"removed_{keys} at {label}{some}"] = reason
+    return found
+
+
+def _wanted(runs: Iterable[EditedRuns], sets: PairSets) -> Iterator[tuple[EditedRuns, str, str]]:
+    """Each edit with the keys and ranges at which the table asks what it removes."""
     first, last = sets.labels[0], sets.labels[-1]
     for one in runs:
         patch = one.comparison.treatment[0].layer is not None
         for keys, without in KEYS.items():
             labels = sets.labels if without else (first, last)
             for label in dict.fromkeys([first] if patch else labels):
-                rows = edit_rows(one, sets, clean, moved[keys], label, keys, seed)
-                yield from rows.get("removed", [])
-                if label == first and (not patch or "removed" not in rows):
-                    yield from rows["component"]
-
-
-def nothing_to_remove(
-    sets: PairSets, clean: Components, moved: Mapping[str, Components]
-) -> dict[str, str]:
-    """Where `removed` has no rows, and why."""
-    found = {}
-    for keys in KEYS:
-        labels = [
-            label
-            for label in sets.labels
-            if not above_null(clean, moved[keys], sets.number(label, keys))
-        ]
-        if labels:
-            found[f"removed_{keys} at {', '.join(labels)}"] = (
-                "the component there is not above its null, and a share of nothing says nothing"
-            )
-    return found
-
-
-def arrays(
-    sets: PairSets,
-    clean: Components,
-    runs: Sequence[EditedRuns],
-    masks: Mapping[str, CausalMask],
-    readouts: SinkReadoutValues,
-    told: Fingerprint | None,
-) -> dict[str, Array]:
-    """Curves, layers and heads; keys are `all_keys`, then `without_key0`."""
-    numbers = [[sets.number(label, keys) for label in sets.labels] for keys in KEYS]
-    by_layer = ("keys", "queries", "layer")
-    weights = torch.stack([readouts.weight.mean(0), readouts.readout.mean(0)])
-    reading = [(weights > least).double().mean((1, 2)) for least in SINK_WEIGHTS]
-    longest = [row[-1] for row in numbers]
-    found = {
-        "residual_share": Array(_each(numbers, lambda n: clean.shares(n)[0]), by_layer),
-        "component": Array(_each(numbers, lambda n: clean.by_layer(n)[0]), by_layer),
-        "component_by_head": Array(
-            clean.by_head["component"][..., longest].permute(2, 0, 1), ("keys", "layer", "head")
-        ),
-        "total_by_head": Array(
-            clean.by_head["total"][..., longest].permute(2, 0, 1), ("keys", "layer", "head")
-        ),
-        "causal_share": Array(
-            torch.stack(
-                [causal_share(masks[k], clean, n)[0] for k, n in zip(KEYS, longest, strict=True)]
-            ),
-            ("keys", "layer"),
-        ),
-        "causal_slope": Array(
-            torch.stack([masks[keys].slope()[0] for keys in KEYS]), ("keys", "layer", "head")
-        ),
-        "causal_variance": Array(
-            torch.stack([masks[keys].variance()[0] for keys in KEYS]), ("keys", "layer", "head")
-        ),
-        "log_z": Array(masks["all_keys"].log_z[0].mean(1), ("layer", "query")),
-        "toeplitz": Array(masks["all_keys"].offsets[0], ("layer", "head", "offset")),
-        "curve": Array(clean.curve[0].T, ("keys", "query")),
-        "sink_weight": Array(readouts.weight.mean(0), ("layer", "head")),
-        "sink_readout": Array(readouts.readout.mean(0), ("layer", "head")),
-        "sink_reading_heads": Array(torch.stack(reading, 1), ("criterion", "threshold")),
-    }
-    if runs:
-        found |= _edited(numbers, clean, runs)
-    if told is not None:
-        found["fingerprint_ratio"] = Array(told.carried.ratio[0], ("layer_read", "query_read"))
-        found["fingerprint_accuracy"] = Array(
-            told.carried.accuracy.mean(0), ("layer_read", "query_read")
-        )
-        found["position0_cosine"] = Array(told.cosine, ("layer_read", "norm"))
-    return found
-
-
-def _edited(
-    numbers: Sequence[Sequence[int]], clean: Components, runs: Sequence[EditedRuns]
-) -> dict[str, Array]:
-    """Curves and removed shares under every edit, in the order of `settings["compared"]`."""
-    curves = [torch.stack([run.curve[0].T for run in one.treatment]).mean(0) for one in runs]
-    shares = [_each(numbers, lambda n, one=one: _removed(clean, one, n)) for one in runs]
-    first = [row[0] for row in numbers]
-    layers = [
-        torch.stack([1 - _after(one, n) / clean.by_layer(n)[0] for n in first]) for one in runs
-    ]
-    return {
-        "curve_after": Array(torch.stack(curves), ("edit", "keys", "query")),
-        "removed": Array(torch.stack(shares), ("edit", "keys", "queries")),
-        "removed_by_layer": Array(
-            torch.nan_to_num(torch.stack(layers), posinf=0, neginf=0), ("edit", "keys", "layer")
-        ),
-    }
-
-
-def _removed(clean: Components, one: EditedRuns, number: int) -> Tensor:
-    """The removed share of an edit; NaN where there is nothing to remove."""
-    share = removed(one.before(clean, number), one.after(number))
-    return torch.tensor(torch.nan, dtype=torch.float64) if share is None else share[0]
-
-
-def _after(one: EditedRuns, number: int) -> Tensor:
-    """The component by layer under an edit, mean over draws."""
-    return torch.stack([run.by_layer(number)[0] for run in one.treatment]).mean(0)
-
-
-def _each(numbers: Sequence[Sequence[int]], read: object) -> Tensor:
-    """A figure of every pair set, keys by queries."""
-    assert callable(read)
-    return torch.stack([torch.stack([read(number) for number in row]) for row in numbers])
+                yield one, keys, label

@@ -10,6 +10,7 @@ from ..effects import EffectSize, is_significant
 from ..results import ExperimentResult
 from ..text import Prompts
 from .comparison import beside_null
+from .first_token import SHIFT_ERROR
 
 REPORTED = 0.40
 Rows = dict[tuple[str, str, str, str | None], EffectSize]
@@ -157,13 +158,13 @@ def _patches(result: ExperimentResult) -> Iterator[str]:
             said.append(f"{row.condition} at L{row.layer} {row.value:.0%}{star}")
         if found:
             note = " (*: no control, or not told apart from it)" if "*" in "".join(said) else ""
-            where = f"{words} at {found[0].queries}, from the patched layer on"
+            where = f"{words} at {found[0].queries}, in the layers that it can change"
             yield f"Patching position 0 removes{where}: {', '.join(said)}{note}."
             return
-    if any(row.layer is not None for row in result.effects):
+    if any("@L" in name for name in result.settings["compared"]):
         yield (
-            f"Patching position 0: there is no component to remove at "
-            f"{result.settings['ranges'][0]}, with or without key 0 (not above its null)."
+            "Patching position 0: there is nothing to remove at "
+            f"{result.settings['ranges'][0]}, with or without key 0 (the table says why)."
         )
 
 
@@ -220,12 +221,14 @@ def checked(checks: dict[str, Any]) -> str:
     if shifted["change"] is None:
         moved = f"position ids could not be shifted ({shifted['why']})"
     else:
-        kind = (
-            "differences only" if shifted["change"] < shifted["rounding"] else "absolute positions"
-        )
+        what = "so they know absolute positions"
+        if shifted["change"] < shifted["rounding"]:
+            what = "no more than they are rounded, so no absolute position is told"
+        if shifted["change"] < SHIFT_ERROR:
+            what = "so they know differences only"
         moved = (
             f"{shifted['step']} added to all position ids changes logits by at most "
-            f"{shifted['change']:.1g}, so they know {kind}"
+            f"{shifted['change']:.1g}, {what}"
         )
     later = checks["position0_change"]
     first = "" if later is None else f"; later tokens move position 0 by {later:.1g} of its norm"
@@ -261,7 +264,8 @@ def notes(
         said.append("This model has learned sinks: their logit is part of log Z.")
     said.append(
         "Rows named :moved are the null: each prompt's logits moved along their diagonals. "
-        "All shares are averages over layers, without layer 0."
+        "All shares are averages over layers, without layer 0, and what patches remove over those "
+        "that they can change."
     )
     if not draws:
         said.append("No controls, and contrasts with the null alone: draws is 0.")

@@ -72,8 +72,6 @@ def run_comparisons(
     notes = list(notes)
     if config.draws == 0:
         notes.append("No controls and no contrasts: draws is 0.")
-    else:
-        notes += _without_control(comparisons)
     kept = dict(arrays or {})
     ranking = None
     if config.screen:
@@ -81,6 +79,8 @@ def run_comparisons(
         comparisons = ranking.chosen
         extra_forwards += ranking.forwards
         kept["screening_estimates"] = ranking.array()
+    if config.draws:
+        notes += _without_control(comparisons)
     # A control that several conditions share is run once.
     order = list({id(i): i for one in comparisons for i in one.interventions()}.values())
     announce(experiment, 1 + len(order) + extra_forwards, prompts, config.progress)
@@ -99,7 +99,7 @@ def run_comparisons(
     }
     if ranking is not None:
         settings["screening"] = ranking.settings([row.effect for row in rows])
-        notes.append(ranking.note(settings["screening"]))
+        settings["notes"] = [*notes, ranking.note(settings["screening"])]
     control = _control_draws(comparisons, evaluation, order)
     if control is not None:
         kept["control_draws"] = control
@@ -120,7 +120,7 @@ def _without_control(comparisons: Sequence[Comparison]) -> list[str]:
     """A sentence for each reason why conditions have no control."""
     bare: dict[str, dict[str, None]] = {}
     for one in comparisons:
-        if not one.control:
+        if not one.control and one.no_control:
             bare.setdefault(one.no_control, {})[one.condition] = None
     return [f"No control for {', '.join(named)}: {reason}." for reason, named in bare.items()]
 

@@ -25,7 +25,7 @@ from ..probes.patterns import content_seed
 from ..protocol import HookedModel
 from ..results import Array
 from ..text import Prompts
-from .frame_rows import Table
+from .frame_table import Table
 
 GROUPS = ("attention", "mlp", "embedding", "other")
 MASKED = 0.15

@@ -35,7 +35,7 @@ from ..head_divergence import head_divergence, sink_columns
 from ..probes.base import Gathered
 from ..probes.patterns import ATTENTION, UNIFORM, PatternReader
 from ..protocol import HookedModel
-from .frame_rows import Read, Table
+from .frame_table import Read, Table
 
 THRESHOLDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 PERCENTILES = (0.8, 0.9, 0.95)

@@ -11,7 +11,8 @@ from ..plots import forest
 from ..probes.patterns import ATTENTION
 from ..results import LONGEST_SUMMARY, ExperimentResult, describe
 from .comparison import ROUNDING
-from .frame_rows import NEARBY, random_condition
+from .frame_rows import NEARBY
+from .frame_table import random_condition
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

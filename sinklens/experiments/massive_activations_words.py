@@ -42,8 +42,11 @@ def _found(result: ExperimentResult) -> Iterator[str]:
         step = spikes["steps"][name]
         if step and step["block"]:
             share = max(0.0, step["share"] if name == "up" else -step["share"])
+            if name == "down" and share < spike_search.NAMED_SHARE:
+                yield f"No sub-block takes {spike_search.NAMED_SHARE:.0%} of it away."
+                continue
             enough = share >= spike_search.STEP_SHARE
-            said = f"{step['after']} (block {step['block']}) {verb} {share:.0%} of it"
+            said = f"{step['after']} (sub-block {step['block']}) {verb} {share:.0%} of it"
             row = rows[f"step_{name}", step["after"]]
             end = row.ci_low if name == "up" else row.ci_high
             sign = 1 if name == "up" else -1
@@ -83,10 +86,10 @@ def _position0(result: ExperimentResult, layer: int) -> str:
         if (row.metric, row.condition) == ("peak_ratio", POSITION0)
     }
     first = found["measurement"]
-    said = (
-        f"Entering layer {layer} the largest entry of position 0 is {first.value:,.4g} times the "
-    )
-    said += f"median, {beside_null(first)} Gaussian entries ({first.baseline:.2g})"
+    blocks = (len(result.arrays["top_magnitude"].values) - 1) // 2
+    where = f"Entering layer {layer}" if layer < blocks else "Leaving the last layer"
+    said = f"{where} the largest entry of position 0 is {first.value:,.4g} times the median, "
+    said += f"{beside_null(first)} Gaussian entries ({first.baseline:.2g})"
     if "contrast" in found:
         later = found["control"].value
         said += f", at a later position {later:,.4g}{_doubt(is_significant(found['contrast']))}"

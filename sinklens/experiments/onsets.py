@@ -96,6 +96,10 @@ def described(
         steps = sorted(followed[name])
         after = next(number for number, s in enumerate(steps) if s > step or s == steps[-1])
         between = [steps[after - 1], steps[after]]
-        ends = [None if end is None else max(0.0, 2**end - 1) for end in (low, high)]
+        # An onset lies between the first checkpoint and the last, whatever t says of few prompts.
+        ends = [
+            None if end is None else float(np.clip(2**end - 1, steps[0], steps[-1]))
+            for end in (low, high)
+        ]
         found[name] = {"step": step, "ci_low": ends[0], "ci_high": ends[1], "between": between}
     return found

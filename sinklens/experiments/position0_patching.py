@@ -72,7 +72,10 @@ class Position0PatchingConfig(ExperimentConfig):
 
 DEFAULT_METRICS = ("loss", "kl", "sink_mass")
 PLACE = "@"
-ELSEWHERE = "they patch a later position as a control does, and count the predictions after it"
+ELSEWHERE = (
+    "Conditions ending in @p patch position p as a control does; they have no control of their own "
+    "and count the predictions after p."
+)
 
 
 def summary(result: ExperimentResult) -> list[str]:
@@ -166,6 +169,7 @@ def position0_patching(
         comparisons,
         metrics,
         left_out={**left_out, **missing},
+        notes=[ELSEWHERE] if any(places) else [],
         draws=values.drawn,
         extra_forwards=values.forwards,
     )
@@ -279,7 +283,7 @@ class PatchValues:
         ]
         if place:
             named = f"{with_}:{part}{PLACE}{place}"
-            return Comparison(named, treatment, no_control=ELSEWHERE)
+            return Comparison(named, treatment, no_control="")
         control = []
         for draw, place in enumerate(self._positions):
             written = self._written(with_, part, layer)

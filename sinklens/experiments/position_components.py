@@ -68,6 +68,7 @@ class Components:
         self._pooled = {form: by_head[..., number].mean(2) for number, form in enumerate(forms)}
         self.by_head = {form: by_head[0, ..., number] for number, form in enumerate(forms)}
         self.curve = versions_of_products(values.by_query)[:, 1:].mean(1)
+        self.layers = by_head.shape[1]
 
     def by_layer(self, number: int, form: str = "component") -> Float[Tensor, "n layer"]:
         """A form over pair set `number`, mean over heads, nats^2 a pair; not below 0."""

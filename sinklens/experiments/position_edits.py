@@ -11,7 +11,8 @@ contrast reads treatment and control on the same pairs.
 A ratio with a denominator that may as well be 0 is a large number or 1, and says nothing. So
 `removed` is read only on pairs where the clean component is above its null: where its interval
 lies above 0 and above the component of the moved logits. The difference in nats^2 is read anyway.
-Both are means over the layers from the edited one on: those before it cannot change.
+Both are means over the layers whose logits the edit can change by way of the stream: those behind a
+patched layer, which itself counts where key 0 is read and its own key was patched.
 """
 
 from __future__ import annotations
@@ -199,19 +200,18 @@ class EditedRuns:
     treatment: list[Components]
     control: list[Components]
 
-    @property
-    def first_layer(self) -> int:
-        """The first layer whose logits the edit can change."""
-        return self.comparison.treatment[0].first_layer
+    def first_layer(self, keys: str) -> int:
+        """The first layer whose logits, with these keys, the edit can change."""
+        edit = self.comparison.treatment[0]
+        if edit.layer is None:
+            return 1
+        own_key = not KEYS[keys] and edit.site != "value"
+        return edit.layer if own_key else edit.layer + 1
 
-    def before(self, clean: Components, number: int) -> Float[Tensor, " n"]:
-        """The component of the clean run in the layers that count."""
-        return clean.component(number, self.first_layer)
-
-    def after(self, number: int) -> Float[Tensor, " n"]:
+    def after(self, number: int, keys: str) -> Float[Tensor, " n"]:
         """The component under the treatment, mean over draws."""
-        runs = [run.component(number, self.first_layer) for run in self.treatment]
-        return torch.stack(runs).mean(0)
+        first = self.first_layer(keys)
+        return torch.stack([run.component(number, first) for run in self.treatment]).mean(0)
 
 
 def removed(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Float[Tensor, " n"] | None:
@@ -253,18 +253,22 @@ def edit_rows(
 ) -> dict[str, list[Row]]:
     """By metric (`removed`, `component`): treatment, control and contrast.
 
-    `removed` only where there is a component above its null, `moved`.
+    `removed` only where there is a component above its null, `moved`; nothing where no layer is
+    left that could change.
     """
+    first = runs.first_layer(keys)
+    if first >= clean.layers:
+        return {}
 
     def share(number: int, before: Tensor, after: Tensor) -> Tensor | None:
-        above = above_null(clean, moved, number, runs.first_layer)
+        above = above_null(clean, moved, number, first)
         return removed(before, after) if above else None
 
     def difference(number: int, before: Tensor, after: Tensor) -> Tensor | None:
         return after - before
 
     number = sets.number(label, keys)
-    before, after = runs.before(clean, number), runs.after(number)
+    before, after = clean.component(number, first), runs.after(number, keys)
     zero = torch.zeros_like(before)
     rows: dict[str, list[Row]] = {}
     for metric, change in (("removed", share), ("component", difference)):
@@ -292,12 +296,12 @@ def _controls(
     change: Callable[[int, Tensor, Tensor], Tensor | None],
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]] | None:
     """The change under the treatment and under the control, on the same pairs; means over draws."""
-    treated, controls = [], []
+    treated, controls, first = [], [], runs.first_layer(keys)
     for intervention, run in zip(runs.comparison.control, runs.control, strict=True):
         number = sets.number(label, keys, intervention.position)
-        before = runs.before(clean, number)
-        mine = change(number, before, runs.after(number))
-        theirs = change(number, before, run.component(number, runs.first_layer))
+        before = clean.component(number, first)
+        mine = change(number, before, runs.after(number, keys))
+        theirs = change(number, before, run.component(number, first))
         if mine is None or theirs is None:
             return None
         treated.append(mine)

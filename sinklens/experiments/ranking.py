@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from ..effects import Comparison, EffectSize
-from ..engine.screening import FORWARDS, estimate
+from ..engine import announce
+from ..engine.screening import FORWARDS, estimate, shared_gradients
 from ..errors import UsageError
 from ..metrics import LogitMetric, Metric
 from ..protocol import HookedModel
@@ -36,6 +37,7 @@ class Ranking:
         labels: Condition and place of every comparison that was ranked.
         estimates: Their estimates, averaged over prompts and draws.
         forwards: What it cost.
+        of_part: Whether estimates are of part of the predictions that count.
     """
 
     chosen: list[Comparison]
@@ -43,6 +45,7 @@ class Ranking:
     labels: list[str]
     estimates: list[float]
     forwards: int
+    of_part: bool
 
     def array(self) -> Array:
         """The estimates, in the order of `labels`."""
@@ -71,11 +74,12 @@ class Ranking:
         """A sentence for the foot of the table."""
         agreement = settings["rank_correlation"]
         spoken = "too few to compare" if agreement is None else f"Spearman {agreement:.2f}"
+        part = " at the predictions that are edited by none" if self.of_part else ""
         return (
             f"Screened: {settings['run']} of {len(self.labels)} rows, those with the largest "
-            f"first-order estimate of {self.metric}, were run; estimate and exact effect agree in "
-            f"rank, by size, among them: {spoken}. They were chosen on the prompts that they are "
-            "tested on, so p and q are too small."
+            f"first-order estimate of {self.metric}{part}, were run; estimate and exact effect "
+            f"agree in rank, by size, among them: {spoken}. They were chosen on the prompts that "
+            "they are tested on, so p and q are too small."
         )
 
 
@@ -100,6 +104,8 @@ def rank(
             "layers)"
         )
     edits = [edit for one in comparisons for edit in one.treatment]
+    gradients = shared_gradients(model, prompts, edits, metric, config.positions)
+    announce("screening", FORWARDS * len(gradients), prompts, config.progress)
     values = estimate(
         model,
         prompts,
@@ -126,7 +132,8 @@ def rank(
             for one in comparisons
         ],
         estimates=means.tolist(),
-        forwards=FORWARDS * len({edit.position for edit in edits}),
+        forwards=FORWARDS * len(gradients),
+        of_part=any(one.of_part for one in gradients),
     )
 
 

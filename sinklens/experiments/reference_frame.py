@@ -21,14 +21,15 @@ and, asked for apart, `topology=True` (persistent homology of every layer, `sink
 `preset=published` (what the published code gives, in rows named so beside the repaired ones,
 `experiments.frame_published`).
 
-Every value stands beside uniform attention over the visible keys (`baseline`), row-permuted
-attention (rows of kind `null`; the contrast sets the value against it) and, but for head_kl, a
-model of the same configuration with random weights (rows named so, likewise). Head-averaged
-attention, one number a prompt, mean over layers; curves over layers are in `arrays`. A frame has a
-name only beside row-permuted attention: scatter alone makes a distributed one.
+Every value stands beside uniform attention over the visible keys (`baseline`) and row-permuted
+attention (rows of kind `null`; the contrast sets the value against it). The leading figures
+(`frame_table.HEADLINES`) stand beside a model of the same configuration with random weights as well
+(rows named so); the others, but for head_kl and topology, have curves of it in `arrays`.
+Head-averaged attention, one number a prompt, mean over layers. A frame has a name only beside
+row-permuted attention: scatter alone makes a distributed one.
 
-Takes as long as 12 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core);
-topology takes 7 more, Fisher traces 5, the published preset 1.
+Takes as long as 14 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core);
+topology takes 12 more, Fisher traces 7, the published preset less than 1.
 
 It describes attention. That a frame is there does not say that the model needs it; for that,
 `bos_replacement` and `sink_head_ablation` take anchors away.
@@ -62,7 +63,7 @@ from .frame_published import (
     published_rows,
 )
 from .frame_report import plot, summary
-from .frame_rows import Read, Table
+from .frame_table import Read, Table
 from .random_weights import RANDOM_WEIGHTS, random_twin
 from .registry import ExperimentConfig, experiment
 
@@ -137,6 +138,8 @@ class ReferenceFrameConfig(ExperimentConfig):
             raise UsageError("thresholds and relative are positive")
         if self.column_sets < 0:
             raise UsageError("column_sets is 0 or more")
+        if self.random_weights and self.conditions == ("head_kl",):
+            raise UsageError("random_weights has nothing to be set beside in head_kl alone")
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -213,7 +216,7 @@ class _Run:
     def into(self, table: Table) -> None:
         """Run everything and fill the table."""
         config, parts = self._config, self._config.parts
-        random = self._random() if self._reductions() or "shares" in parts else None
+        random = self._random() if set(parts) != {"head_kl"} else None
         announce("reference_frame", 1 + (random is not None), self._prompts, config.progress)
         reader = self._reader(self._model, draws=config.draws)
         patterns = MeanPatterns(self._model, reader, self._reductions())
@@ -290,7 +293,9 @@ class _Run:
     def _read_twin(self, random: HookedModel, read: Read, supplied: dict[str, Any]) -> None:
         """Add what a model with random weights gives to what was read of the model."""
         reader = self._reader(random, draws=0)
-        patterns = MeanPatterns(random, reader, self._reductions(), uniform=False)
+        # Topology takes long, and row-permuted attention is the null that it needs.
+        reductions = [one for one in self._reductions() if one is not frame_reductions.topology]
+        patterns = MeanPatterns(random, reader, reductions, uniform=False)
         shares = ReferenceShares(random, reader, threshold=self._config.reference)
         self._evaluate(random, [patterns, *([shares] if supplied else [])])
         for (_, name), values in patterns.compute().items():
@@ -330,13 +335,18 @@ class _Run:
         """What a reader of the table has to know."""
         config = self._config
         if config.draws == 0:
-            self.notes.append("No row-permuted nulls, random columns or contrasts: draws is 0.")
+            beside = ", contrasts are with random weights" if "random_weights" in self.made else ""
+            self.notes.append(f"No row-permuted nulls and no random columns{beside}: draws is 0.")
         else:
-            columns = ", for head_kl against random columns (:nearby: near the sinks)"
-            self.notes.append(
-                "baseline: uniform attention over the visible keys; more than control: against "
-                "row-permuted attention (random_weights: against those)"
-                f"{columns if config.column_sets else ''}."
-            )
+            against = []
+            if set(config.parts) != {"head_kl"}:
+                against.append("row-permuted attention (random_weights: against those)")
+            if config.column_sets and "head_kl" in config.parts:
+                against.append("for head_kl random columns (:nearby: near the sinks)")
+            if against:
+                self.notes.append(
+                    "baseline: uniform attention over the visible keys; more than control: against "
+                    f"{', '.join(against)}."
+                )
         if self._capabilities.learned_sinks:
             self.notes.append("This model has learned sinks: attention rows sum to less than 1.")

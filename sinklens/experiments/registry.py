@@ -13,7 +13,8 @@ import dataclasses
 import importlib
 import pkgutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
@@ -22,7 +23,7 @@ import torch
 
 from ..engine import code_digest, has_own_hooks, section
 from ..errors import SinklensError, UsageError, unknown_name
-from ..metrics import LogitMetric, resolve_metrics
+from ..metrics import resolve_metrics
 from ..models import require_eval_mode
 from ..plots import FIGURES
 from ..protocol import HookedModel
@@ -217,21 +218,19 @@ def _kept_under(
     chosen: Experiment, model: HookedModel, prompts: Prompts, config: ExperimentConfig
 ) -> dict[str, Any]:
     """All that finished work depends on, for whoever goes on with it."""
+    code = code_digest(chosen.function)
+    own = any(not isinstance(metric, str) for metric in config.metrics)
+    # What own metrics and hooks do cannot be known again: such work is never gone on with.
+    known = code is not None and not own and not has_own_hooks(model)
     return {
         **identity(model, prompts),
         "experiment": chosen.name,
         "settings": config.recorded(),
         "answers": None if prompts.answers is None else prompts.answers.tolist(),
-        "code": [code_digest(one) for one in (chosen.function, *_functions(config.metrics))],
-        "own_hooks": has_own_hooks(model),
+        "code": code,
         "autocast": torch.is_autocast_enabled(torch.device(model.cfg.device).type),
+        "unknown": "" if known else uuid.uuid4().hex,
     }
-
-
-def _functions(metrics: Sequence[Any]) -> Iterator[Any]:
-    """The functions of a user's own metrics."""
-    for metric in resolve_metrics(metrics) if metrics else ():
-        yield metric.function if isinstance(metric, LogitMetric) else metric.reduce
 
 
 def configure(chosen: Experiment, settings: dict[str, Any]) -> ExperimentConfig:

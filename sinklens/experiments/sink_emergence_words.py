@@ -21,7 +21,7 @@ def summary(result: ExperimentResult) -> list[str]:
         said = f"{name} goes from {first.value:.3g} to {last.value:.3g} ({nulls})"
         if found is None:
             side = {1: "above", -1: "below"}
-            beyond = side_of_zero(_per_prompt(result, last) - last.baseline)
+            beyond = side_of_zero(_distance(result, last))
             where = f"ends {side[beyond]} its null" if beyond else "not told apart from its null"
             few = min(len(mine), last.n_prompts) < 3
             why = "too few checkpoints or prompts" if few else f"it does not appear ({where})"
@@ -44,11 +44,10 @@ def summary(result: ExperimentResult) -> list[str]:
 
 def _order(result: ExperimentResult, row: EffectSize) -> str:
     """Whether one trait appears after another, as far as prompts and checkpoints can tell."""
-    between = [
-        result.settings["onsets"][name]["between"] for name in row.condition.split(" after ")
-    ]
-    if between[0] == between[1]:
-        return "not told apart, both lie between the same two checkpoints"
+    onsets = result.settings["onsets"]
+    ends = [onsets[name]["between"] for name in row.condition.split(" after ")]
+    if max(low for low, _ in ends) < min(high for _, high in ends):
+        return "not told apart, both may lie between the same two checkpoints"
     return "yes" if row.ci_low is not None and row.ci_low > 0 else "not told apart"
 
 
@@ -69,6 +68,8 @@ def _others(result: ExperimentResult, name: str) -> str:
     return said
 
 
-def _per_prompt(result: ExperimentResult, row: EffectSize) -> Values:
-    """The values of a row."""
-    return np.asarray(result.per_prompt["value"][result.effects.index(row)].double())
+def _distance(result: ExperimentResult, row: EffectSize) -> Values:
+    """How far the prompts of a row are from their nulls."""
+    number = result.effects.index(row)
+    value, null = (result.per_prompt[side][number] for side in ("value", "baseline"))
+    return np.asarray((value - null).double())

@@ -69,7 +69,9 @@ def spike_nature(
         arrays["quadratic_norms"] = Array(channel_norms(weights).float(), ("channel",))
         probes.append(gated)
     evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
-    if bool(at_spikes.any()) and not bool(at_spikes.all()):
+    # Some prompt has spikes, and not at all of its tokens.
+    apart = bool((at_spikes.any(1) & ~at_spikes.all(1)).any())
+    if apart:
         read = shares.compute()
         # The channels were chosen at these tokens; elsewhere each token chooses its own.
         rows.append(_apart("sparsity", "spike_tokens", read.share, at_spikes, read.largest))
@@ -83,7 +85,7 @@ def spike_nature(
         ]
         for number, channel in enumerate(found):
             name = f"channel {channel}"
-            if bool(at_spikes.any()) and not bool(at_spikes.all()):
+            if apart:
                 squares = reads.cosine[..., number] ** 2
                 rows.append(_apart("alignment", name, squares, at_spikes))
             lead = torch.arange(len(prompts)), spikes.positions

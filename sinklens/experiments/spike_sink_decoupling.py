@@ -20,10 +20,11 @@ Beside them, what makes a spike a sink (2603.05498): how much of the normed stre
 channels hold at spike tokens (`sparsity`, beside as many of the largest channels at each other
 token), how alike position 0 is over 256 ordinary first tokens, behind the step-up and before it
 (`constancy`, beside the likeness of a later position over prompts), how far sink heads' logits for
-position 0 lie above the others, and for a gated step-up block its quadratic form
-(`sinklens.quadratic_form`), with the share of what it writes that the form predicts
-(`quadratic_prediction`, beside what the inputs at ordinary tokens would give). With `compare=`,
-spike and sinks of other models on the same prompts, every seed of a shipped one.
+position 0 lie above the others (`sink_gaps`, beside those for a later key), and for a gated step-up
+block its quadratic form (`sinklens.quadratic_form`), with the share of what it writes that the form
+predicts (`quadratic_prediction`, beside what the inputs at ordinary tokens would give). With
+`compare=`, spike and sinks of other models on the same prompts, every seed of a shipped one, each
+set against this one (`matched_models`).
 
 2603.05498 trains models to separate the two; this asks what one trained model needs, which is
 weaker evidence. Its definitions give no measure for sparsity and constancy; those here are ours.
@@ -165,6 +166,7 @@ def spike_sink_decoupling(
             "spikes": spikes.described(),
             "heads": [head_label(head) for head in heads],
             "control_positions": edits.positions,
+            "control_channels": edits.spikes.channels_drawn(),
             "spikes_at_position0_only": bound,
             "compared": other_models,
         },
@@ -224,7 +226,7 @@ class _Edits:
         self._entries, self._heads = entries.massive, list(heads)
         values = self._entries.value.sign() * entries.median[self._entries.prompt]
         self._values, self._change = values, values - self._entries.value
-        self._elsewhere = SpikeEdits(model, config, spikes.layer, entries).elsewhere
+        self.spikes = SpikeEdits(model, config, spikes.layer, entries)
         self._why_not = crowded(entries) or NO_POSITION
         self.positions = control_positions(
             prompts.length, config.draws, config.seed, config.positions
@@ -256,7 +258,7 @@ class _Edits:
         clamp = replace_entries(
             self._model, self._layer, self._entries, self._values, name="clamp_spikes"
         )
-        control = self._elsewhere("clamp_spikes", self._change, self._config.draws)
+        control = self.spikes.elsewhere("clamp_spikes", self._change, self._config.draws)
         return Comparison("clamp_spikes", [clamp], control, no_control=self._why_not)
 
     def _drop(self) -> Comparison:

@@ -67,7 +67,7 @@ class LogitGaps:
         seen = seen.tril() if self._causal else seen
         window = self._windows[layer]
         seen = seen if window is None else seen.triu(1 - window)
-        queries = seen[:, self._key].bool()
+        queries = (seen[:, self._key] * seen[:, 0]).bool()
         queries[: self._place + 1] = False
         seen[:, [0, self._place]] = 0
         queries &= seen.any(-1)

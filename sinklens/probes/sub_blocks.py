@@ -67,7 +67,8 @@ class Criterion:
 
 def kurtosis(stream: Float[Tensor, "*place channel"]) -> Float[Tensor, " *place"]:
     """How much of each vector a few channels hold, between 1 and their number."""
-    return stream.shape[-1] * (stream**4).sum(-1) / (stream**2).sum(-1) ** 2
+    squares = (stream**2).sum(-1).clamp_min(torch.finfo(stream.dtype).tiny ** 0.5)
+    return stream.shape[-1] * (stream**4).sum(-1) / squares**2
 
 
 class PeakTraceValues(NamedTuple):

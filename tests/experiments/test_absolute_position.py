@@ -413,7 +413,7 @@ def check_reading_against_plain(plain: Any, model: Any, tokens: Tensor) -> None:
         draws=1,
         conditions=("other_token:residual",),
         queries=("1:8", "1:12"),
-        layers=(min(2, model.cfg.n_layers - 1),),
+        layers=(2 if model.cfg.n_layers > 3 else 0,),
         first_tokens=3,
         progress=False,
     )
@@ -435,13 +435,13 @@ def check_reading_against_plain(plain: Any, model: Any, tokens: Tensor) -> None:
         if metric != "sink_reading_heads":  # which is read again at the control's queries
             assert found["contrast"].effect == pytest.approx(distance[0] - distance[1], abs=1e-6)
 
-    # The patch: position 0 of another first token; the layers before it cannot change.
+    # The patch: position 0 of another first token. Other keys change behind the patched layer.
     other = tokens.clone()
     other[:, 0] = torch.tensor(drawn["other_tokens"])
     clean = second.logits(tokens)
     patched = second.logits(tokens, patch=(layer, second.states(other)[layer][:, 0]))
     before, after = (
-        second.figure(run, range(1, 8), (0,))[0, 0, layer:].mean() for run in (clean, patched)
+        second.figure(run, range(1, 8), (0,))[0, 0, layer + 1 :].mean() for run in (clean, patched)
     )
     row = result.find(metric="removed_without_key0", kind="treatment", queries="1:8")
     assert row.value == pytest.approx(1 - after / before, abs=1e-5 * max(1, after / before))
@@ -708,7 +708,7 @@ def test_without_bos_patches_are_left(rope: Any, prompts: Prompts) -> None:
     conditions = {what for what in result.settings["left_out"] if " at " not in what}
     assert conditions == {"mean", "zero", "random_token", "gaussian"}
     # Five prompts without BOS: nothing above the null to take a share of, so what is left in nats.
-    assert "Patching position 0: there is no component to remove" in " ".join(result.summary)
+    assert "Patching position 0: there is nothing to remove" in " ".join(result.summary)
     kinds = {e.kind for e in result.effects if e.metric == "component_without_key0"}
     assert kinds == {"treatment", "control", "contrast"}
     assert result.settings["compared"] == [
@@ -727,6 +727,23 @@ def test_short_prompts_and_no_draws(rope: Any, prompts: Prompts) -> None:
     assert not has_nan(run(rope, short, draws=2, first_tokens=2))
 
 
+def test_a_patch_of_the_last_layer_changes_one_logit_only() -> None:
+    """That of its own key: nothing without key 0, and nothing at all where a value is patched."""
+    model = families.boot("llama")
+    prompts = random_prompts(model, n=4, length=12, bos=True)
+    settings = {**QUICK, "layers": (1,), "first_tokens": 0}
+    conditions = ("other_token:residual", "other_token:value")
+    result = run(model, prompts, **{**settings, "conditions": conditions})
+    patched = {(e.metric, e.condition) for e in result.effects if e.layer is not None}
+    assert {metric for metric, _ in patched} <= {"removed_all_keys", "component_all_keys"}
+    assert {condition for _, condition in patched} == {"other_token:residual"}
+    assert not has_nan(result)
+    reasons = [why for why in result.settings["left_out"].values() if "no layer behind" in why]
+    assert reasons and any(line.startswith("Patching position 0") for line in result.summary)
+    value = run(model, prompts, **{**settings, "conditions": conditions[1:]})
+    assert any("there is nothing to remove" in line for line in value.summary)
+
+
 def test_half_precision() -> None:
     model = sinklens.load("rope", dtype="bfloat16")
     result = run(model, sinklens.prompts(model, n=4, length=16), **QUICK)
@@ -735,7 +752,7 @@ def test_half_precision() -> None:
     assert 1e-5 < checks["split_error"] < 0.05
     # Rotary positions are known by differences in any precision.
     assert checks["shifted_positions"]["change"] > 1e-2
-    assert any("so they know differences only" in note for note in result.notes())
+    assert any("no absolute position is told" in note for note in result.notes())
 
 
 def test_broken_weights_are_refused() -> None:

@@ -260,8 +260,10 @@ def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> Any:
             before = 0.0 if metric == "kl" else float(clean[metric].mean())
             assert row.effect == pytest.approx(float(edited[metric].mean()) - before, abs=1e-5)
     check_position0(result, size, median[:, :, 0])
-    peak = max(float(np.abs(state.numpy()).max()) for state in states[:-1])
-    assert float(result.arrays["top_magnitude"].values.max()) <= peak * 1.001 + 1
+    # After the MLPs (the last state is behind the final norm); sizes after attention are between.
+    entering = torch.stack([state.abs().flatten(1).amax(1) for state in states[:-1]], 1).mean(0)
+    sizes = result.arrays["top_magnitude"].values[0:-1:2, 0]
+    torch.testing.assert_close(sizes, entering, rtol=1e-5, atol=1e-4)
     return result
 
 

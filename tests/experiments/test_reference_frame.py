@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import sys
@@ -103,6 +104,41 @@ def test_identical_heads_do_not_diverge() -> None:
     torch.testing.assert_close(found, torch.zeros_like(found), atol=1e-6, rtol=0)
 
 
+def check_against_plain(result: Any, attentions: Any) -> None:
+    """Columns, anchors, spectrum, star-likeness and head KL from the attention alone."""
+    n = attentions[0].shape[-1]
+    visible = torch.arange(n, 0, -1)
+    columns = torch.stack([a.mean(1).sum(1) / visible for a in attentions], 1)
+    torch.testing.assert_close(result.arrays["columns"].values, columns.mean(0), atol=1e-5, rtol=0)
+    row = result.find(metric="largest_column", condition="attention", kind="measurement")
+    assert row.value == pytest.approx(float(columns.amax(-1).mean()), abs=1e-5)
+    anchors = (columns.sum(-1) ** 2 / (columns**2).sum(-1)).mean()
+    row = result.find(metric="effective_anchors", condition="attention", kind="measurement")
+    assert row.value == pytest.approx(float(anchors), abs=1e-4)
+    kl = [(a * (a / a.mean(1, keepdim=True)).log().nan_to_num()).sum(-1).mean() for a in attentions]
+    torch.testing.assert_close(result.arrays["head_kl"].values, torch.stack(kl), atol=1e-5, rtol=0)
+    sizes = torch.stack([torch.linalg.svdvals(a.mean(1).double()) for a in attentions])
+    spectrum = result.arrays["singular_values"].values
+    torch.testing.assert_close(spectrum, sizes.mean(1).float(), atol=1e-5, rtol=0)
+    row = result.find(metric="stable_rank", condition="attention", kind="measurement")
+    rank = ((sizes**2).sum(-1) / sizes[..., 0] ** 2).mean()
+    assert row.value == pytest.approx(float(rank), abs=1e-4)
+    # A key's in-degree: later queries that give it more than twice what uniform attention would.
+    edges = [(a.mean(1) > (2 / torch.arange(1, n + 1))[:, None]).tril(-1) for a in attentions]
+    star = torch.stack([edge.sum(1).amax(-1) / (n - 1) for edge in edges]).mean()
+    row = result.find(metric="star_likeness", condition="above_2x_uniform", kind="measurement")
+    assert row.value == pytest.approx(float(star), abs=1e-5)
+
+
+def test_smollm2_agrees_with_plain_hugging_face(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
+    model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)
+    prompts = sinklens.prompts(model, n=3, length=16, bos=True)
+    result = run(model, prompts, draws=1, column_sets=2, random_weights=False)
+    with torch.no_grad():
+        attentions = plain_smollm2(prompts.tokens, output_attentions=True).attentions
+    check_against_plain(result, attentions)
+
+
 def test_rope_agrees_with_plain_hugging_face() -> None:
     from sinklens.zoo import folder
 
@@ -115,15 +151,7 @@ def test_rope_agrees_with_plain_hugging_face() -> None:
         ).eval()
     with torch.no_grad():
         attentions = plain(prompts.tokens, output_attentions=True).attentions
-    columns = torch.stack([a.mean(1).sum(1) / torch.arange(12, 0, -1) for a in attentions], 1)
-    torch.testing.assert_close(result.arrays["columns"].values, columns.mean(0), atol=1e-5, rtol=0)
-    row = result.find(metric="largest_column", condition="attention", kind="measurement")
-    assert row.value == pytest.approx(float(columns.amax(-1).mean()), abs=1e-5)
-    anchors = (columns.sum(-1) ** 2 / (columns**2).sum(-1)).mean()
-    row = result.find(metric="effective_anchors", condition="attention", kind="measurement")
-    assert row.value == pytest.approx(float(anchors), abs=1e-4)
-    kl = [(a * (a / a.mean(1, keepdim=True)).log().nan_to_num()).sum(-1).mean() for a in attentions]
-    torch.testing.assert_close(result.arrays["head_kl"].values, torch.stack(kl), atol=1e-5, rtol=0)
+    check_against_plain(result, attentions)
     kinds = {row.kind for row in result.effects}
     assert kinds == {"measurement", "null", "contrast", "treatment", "control"}
     assert len(result.summary) <= 12
@@ -133,11 +161,9 @@ def test_rope_agrees_with_plain_hugging_face() -> None:
     assert [curve.name for curve in curves] == sources
     assert curves[0].y == tuple(result.arrays["largest_column"].values.tolist())
     assert len(result.table()) <= 44
-    sizes = [torch.linalg.svdvals(a.mean(1).double()) for a in attentions]
-    spectrum = result.arrays["singular_values"].values
-    torch.testing.assert_close(spectrum, torch.stack(sizes).mean(1).float(), atol=1e-5, rtol=0)
-    for source in ("uniform", "row_permuted", "random_weights"):
-        assert result.arrays[f"singular_values:{source}"].values.shape == spectrum.shape
+    for source in sources[1:]:
+        shape = result.arrays[f"singular_values:{source}"].values.shape
+        assert shape == result.arrays["singular_values"].values.shape
     assert result.find(metric="persistence0", condition="symmetric", kind="null").n_draws == 2
 
 

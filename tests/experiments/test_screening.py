@@ -14,10 +14,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import sinklens
 from sinklens.capabilities import check, hook_name
-from sinklens.engine.screening import estimate
+from sinklens.engine.screening import estimate, shared_gradients
 from sinklens.hooks import ablate_heads
 from sinklens.hooks.intervention import Intervention
-from sinklens.metrics import METRICS
+from sinklens.metrics import METRICS, LogitMetric
 from tests import families
 from tests.test_engine import random_prompts
 
@@ -181,6 +181,65 @@ def test_the_estimate_of_a_later_position_is_the_slope_of_its_effect() -> None:
         )
     wanted = (edited - clean)[:, place + 1 :].mean(1)
     torch.testing.assert_close(guess, wanted, rtol=0.05, atol=1e-5)
+
+
+def shift_at(place: int, direction: Tensor) -> Intervention:
+    """Move the stream that enters block 1 at one position."""
+
+    def shift(residual: Tensor, hook: Any) -> Tensor:
+        return put(residual, hook, position=place, values=residual[:, place] + direction)
+
+    return Intervention(
+        f"shift{place}", "residual", 1, [(hook_name("residual", 1), shift)], position=place
+    )
+
+
+@pytest.mark.parametrize("places", [(2, 5, 9), tuple(range(10))])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_positions_share_gradients(name: str, places: tuple[int, ...], boot_family: Boot) -> None:
+    """Each estimate is the slope of the mean of those predictions after it that no edit touches."""
+    model = boot_family(name)
+    prompts = random_prompts(3)
+    direction = 1e-2 * torch.randn(32, generator=torch.Generator().manual_seed(0))
+    edits = [shift_at(place, direction) for place in places]
+    shared = shared_gradients(model, prompts, edits, METRICS["loss"])
+    assert len(shared) == (1 if len(places) == 3 else 2) and all(one.of_part for one in shared)
+    untouched = shared_gradients(model, prompts, edits[:2], METRICS["loss"], (7, 8, 10))
+    assert [one.of_part for one in untouched] == [False]
+    guess = estimate(model, prompts, edits, METRICS["loss"])
+
+    def losses(hooks: Any) -> Tensor:
+        with torch.no_grad():
+            logits = model.run_with_hooks(prompts.tokens, fwd_hooks=hooks)
+        return torch.nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), prompts.tokens[:, 1:], reduction="none"
+        )
+
+    clean = losses([])
+    for place, edit, row in zip(places, edits, guess, strict=True):
+        (mine,) = (one for one in shared if place in one.share)
+        same = [p for p in mine.share if p]
+        counted = [i for i in range(place + 1, 11) if i not in same]
+        assert len(counted) >= 0.4 * (10 - place)
+        wanted = (losses(edit.fwd_hooks) - clean)[:, counted].mean(1)
+        torch.testing.assert_close(row, wanted, rtol=0.05, atol=2e-4)
+
+
+def test_what_cannot_share_a_gradient(boot_family: Boot) -> None:
+    """A metric of one's own may not be a mean over predictions, and BERT sees both ways."""
+    prompts = random_prompts(3)
+    edits = [shift_at(place, torch.ones(32)) for place in (2, 5, 9)]
+    own = LogitMetric("own", lambda logits, tokens, **_: logits.mean((1, 2)))
+    llama, bert = boot_family("llama"), boot_family("bert")
+    assert len(shared_gradients(llama, prompts, edits, own)) == 3
+    assert len(shared_gradients(bert, prompts, edits, METRICS["kl"])) == 3
+    # The last position has one prediction after it, and keeps it.
+    assert len(shared_gradients(llama, prompts, [shift_at(9, torch.ones(32))] * 2, own)) == 1
+    late = [shift_at(place, torch.ones(32)) for place in (8, 9, 10)]
+    shared = shared_gradients(llama, prompts, late, METRICS["kl"])
+    assert sorted(place for one in shared for place in one.share) == [8, 9, 10]
+    for one in shared:
+        assert not set(one.counted.tolist()) & set(one.share) and 11 in one.counted
 
 
 @pytest.mark.parametrize(

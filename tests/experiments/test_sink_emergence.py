@@ -288,7 +288,8 @@ def test_sinks_of_rope_appear_late_and_after_the_values_drain(result: Any) -> No
     orders = [row.condition for row in result.effects if row.metric == "onset_order"]
     near = [c for c in orders if len({str(onsets[n]["between"]) for n in c.split(" after ")}) == 1]
     assert near and all(
-        f"{condition}: not told apart, both lie between the same two checkpoints." in result.summary
+        f"{condition}: not told apart, both may lie between the same two checkpoints."
+        in result.summary
         for condition in near
     )
     steps = result.settings["steps"]

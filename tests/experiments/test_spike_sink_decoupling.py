@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def values(result: Any, **fields: Any) -> np.ndarray:
 
 
 def check_table(result: Any, plain: Any, tokens: Tensor) -> None:
-    """Loss, sink mass and sink rate under every edit, from the definitions."""
+    """Loss, sink mass and sink rate under every edit and control, from the definitions."""
     drawn = result.settings["draws_made"]
     layer = drawn["layer"]
     heads = plain_hf.sink_heads(plain, tokens)
@@ -86,31 +87,48 @@ def check_table(result: Any, plain: Any, tokens: Tensor) -> None:
         # Whatever comes in, entries of the spike become what they become alone.
         return (torch.where(torch.from_numpy(massive), clamped, arguments[0]), *arguments[1:])
 
-    def drop(at: int, pattern: Tensor) -> Tensor:
+    def shift(module: Any, arguments: Any, to: dict[str, int]) -> Any:
+        moved = arguments[0].clone()
+        for prompt, position, channel in zip(*massive.nonzero(), strict=True):
+            here = prompt, position, channel
+            moved[prompt, position, to[str(channel)]] += clamped[here] - torch.tensor(stream[here])
+        return (moved, *arguments[1:])
+
+    def drop(at: int, pattern: Tensor, key: int = 0) -> Tensor:
         pattern = pattern.clone()
         for _, head in (one for one in heads if one[0] == at):
-            rows = pattern[:, head, 1:]
+            rows = pattern[:, head, key + 1 :]
             rest = rows.clone()
-            rest[..., 0] = 0
-            pattern[:, head, 1:] = rest * rows.sum(-1, keepdim=True) / rest.sum(-1, keepdim=True)
+            rest[..., key] = 0
+            sums = rows.sum(-1, keepdim=True) / rest.sum(-1, keepdim=True)
+            pattern[:, head, key + 1 :] = rest * sums
         return pattern
 
-    for condition in CONDITIONS:
+    def read(condition: str, stream_edit: Any, key: int) -> dict[str, Tensor]:
         handle = None
         if condition != "drop_edge":
-            handle = plain.model.layers[layer].register_forward_pre_hook(clamp)
-        edit = plain_hf.Edit() if condition == "clamp_spikes" else plain_hf.Edit(pattern=drop)
+            handle = plain.model.layers[layer].register_forward_pre_hook(stream_edit)
+        edited = plain_hf.Edit(pattern=partial(drop, key=key))
+        edit = plain_hf.Edit() if condition == "clamp_spikes" else edited
         record = plain_hf.run(plain, tokens, edit)
         if handle is not None:
             handle.remove()
-        wanted = {
-            "loss": plain_hf.loss(record.logits, tokens, 0),
+        return {
+            "loss": plain_hf.loss(record.logits, tokens, 0 if condition == "clamp_spikes" else key),
             "sink_mass": record.sink_mass().mean((1, 2)),
             "sink_rate": record.sink_rate(0.3),
         }
-        for metric, value in wanted.items():
+
+    draws = list(zip(drawn["control_channels"], drawn["control_positions"], strict=True))
+    for condition in CONDITIONS:
+        treated = read(condition, clamp, 0)
+        controls = [read(condition, partial(shift, to=to), place) for to, place in draws]
+        for metric, value in treated.items():
             found = values(result, metric=metric, condition=condition, kind="treatment")
             np.testing.assert_allclose(found, value, atol=1e-5)
+            found = values(result, metric=metric, condition=condition, kind="control")
+            mean = torch.stack([one[metric] for one in controls]).mean(0)
+            np.testing.assert_allclose(found, mean, atol=1e-5, err_msg=f"{condition} {metric}")
 
 
 def test_the_table_is_that_of_plain_hugging_face(rope: Any, result: Any, plain_rope: Any) -> None:
@@ -444,6 +462,16 @@ def test_a_control_that_cannot_be_made_is_said_to_be_missing(rope: Any) -> None:
     assert kinds["drop_edge"] == kinds["both"] == {"treatment"}
     (note,) = (note for note in result.notes() if note.startswith("No control for"))
     assert note.startswith("No control for drop_edge, both: no later position")
+
+
+def test_prompts_of_which_every_token_or_none_spikes(boot_family: Any) -> None:
+    """There is no other token in a prompt to set its spikes against, and so no such row."""
+    model = boot_family("gemma2")
+    prompts = random_prompts(model, n=2, length=3, seed=1)
+    for scale_free in (1.5, 2.0, 2.5, 3.0):
+        result = run(model, prompts, draws=2, scale_free=scale_free)
+        assert all(math.isfinite(row.value) for row in result.effects)
+        assert not any("nan" in line for line in result.summary)
 
 
 def test_the_gap_of_a_later_key(rope: Any) -> None:
