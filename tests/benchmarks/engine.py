@@ -1,7 +1,8 @@
 """How fast the engine is beside plain loops: `python -m tests.benchmarks.engine [--quick]`.
 
-The whole table takes two hours on two cores; `--every 3` sweeps the heads of every third layer,
-which lie as deep on average, `--quick` those of layers 2, 9, 16 and 23, whose ratios are larger.
+The whole table takes one to two hours on two cores; `--every 3` sweeps the heads of every third
+layer, which lie as deep on average, `--quick` those of layers 2, 9, 16 and 23, whose ratios are
+larger.
 Position 0 is patched in every layer, with `--quick` in those four.
 
 Everything is measured on SmolLM2-135M with 4 prompts of 64 tokens, in one process, and printed as
