@@ -26,6 +26,7 @@ from .own_hooks import has_own_hooks as has_own_hooks
 from .progress import announce as announce
 from .progress import progress_bar as progress_bar
 from .progress import show_progress as show_progress
+from .reading import Reading as Reading
 from .reading import finished_or as finished_or
 from .reading import read_under as read_under
 from .run import Evaluation as Evaluation

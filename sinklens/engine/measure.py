@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import SinklensError
 from ..hooks.intervention import Intervention
-from ..metrics import LogitMetric, Metric, ProbeMetric, counted_positions
+from ..metrics import METRICS, LogitMetric, Metric, ProbeMetric, counted_positions
 from ..models import origin
 from ..probes.base import Resumable
 from ..protocol import HookedModel
@@ -63,8 +63,10 @@ class Measure:
             for number, metric in enumerate(metrics)
             if isinstance(metric, LogitMetric) and metric.by_row is not None
         }
-        # These are not finite where any logit is not, so that logits need no look of their own.
-        self._tell = any(metric.name in ("loss", "kl") for metric in self._by_row.values())
+        # These are not finite where a logit of their row is not; where only they read rows, logits
+        # need no look of their own.
+        telling = (METRICS["loss"], METRICS["kl"])
+        self._tell = all(metric in telling for metric in self._by_row.values())
         self._index = torch.zeros(0, dtype=torch.long)
         self._clean: Outcome | None = None
         self._clean_rows: dict[int, Tensor] = {}

@@ -28,8 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..effects import Comparison, Row, interval, paired_row
-from ..engine import default_memory, finished_or, progress_bar, read_under
-from ..engine.reading import Reading
+from ..engine import Reading, default_memory, finished_or, progress_bar, read_under
 from ..errors import SinklensError
 from ..hooks.intervention import Intervention, seeded
 from ..models import origin

@@ -23,15 +23,20 @@ from .registry import ExperimentConfig
 
 
 class SinkGaps:
-    """Reads the gaps of key 0 and of later keys in one forward."""
+    """Reads the gaps of key 0 and of later keys in one forward.
+
+    Attributes:
+        places: The later key in each draw.
+        probes: What to read in a clean run.
+    """
 
     def __init__(self, model: HookedModel, prompts: Prompts, config: ExperimentConfig) -> None:
         """Draw the later keys; none where draws is 0 or no such position is left."""
         # A query after such a key has to see key 0 as well.
         seen = min(window or prompts.length for window in check(model).windows)
-        places = control_positions(min(prompts.length, seen), config.draws, config.seed)
+        self.places = control_positions(min(prompts.length, seen), config.draws, config.seed)
         self._seed, self._first = config.seed, LogitGaps(model)
-        self._pairs = [(LogitGaps(model, p, p), LogitGaps(model, 0, p)) for p in places]
+        self._pairs = [(LogitGaps(model, p, p), LogitGaps(model, 0, p)) for p in self.places]
         self.probes: list[Probe] = [self._first, *(one for pair in self._pairs for one in pair)]
 
     def rows(self, heads: Sequence[Head]) -> Iterator[Row]:

@@ -166,6 +166,7 @@ def spike_sink_decoupling(
             "spikes": spikes.described(),
             "heads": [head_label(head) for head in heads],
             "control_positions": edits.positions,
+            "gap_positions": gaps.places,
             "control_channels": edits.spikes.channels_drawn(),
             "spikes_at_position0_only": bound,
             "compared": other_models,

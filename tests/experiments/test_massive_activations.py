@@ -302,6 +302,8 @@ def test_rope_agrees_with_plain_hugging_face() -> None:
     result = check_against_plain(plain, model, tokens)
     spikes = result.settings["draws_made"]["spikes"]
     assert spikes["criterion"] == "scale_free" and spikes["positions"] == {"0": 4}
+    down = result.find(metric="step_down", condition=spikes["steps"]["down"]["after"])
+    assert down.value > -0.1 and "No sub-block takes 10% of it away." in result.summary
 
 
 def test_smollm2_is_found_without_being_told(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:

@@ -200,6 +200,7 @@ def test_positions_share_gradients(name: str, places: tuple[int, ...], boot_fami
     """Each estimate is the slope of the mean of those predictions after it that no edit touches."""
     model = boot_family(name)
     prompts = random_prompts(3)
+    # So small that an effect is its slope, and the same in every run.
     direction = 1e-2 * torch.randn(32, generator=torch.Generator().manual_seed(0))
     edits = [shift_at(place, direction) for place in places]
     shared = shared_gradients(model, prompts, edits, METRICS["loss"])

@@ -478,7 +478,7 @@ def test_the_gap_of_a_later_key(rope: Any) -> None:
     """From the scores of TransformerLens's cache, head by head."""
     prompts = sinklens.prompts(rope, n=3, length=16)
     result = run(rope, prompts, draws=2)
-    places = result.settings["draws_made"]["control_positions"]
+    places = result.settings["draws_made"]["gap_positions"]
     with torch.no_grad():
         _, cache = rope.run_with_cache(prompts.tokens)
     heads = [tuple(map(int, one[1:].split("H"))) for one in result.settings["draws_made"]["heads"]]
