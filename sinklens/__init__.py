@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .battery import diagnose as diagnose
     from .capabilities import check as check
+    from .core.errors import SinklensError as SinklensError
     from .effects import EffectSize as EffectSize
     from .engine import evaluate as evaluate
-    from .errors import SinklensError as SinklensError
     from .experiments.registry import ExperimentConfig as ExperimentConfig
     from .experiments.registry import experiment as experiment
     from .experiments.registry import run as run
@@ -34,7 +34,7 @@ _HOMES = {
     "check": "capabilities",
     "EffectSize": "effects",
     "evaluate": "engine",
-    "SinklensError": "errors",
+    "SinklensError": "core.errors",
     "ExperimentConfig": "experiments.registry",
     "experiment": "experiments.registry",
     "run": "experiments.registry",

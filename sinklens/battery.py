@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from .capabilities import check
+from .core.errors import SinklensError, UsageError
+from .core.protocol import HookedModel
 from .effects import is_significant
 from .engine import show_progress
-from .errors import SinklensError, UsageError
 from .experiments.comparison import sentence
 from .experiments.registry import run
 from .models import load, origin
-from .protocol import HookedModel
 from .results import Diagnosis, ExperimentResult
 from .text import Prompts
 from .text import prompts as make_prompts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import SinklensError, UsageError
+from .core.errors import SinklensError, UsageError
 
 if TYPE_CHECKING:
     from .results import ExperimentResult
@@ -204,7 +204,7 @@ def _prepared(out: Path | None, overwrite: bool, quiet: bool) -> Iterator[None]:
     """Turn errors into one line and a status: 1 it cannot be done here, 2 wrong usage."""
     try:
         if out is not None:
-            from .results import require_free
+            from .core.storage import require_free
 
             require_free(out, overwrite)
         yield

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
-from .hooks.heads import Head
-from .hooks.intervention import seeded
+from .core.labels import Head
+from .core.seeds import seeded
 
 
 def control_positions(

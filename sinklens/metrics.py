@@ -27,11 +27,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import UsageError, unknown_name
+from .core.errors import UsageError, unknown_name
+from .core.protocol import HookedModel
 from .probes import Probe, ResidualNorms, SinkScores
 from .probes.norms import NormValues
 from .probes.sinks import SinkScoreValues
-from .protocol import HookedModel
 
 SINK_THRESHOLDS = {"gu": 0.3, "strict": 0.8}
 

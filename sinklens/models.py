@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .errors import SinklensError, UsageError, unknown_name
-from .protocol import HookedModel
+from .core.errors import SinklensError, UsageError, unknown_name
+from .core.protocol import HookedModel
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

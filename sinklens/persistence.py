@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import SinklensError
+from .core.errors import SinklensError
 
 SCALES = tuple(round(0.1 * step, 1) for step in range(1, 10))
 PERSISTENCE_METRICS = ("persistence0", "persistence1")

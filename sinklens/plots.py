@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from .hooks.heads import head_label
+from .core.labels import head_label
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from .protocol import HookedModel
+from .core.protocol import HookedModel
 
 ROWS = 1024  # hidden units at a time
 

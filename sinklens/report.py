@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .errors import SinklensError
+from .core.errors import SinklensError
 from .results import ExperimentResult
 
 

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import html
-import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,17 +24,15 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from .core.errors import SinklensError, UsageError
+from .core.labels import head_label
+from .core.protocol import HookedModel
+from .core.storage import json_bytes, read_json, require_free, write_files
 from .effects import EffectSize, Row, hopeless_families
-from .engine.journal import COMMAND
-from .engine.journal import FOLDER as UNFINISHED
-from .errors import SinklensError, UsageError
-from .hooks.heads import head_label
 from .models import origin, weights_hash
-from .protocol import HookedModel
 from .text import Prompts
 
 SCHEMA = 1
-FILES = ("result.json", "run.json", "values.safetensors", "findings.txt")
 LONGEST_SUMMARY = 12
 TABLE_STYLE = "<style>.sinklens td, .sinklens th {white-space: nowrap; text-align: left}</style>"
 
@@ -185,8 +180,8 @@ class ExperimentResult:
         }
         return {
             "values.safetensors": values,
-            "run.json": _json_bytes(self.run),
-            "result.json": _json_bytes(content),
+            "run.json": json_bytes(self.run),
+            "result.json": json_bytes(content),
         }
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -202,7 +197,7 @@ class ExperimentResult:
             SinklensError: There is none, or it is damaged or of another version.
         """
         source = Path(folder)
-        content = _read_json(source / "result.json")
+        content = read_json(source / "result.json")
         if content.get("schema") != SCHEMA:
             raise SinklensError(
                 f"{source} has result schema {content.get('schema')}, this version reads {SCHEMA}"
@@ -230,7 +225,7 @@ class ExperimentResult:
                 },
                 settings=content["settings"],
                 provenance=content["provenance"],
-                run=_read_json(source / "run.json"),
+                run=read_json(source / "run.json"),
             )
         except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
             raise SinklensError(f"the result in {source} is damaged: {error}") from error
@@ -296,63 +291,6 @@ def identity(model: HookedModel, prompts: Prompts) -> dict[str, Any]:
         },
         "versions": _versions(),
     }
-
-
-def require_free(folder: Path, overwrite: bool) -> None:
-    """Refuse an output folder that holds something, before any work is done.
-
-    What a run that was stopped left there (`engine.kept`) does not count.
-
-    Raises:
-        SinklensError: It is a file, or a folder with anything in it and `overwrite` is not set.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise SinklensError(f"{folder} is a file; give a folder")
-    parent = next(path for path in folder.absolute().parents if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise SinklensError(f"cannot make {folder}: {parent} is no folder that can be written")
-    held = [path for path in folder.glob("*") if path.name != UNFINISHED]
-    saving = (folder / UNFINISHED / COMMAND).exists()  # a run was stopped while it saved
-    if held and not overwrite and not saving:
-        raise SinklensError(
-            f"the folder {folder} is not empty; give another one, or --overwrite (overwrite=True)"
-        )
-
-
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a folder that then appears whole; into one in use, file by file.
-
-    Raises:
-        SinklensError: It cannot be written.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".sinklens-") as temporary:
-            partial = Path(temporary) / "result"
-            partial.mkdir()
-            for name, content in files.items():
-                (partial / name).parent.mkdir(exist_ok=True)
-                (partial / name).write_bytes(content)
-            if folder.exists() and any(folder.iterdir()):
-                _remove_results(folder)
-                for name in files:
-                    (folder / name).parent.mkdir(exist_ok=True)
-                    os.replace(partial / name, folder / name)
-            else:
-                os.replace(partial, folder)
-    except OSError as error:
-        raise SinklensError(f"cannot write {folder}: {error}") from error
-
-
-def _remove_results(folder: Path) -> None:
-    """Remove the files of earlier results, which would stand beside the new ones."""
-    parts = [path.parent for path in folder.glob("*/result.json")]
-    for part in (folder, *parts):
-        for name in FILES:
-            (part / name).unlink(missing_ok=True)
-    for part in parts:
-        if not any(part.iterdir()):
-            part.rmdir()
 
 
 @dataclass(frozen=True)
@@ -446,24 +384,6 @@ def _table_row(kinds: Mapping[str, EffectSize], starred: Mapping[str, str]) -> d
 
 def _number(value: float | None) -> str | None:
     return None if value is None else f"{value:.2g}"
-
-
-def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if path.parent.is_file():
-        raise SinklensError(f"{path.parent} is a file; give the folder that a result was saved to")
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise SinklensError(f"{path.parent} holds no result: there is no {path.name}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SinklensError(f"{path} is damaged or cut off: {error}") from error
-    if not isinstance(content, dict):
-        raise SinklensError(f"{path} is not a result of sinklens")
-    return content
 
 
 def _versions() -> dict[str, str]:

@@ -25,9 +25,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from . import zoo
-from .errors import SinklensError, UsageError
+from .core.errors import SinklensError, UsageError
+from .core.protocol import HookedModel
 from .models import bos_token_id, ordinary_tokens, origin
-from .protocol import HookedModel
 
 _cut_corpora: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 _cut_by_rules: dict[tuple[type, str], list[int]] = {}

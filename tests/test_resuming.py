@@ -19,9 +19,9 @@ import pytest
 import torch
 
 import sinklens
+from sinklens.core.storage import require_free
 from sinklens.engine import code_digest, journal, kept, run
 from sinklens.experiments import position_edits
-from sinklens.results import require_free
 
 COMMAND = [
     *("position0_patching", "rope", "--n-prompts", "8", "--length", "48", "--quiet"),

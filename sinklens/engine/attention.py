@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, cat
 
-from ..protocol import HookedModel
+from ..core.protocol import HookedModel
 
 SLICED = "sinklens_in_slices"
 Reader = Callable[..., None]

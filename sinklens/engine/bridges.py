@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from ..protocol import HookedModel
+from ..core.protocol import HookedModel
 
 Bridges = Sequence[Sequence[Any]]
 

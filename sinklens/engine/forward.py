@@ -32,8 +32,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import SinklensError
-from ..protocol import HookedModel
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
 from .bridges import Bridges, block_of, without_bridges
 
 Hooks = Sequence[tuple[str, Any]]

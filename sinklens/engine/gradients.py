@@ -20,9 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..errors import SinklensError
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
 from ..models import origin, require_eval_mode
-from ..protocol import HookedModel
 from .forward import forward
 from .progress import progress_bar
 

@@ -27,10 +27,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..errors import SinklensError
+from ..core.errors import SinklensError
+from ..core.storage import COMMAND, UNFINISHED
 
-FOLDER = "unfinished"
-COMMAND = "command.json"
 _open: ContextVar[Journal | None] = ContextVar("sinklens_journal", default=None)
 _section: ContextVar[Section | None] = ContextVar("sinklens_section", default=None)
 
@@ -47,7 +46,7 @@ def kept(folder: Path, command: Sequence[str], *, overwrite: bool = False) -> It
     Raises:
         SinklensError: Another command's unfinished work is there, or something else under its name.
     """
-    own, existed = folder / FOLDER, folder.exists()
+    own, existed = folder / UNFINISHED, folder.exists()
     text = json.dumps(command, sort_keys=True)
     said = own / COMMAND
     if own.exists() and not (said.exists() and said.read_bytes() == text.encode()):

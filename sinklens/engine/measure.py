@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import SinklensError
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
 from ..hooks.intervention import Intervention
 from ..metrics import METRICS, LogitMetric, Metric, ProbeMetric, counted_positions
 from ..models import origin
 from ..probes.base import Resumable
-from ..protocol import HookedModel
 from ..text import Prompts
 from .forward import Outcome
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..protocol import HookedModel
+from ..core.protocol import HookedModel
 
 _LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.", "torch.")
 

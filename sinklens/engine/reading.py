@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.protocol import HookedModel
 from ..hooks.intervention import Intervention
 from ..models import require_eval_mode
 from ..probes import Probe
-from ..protocol import HookedModel
 from ..text import Prompts
 from .forward import forward
 from .journal import current_call

@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import SinklensError, UsageError
+from ..core.errors import SinklensError, UsageError
+from ..core.protocol import HookedModel
 from ..hooks.intervention import Intervention
 from ..metrics import Metric, resolve_metrics
 from ..models import origin, require_eval_mode
 from ..probes import Probe
 from ..probes.base import Sliceable
-from ..protocol import HookedModel
 from ..text import Prompts
 from .attention import in_slices, without_patterns
 from .bridges import block_of, bridges_by_block

@@ -26,11 +26,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..capabilities import check
-from ..errors import SinklensError, UsageError
+from ..core.errors import SinklensError, UsageError
+from ..core.protocol import HookedModel
 from ..hooks.intervention import HookFunction, Intervention
 from ..metrics import LogitMetric, counted_positions
 from ..models import require_eval_mode
-from ..protocol import HookedModel
 from ..text import Prompts
 from .sizes import choose_sizes
 

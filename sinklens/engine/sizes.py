@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import UsageError
-from ..protocol import HookedModel
+from ..core.errors import UsageError
+from ..core.protocol import HookedModel
 
 LARGEST_BUDGET = 2**30
 SHARE = 0.25

@@ -17,9 +17,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..capabilities import SITES, check
-from ..errors import SinklensError
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
 from ..hooks.intervention import FwdHooks, Intervention, restore_position
-from ..protocol import HookedModel
 from .bridges import block_of
 
 

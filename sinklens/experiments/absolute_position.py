@@ -44,14 +44,14 @@ import torch
 
 from ..capabilities import Capabilities, check
 from ..controls import control_positions
+from ..core.errors import SinklensError, UsageError, unknown_name
+from ..core.protocol import HookedModel
 from ..effects import with_q_values
 from ..engine import announce, evaluate
-from ..errors import SinklensError, UsageError, unknown_name
 from ..hooks.position0 import PARTS
 from ..plots import lines
 from ..probes.logits import DiagonalShift
 from ..probes.split import LogSplit, SinkReadouts
-from ..protocol import HookedModel
 from ..results import ExperimentResult, assemble
 from ..text import Prompts
 from . import absolute_position_rows as tables

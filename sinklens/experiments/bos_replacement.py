@@ -17,12 +17,12 @@ from typing import Any
 
 from ..capabilities import check
 from ..controls import control_positions
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
 from ..effects import Comparison
-from ..errors import SinklensError
 from ..hooks.bos import random_token, replace_bos_embedding
 from ..hooks.intervention import Intervention
 from ..models import bos_token_id
-from ..protocol import HookedModel
 from ..results import ExperimentResult
 from ..text import Prompts
 from .comparison import run_comparisons, sentences

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import zoo
-from ..errors import SinklensError, UsageError
+from ..core.errors import SinklensError, UsageError
+from ..core.protocol import HookedModel
 from ..models import origin
-from ..protocol import HookedModel
 
 
 class Checkpoint(NamedTuple):

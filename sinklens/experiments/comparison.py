@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.protocol import HookedModel
 from ..effects import (
     Comparison,
     EffectSize,
@@ -22,7 +23,6 @@ from ..effects import (
 )
 from ..engine import announce, evaluate
 from ..metrics import Metric
-from ..protocol import HookedModel
 from ..results import Array, ExperimentResult, assemble, describe
 from ..text import Prompts
 from .ranking import rank

@@ -34,11 +34,11 @@ from ..controls import (
     uniform_sink_mass,
     uniform_sink_scores,
 )
+from ..core.protocol import HookedModel
 from ..engine import evaluate
 from ..metrics import mean_sink_mass
 from ..probes import KeyMass, PositionValues, ResidualPeaks, SinkScores, ValueNorms
 from ..probes.patterns import ROW_PERMUTED, MeanPatterns, PatternReader
-from ..protocol import HookedModel
 from ..text import Prompts
 from .registry import ExperimentConfig
 

@@ -30,12 +30,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..capabilities import check, hook_name
+from ..core.protocol import HookedModel
+from ..core.seeds import seeded
 from ..engine import evaluate
-from ..hooks.intervention import seeded
 from ..models import ordinary_tokens
 from ..probes import PositionValues
 from ..probes.logits import FORMS, LogitForms
-from ..protocol import HookedModel
 from ..text import Prompts
 from .position_components import Components, versions_of_products
 from .position_edits import PairSets

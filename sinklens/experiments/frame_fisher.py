@@ -18,11 +18,11 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
+from ..core.seeds import content_seed
 from ..effects import paired_row
 from ..engine.gradients import NO_LABEL, squared_gradients
-from ..errors import SinklensError
-from ..probes.patterns import content_seed
-from ..protocol import HookedModel
 from ..results import Array
 from ..text import Prompts
 from .frame_table import Table

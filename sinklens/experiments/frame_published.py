@@ -31,10 +31,10 @@ from torch import Tensor
 
 from ..attention_graphs import GRAPH_METRICS, graph_metrics, threshold_graph
 from ..capabilities import hook_name
+from ..core.protocol import HookedModel
 from ..head_divergence import head_divergence, sink_columns
 from ..probes.base import Gathered
 from ..probes.patterns import ATTENTION, UNIFORM, PatternReader
-from ..protocol import HookedModel
 from .frame_table import Read, Table
 
 THRESHOLDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)

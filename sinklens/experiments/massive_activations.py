@@ -40,12 +40,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..capabilities import check
 from ..controls import control_positions
+from ..core.errors import SinklensError, UsageError, unknown_name
+from ..core.labels import stage_name
+from ..core.protocol import HookedModel
 from ..engine import evaluate
-from ..errors import SinklensError, UsageError, unknown_name
 from ..plots import lines
 from ..probes.entries import Entries, EntryValues, StreamEntries
-from ..probes.sub_blocks import Criterion, PositionPeaks, stage_name
-from ..protocol import HookedModel
+from ..probes.sub_blocks import Criterion, PositionPeaks
 from ..results import Array, ExperimentResult
 from ..text import Prompts
 from . import spike_search

@@ -17,13 +17,13 @@ import numpy as np
 from .. import zoo
 from ..capabilities import check
 from ..controls import gaussian_peak_ratio, uniform_sink_mass, uniform_sink_scores
+from ..core.errors import SinklensError, UsageError
+from ..core.protocol import HookedModel
 from ..effects import Row, paired_row
 from ..engine import evaluate
-from ..errors import SinklensError, UsageError
 from ..metrics import SINK_THRESHOLDS, mean_sink_mass, sink_rate
 from ..models import Origin, load_like, origin, weights_hash
 from ..probes import ResidualPeaks, SinkScores
-from ..protocol import HookedModel
 from ..text import Prompts
 from .registry import ExperimentConfig
 

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from ..capabilities import check
 from ..controls import control_positions
+from ..core.errors import SinklensError, UsageError, unknown_name
+from ..core.protocol import HookedModel
+from ..core.seeds import seeded
 from ..effects import Comparison, EffectSize
 from ..engine import evaluate
-from ..errors import SinklensError, UsageError, unknown_name
-from ..hooks.intervention import seeded
 from ..hooks.position0 import (
     MEAN_TOKENS,
     PARTS,
@@ -40,7 +41,6 @@ from ..metrics import LogitMetric, counted_positions
 from ..models import ordinary_tokens
 from ..probes import PositionValues, ResidualNorms
 from ..probes.positions import PartValues, first_token_values
-from ..protocol import HookedModel
 from ..results import ExperimentResult, describe
 from ..text import Prompts
 from .comparison import run_comparisons, sentences

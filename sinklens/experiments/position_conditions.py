@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..capabilities import check
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
 from ..effects import Comparison
-from ..errors import SinklensError
 from ..hooks.bos import random_token
 from ..hooks.position0 import POSITION0_CONDITIONS
 from ..models import bos_token_id
-from ..protocol import HookedModel
 from ..text import Prompts
 from .bos_replacement import compare_replacement
 from .position0_patching import PatchValues, parse_condition

@@ -27,10 +27,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
+from ..core.seeds import seeded
 from ..effects import Comparison, Row, interval, paired_row
 from ..engine import Reading, default_memory, finished_or, progress_bar, read_under
-from ..errors import SinklensError
-from ..hooks.intervention import Intervention, seeded
+from ..hooks.intervention import Intervention
 from ..models import origin
 from ..probes import Probe
 from ..probes.logits import (
@@ -41,7 +43,6 @@ from ..probes.logits import (
     PairBasis,
     PairSet,
 )
-from ..protocol import HookedModel
 from ..text import Prompts
 from .position_components import Components, by_prompt
 from .registry import ExperimentConfig

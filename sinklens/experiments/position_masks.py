@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..hooks.intervention import seeded
+from ..core.seeds import seeded
 from .position_components import CausalMask
 from .position_edits import KEYS
 from .registry import ExperimentConfig

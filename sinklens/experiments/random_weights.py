@@ -6,9 +6,9 @@ import copy
 
 import torch
 
-from ..errors import SinklensError
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
 from ..models import load
-from ..protocol import HookedModel
 
 RANDOM_WEIGHTS = "random_weights"
 """What rows and arrays of it are named."""

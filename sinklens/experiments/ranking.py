@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.errors import UsageError
+from ..core.protocol import HookedModel
 from ..effects import Comparison, EffectSize
 from ..engine import announce
 from ..engine.screening import FORWARDS, estimate, shared_gradients
-from ..errors import UsageError
 from ..metrics import LogitMetric, Metric
-from ..protocol import HookedModel
 from ..results import Array
 from ..text import Prompts
 from .registry import ExperimentConfig

@@ -43,14 +43,14 @@ from functools import partial
 from typing import Any
 
 from ..capabilities import Capabilities, check
+from ..core.errors import UsageError, unknown_name
+from ..core.protocol import HookedModel
 from ..effects import with_q_values
 from ..engine import announce, evaluate
-from ..errors import UsageError, unknown_name
 from ..persistence import require_gudhi
 from ..probes.divergences import HeadDivergences
 from ..probes.patterns import ATTENTION, MeanPatterns, PatternReader, Reduction
 from ..probes.reference_points import ReferenceShares
-from ..protocol import HookedModel
 from ..results import ExperimentResult, assemble
 from ..text import Prompts
 from . import frame_reductions, frame_rows

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import torch
 
+from ..core.errors import SinklensError, UsageError, unknown_name
+from ..core.protocol import HookedModel
 from ..engine import code_digest, has_own_hooks, section
-from ..errors import SinklensError, UsageError, unknown_name
 from ..metrics import resolve_metrics
 from ..models import require_eval_mode
 from ..plots import FIGURES
-from ..protocol import HookedModel
 from ..results import LONGEST_SUMMARY, ExperimentResult, identity
 from ..text import Prompts
 from ..text import prompts as make_prompts

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.errors import SinklensError, UsageError
+from ..core.protocol import HookedModel
 from ..effects import Row, paired_row, with_q_values
 from ..engine import announce
-from ..errors import SinklensError, UsageError
 from ..models import load_like, weights_hash
 from ..plots import lines
-from ..protocol import HookedModel
 from ..results import Array, ExperimentResult, assemble
 from ..text import Prompts
 from . import registry

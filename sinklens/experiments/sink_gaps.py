@@ -14,10 +14,10 @@ import torch
 
 from ..capabilities import check
 from ..controls import control_positions
+from ..core.labels import Head
+from ..core.protocol import HookedModel
 from ..effects import Row, paired_row
-from ..hooks.heads import Head
 from ..probes import LogitGaps, Probe
-from ..protocol import HookedModel
 from ..text import Prompts
 from .registry import ExperimentConfig
 

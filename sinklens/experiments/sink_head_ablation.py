@@ -20,20 +20,15 @@ from typing import Any
 
 from ..capabilities import Capabilities, check
 from ..controls import control_positions, derangement, matched_heads
+from ..core.errors import SinklensError, UsageError, unknown_name
+from ..core.labels import Head, head_label
+from ..core.protocol import HookedModel
+from ..core.seeds import seeded
 from ..effects import Comparison
 from ..engine import evaluate, read_under
-from ..errors import SinklensError, UsageError, unknown_name
-from ..hooks.heads import (
-    EDGE_CONDITIONS,
-    HEAD_CONDITIONS,
-    Head,
-    HeadValues,
-    ablate_heads,
-    head_label,
-)
-from ..hooks.intervention import Intervention, seeded
+from ..hooks.heads import EDGE_CONDITIONS, HEAD_CONDITIONS, HeadValues, ablate_heads
+from ..hooks.intervention import Intervention
 from ..probes import HeadMeans, HeadOutputs, SinkReads, SinkScores
-from ..protocol import HookedModel
 from ..results import Array, ExperimentResult
 from ..text import Prompts
 from .comparison import run_comparisons, sentences

@@ -25,15 +25,15 @@ import torch
 
 from ..capabilities import Capabilities, check
 from ..controls import uniform_sink_mass, uniform_sink_scores
+from ..core.errors import UsageError, unknown_name
+from ..core.labels import head_label
+from ..core.protocol import HookedModel
 from ..effects import Row, paired_row
 from ..engine import announce, evaluate
-from ..errors import UsageError, unknown_name
-from ..hooks.heads import head_label
 from ..metrics import SINK_THRESHOLDS
 from ..plots import heatmap
 from ..probes import Probe, ResidualNorms, SinkScores, ValueNorms
 from ..probes.sinks import SinkScoreValues
-from ..protocol import HookedModel
 from ..results import Array, ExperimentResult, assemble
 from ..text import Prompts, random_prompts, repeated_prompts
 from .comparison import beside_null

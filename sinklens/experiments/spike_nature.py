@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from ..controls import gaussian_exceeds
+from ..core.labels import stage_name
+from ..core.protocol import HookedModel
+from ..core.seeds import seeded
 from ..effects import Row, paired_row
 from ..engine import evaluate
-from ..hooks.intervention import seeded
 from ..hooks.position0 import MEAN_TOKENS
 from ..models import ordinary_tokens
 from ..probes import ChannelShares, GatedReads, PositionValues, Probe
 from ..probes.entries import EntryValues
 from ..probes.positions import first_token_values
-from ..probes.sub_blocks import stage_name
-from ..protocol import HookedModel
 from ..quadratic_form import (
     GatedWeights,
     channel_norms,

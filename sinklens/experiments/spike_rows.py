@@ -19,9 +19,10 @@ from ..controls import (
     gaussian_peak_ratio,
     largest_share,
 )
+from ..core.labels import stage_name
+from ..core.protocol import HookedModel
 from ..effects import Row, paired_row
-from ..probes.sub_blocks import PositionPeakValues, stage_name
-from ..protocol import HookedModel
+from ..probes.sub_blocks import PositionPeakValues
 from ..text import Prompts
 from .comparison import with_control
 from .spike_search import Spikes

@@ -21,11 +21,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.errors import SinklensError
+from ..core.labels import stage_name
+from ..core.protocol import HookedModel
 from ..engine import evaluate
-from ..errors import SinklensError
 from ..probes import Probe
-from ..probes.sub_blocks import Criterion, PeakTrace, PeakTraceValues, Written, stage_name
-from ..protocol import HookedModel
+from ..probes.sub_blocks import Criterion, PeakTrace, PeakTraceValues, Written
 from ..text import Prompts
 from .registry import ExperimentConfig
 

@@ -42,17 +42,18 @@ from jaxtyping import Float
 
 from ..capabilities import check
 from ..controls import control_positions
+from ..core.errors import SinklensError
+from ..core.labels import Head, head_label
+from ..core.protocol import HookedModel
 from ..effects import NO_POSITION, Comparison
 from ..engine import evaluate
-from ..errors import SinklensError
-from ..hooks.heads import Head, ablate_heads, head_label
+from ..hooks.heads import ablate_heads
 from ..hooks.intervention import together
 from ..hooks.spikes import replace_entries
 from ..metrics import Metric, ProbeMetric
 from ..plots import interaction
 from ..probes import LogitGaps, Probe, ResidualPeaks, SinkScores, StreamEntries
 from ..probes.entries import EntryValues
-from ..protocol import HookedModel
 from ..results import Array, ExperimentResult
 from ..text import Prompts
 from . import spike_search

@@ -18,11 +18,11 @@ import torch
 from scipy import stats
 
 from ..controls import gaussian_exceeds
+from ..core.protocol import HookedModel
+from ..core.seeds import seeded
 from ..engine import evaluate
-from ..hooks.intervention import seeded
 from ..models import ordinary_tokens
 from ..probes.sub_blocks import PositionPeaks
-from ..protocol import HookedModel
 from ..text import Prompts
 from .registry import ExperimentConfig
 from .spike_search import Spikes

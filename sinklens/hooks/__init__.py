@@ -5,13 +5,13 @@ Each maker returns an `Intervention`, whose `fwd_hooks` go straight into
 `(activation, hook)` and return a new tensor; they can be imported and used alone.
 """
 
+from ..core.labels import head_label as head_label
 from .bos import embedding_outputs as embedding_outputs
 from .bos import mean_embedding as mean_embedding
 from .bos import replace_bos_embedding as replace_bos_embedding
 from .heads import ablate_heads as ablate_heads
 from .heads import drop_edge as drop_edge
 from .heads import drop_edge_unnormalised as drop_edge_unnormalised
-from .heads import head_label as head_label
 from .heads import mean_heads as mean_heads
 from .heads import resample_heads as resample_heads
 from .heads import subtract_reads as subtract_reads

@@ -23,11 +23,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import unknown_name
+from ..core.errors import unknown_name
+from ..core.protocol import HookedModel
+from ..core.seeds import seeded
 from ..models import ordinary_tokens, weights_hash
-from ..protocol import HookedModel
 from ..text import single_token
-from .intervention import Intervention, redirect_position, replace_position, seeded
+from .intervention import Intervention, redirect_position, replace_position
 
 BOS_CONDITIONS = ("mean", "zero", "random_token", "gaussian", "token:<text>")
 _CHUNK = 8192

@@ -29,20 +29,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..capabilities import hook_name
-from ..errors import UsageError, unknown_name
-from ..protocol import HookedModel
+from ..core.errors import UsageError, unknown_name
+from ..core.labels import Head, head_label
+from ..core.protocol import HookedModel
 from .intervention import FwdHooks, HookFunction, Intervention
 
 OUTPUT_CONDITIONS = ("zero", "mean", "resample")
 EDGE_CONDITIONS = ("drop_edge", "drop_edge_unnormalised")
 HEAD_CONDITIONS = OUTPUT_CONDITIONS + EDGE_CONDITIONS
-Head = tuple[int, int]
 HeadValues = dict[int, Tensor]
-
-
-def head_label(head: Head) -> str:
-    """The label of a query head: `L18H8`."""
-    return f"L{head[0]}H{head[1]}"
 
 
 def ablate_heads(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
@@ -75,16 +74,6 @@ def together(name: str, *interventions: Intervention) -> Intervention:
         identity=all(one.identity for one in interventions),
         rebind=bind,
     )
-
-
-def seeded(seed: int, *labels: object) -> np.random.Generator:
-    """A generator of its own for every purpose, the same in every process.
-
-    Args:
-        seed: The run's seed.
-        labels: What it is for; other labels give independent numbers.
-    """
-    return np.random.default_rng([seed, *"/".join(map(str, labels)).encode()])
 
 
 def replace_position(activation: Tensor, hook: Any, *, values: Tensor, position: int) -> Tensor:

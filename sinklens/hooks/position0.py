@@ -23,10 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..capabilities import check, hook_name
-from ..errors import SinklensError, UsageError, unknown_name
+from ..core.errors import SinklensError, UsageError, unknown_name
+from ..core.protocol import HookedModel
+from ..core.seeds import seeded
 from ..models import bos_token_id, ordinary_tokens
 from ..probes.positions import first_token_values
-from ..protocol import HookedModel
 from .intervention import (
     FwdHooks,
     Intervention,
@@ -34,7 +35,6 @@ from .intervention import (
     replace_position,
     rescale_position,
     restore_position,
-    seeded,
 )
 
 POSITION0_CONDITIONS = ("other_token", "mean_token", "zero", "rescaled", "redirected")

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.protocol import HookedModel
 from ..probes.entries import Entries, stream_hook
-from ..protocol import HookedModel
 from .intervention import FwdHooks, HookFunction, Intervention
 
 

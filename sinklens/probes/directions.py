@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..protocol import HookedModel
+from ..core.protocol import HookedModel
 from ..quadratic_form import GatedWeights, quadratic_form
 from .base import Gathered
 from .entries import stream_hook

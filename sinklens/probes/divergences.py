@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..capabilities import hook_name
+from ..core.protocol import HookedModel
+from ..core.seeds import seeded
 from ..head_divergence import columns_nearby, head_divergence, sink_columns
-from ..hooks.intervention import seeded
-from ..protocol import HookedModel
 from .base import Gathered
 from .patterns import PatternReader
 

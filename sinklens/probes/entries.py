@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..capabilities import hook_name
-from ..protocol import HookedModel
+from ..core.protocol import HookedModel
 from .sub_blocks import Criterion
 
 

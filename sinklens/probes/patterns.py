@@ -15,7 +15,6 @@ forgotten. Three sources are reduced alike:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -27,8 +26,9 @@ from torch import Tensor
 
 from ..attention_graphs import permute_rows, uniform_attention, visible_keys
 from ..capabilities import Capabilities, hook_name
-from ..errors import SinklensError
-from ..protocol import HookedModel
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
+from ..core.seeds import content_seed
 from .base import Gathered
 
 Reduction = Callable[..., dict[str, Tensor]]
@@ -208,9 +208,3 @@ class MeanPatterns:
 @cache
 def _visible(length: int, causal: bool, window: int | None) -> Bool[Tensor, "query key"]:
     return visible_keys(length, causal=causal, window=window)
-
-
-def content_seed(tokens: Int[Tensor, " pos"], seed: int) -> int:
-    """A number that follows from a prompt's tokens and the seed."""
-    digest = hashlib.sha256(f"{seed} {tokens.tolist()}".encode()).digest()
-    return int.from_bytes(digest[:8], "little")

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..attention_graphs import permute_rows
 from ..capabilities import hook_name
-from ..protocol import HookedModel
+from ..core.protocol import HookedModel
 from .base import Gathered
 from .patterns import ATTENTION, ROW_PERMUTED, UNIFORM, PatternReader
 

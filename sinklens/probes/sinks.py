@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..capabilities import check, hook_name
-from ..protocol import HookedModel
+from ..core.protocol import HookedModel
 from .base import Gathered
 
 

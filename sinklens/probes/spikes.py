@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..capabilities import hook_name
-from ..protocol import HookedModel
+from ..core.protocol import HookedModel
 from .base import Gathered
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..capabilities import check, hook_name
-from ..protocol import HookedModel
+from ..core.protocol import HookedModel
 from .base import Gathered
 
 SMALLEST_WEIGHT = 1e-30

@@ -30,11 +30,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..capabilities import hook_name
-from ..errors import SinklensError
-from ..protocol import HookedModel
+from ..core.errors import SinklensError
+from ..core.labels import stage_name
+from ..core.protocol import HookedModel
 from .base import Gathered
 
-SUB_BLOCKS = ("attention", "MLP")
 ADDITIVE = 1e-3  # of the largest entry; a norm on the stream is far above it
 ROUNDINGS = 4  # of a sum of three terms in another order, which parallel blocks may take
 
@@ -81,13 +81,6 @@ class PeakTraceValues(NamedTuple):
     token_median: Float[Tensor, "prompt stage"]
     kurtosis: Float[Tensor, "prompt stage"]
     massive: Float[Tensor, "prompt stage criterion"]
-
-
-def stage_name(stage: int) -> str:
-    """What writes last before a stage, such as `L3 MLP`; stage 0 is `embedding`."""
-    if stage == 0:
-        return "embedding"
-    return f"L{(stage - 1) // 2} {SUB_BLOCKS[(stage - 1) % 2]}"
 
 
 class PeakTrace:

@@ -14,7 +14,7 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SinklensError, UsageError, unknown_name
+from ..core.errors import SinklensError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from ..text import Prompts

@@ -37,7 +37,7 @@ from .corpus import BOS, EOS, PAD, SPECIAL_TOKENS
 from .tasks import HELD_OUT_SEED, Batch
 
 if TYPE_CHECKING:
-    from ..protocol import HookedModel
+    from ..core.protocol import HookedModel
     from ..text import Prompts
 
 N_TRIGGERS, LENGTH = 3, 256

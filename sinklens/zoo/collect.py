@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..errors import unknown_name
+from ..core.errors import unknown_name
 from . import card, cards, names, without_weights
 from .recipes import RECIPES, Recipe
 

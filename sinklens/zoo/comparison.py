@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from ..core.errors import SinklensError, UsageError, unknown_name
 from ..effects import EffectSize, interval
-from ..errors import SinklensError, UsageError, unknown_name
 from . import card, names, seeds
 
 ROW = ("metric", "condition", "kind", "layer", "head", "queries")

@@ -24,7 +24,7 @@ from . import corpus
 from .corpus import BOS, EOS, MASK, PAD, SPECIAL_TOKENS, VOCABULARY, WINDOW
 
 if TYPE_CHECKING:
-    from ..protocol import HookedModel
+    from ..core.protocol import HookedModel
     from ..text import Prompts
 
 IGNORED = -100  # the label without a loss, in Hugging Face as in torch

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:

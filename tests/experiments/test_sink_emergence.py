@@ -21,7 +21,7 @@ import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
 from sinklens.controls import control_positions
-from sinklens.errors import UsageError
+from sinklens.core.errors import UsageError
 from sinklens.experiments.checkpoints import _number_in
 from sinklens.experiments.emergence_traits import (
     TRAITS,

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, the model's protocol, seeds, labels and files on disk."""

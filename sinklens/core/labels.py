@@ -1,0 +1,18 @@
+"""Labels of places in a model: `L18H8` for a query head, `L3 MLP` for what a sub-block wrote."""
+
+from __future__ import annotations
+
+Head = tuple[int, int]
+SUB_BLOCKS = ("attention", "MLP")
+
+
+def head_label(head: Head) -> str:
+    """The label of a query head: `L18H8`."""
+    return f"L{head[0]}H{head[1]}"
+
+
+def stage_name(stage: int) -> str:
+    """What writes last before a stage, such as `L3 MLP`; stage 0 is `embedding`."""
+    if stage == 0:
+        return "embedding"
+    return f"L{(stage - 1) // 2} {SUB_BLOCKS[(stage - 1) % 2]}"
