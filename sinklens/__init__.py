@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from .battery import diagnose as diagnose
     from .capabilities import check as check
     from .core.errors import SinklensError as SinklensError
-    from .effects import EffectSize as EffectSize
     from .engine import evaluate as evaluate
-    from .experiments.registry import ExperimentConfig as ExperimentConfig
-    from .experiments.registry import experiment as experiment
-    from .experiments.registry import run as run
     from .models import load as load
     from .models import origin as origin
     from .probes import sink_scores as sink_scores
     from .results import Diagnosis as Diagnosis
     from .results import ExperimentResult as ExperimentResult
+    from .runner.registry import ExperimentConfig as ExperimentConfig
+    from .runner.registry import experiment as experiment
+    from .runner.registry import run as run
+    from .stats.effects import EffectSize as EffectSize
     from .text import Prompts as Prompts
     from .text import prompts as prompts
     from .text import random_prompts as random_prompts
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "diagnose": "battery",
     "check": "capabilities",
-    "EffectSize": "effects",
+    "EffectSize": "stats.effects",
     "evaluate": "engine",
     "SinklensError": "core.errors",
-    "ExperimentConfig": "experiments.registry",
-    "experiment": "experiments.registry",
-    "run": "experiments.registry",
+    "ExperimentConfig": "runner.registry",
+    "experiment": "runner.registry",
+    "run": "runner.registry",
     "load": "models",
     "origin": "models",
     "sink_scores": "probes",

@@ -15,12 +15,12 @@ import numpy as np
 from .capabilities import check
 from .core.errors import SinklensError, UsageError
 from .core.protocol import HookedModel
-from .effects import is_significant
 from .engine import show_progress
 from .experiments.comparison import sentence
-from .experiments.registry import run
 from .models import load, origin
 from .results import Diagnosis, ExperimentResult
+from .runner.registry import run
+from .stats.effects import is_significant
 from .text import Prompts
 from .text import prompts as make_prompts
 

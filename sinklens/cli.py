@@ -90,7 +90,7 @@ def run(
     """Run one experiment and print its table."""
     command = _command(experiment, model, text, n_prompts, length, bos, seed, device, dtype, set_)
     with _prepared(out, overwrite, quiet), _kept(out, overwrite, command):
-        from .experiments import registry
+        from .runner import registry
 
         settings = _settings(set_)
         # Before the model is loaded, which can take minutes.
@@ -109,7 +109,7 @@ def run(
 def list_experiments() -> None:
     """The experiments there are."""
     with _prepared(None, False, True):
-        from .experiments.registry import all_experiments
+        from .runner.registry import all_experiments
 
         for name, entry in all_experiments().items():
             print(f"{name:24}{entry.question} ({entry.paper})")

@@ -18,8 +18,8 @@ from .core.labels import head_label
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from .effects import EffectSize
     from .results import Array, ExperimentResult
+    from .stats.effects import EffectSize
 
 FIGURES: dict[str, Callable[[ExperimentResult], Figure]] = {}
 COLOURS = {
@@ -35,7 +35,7 @@ OFFSETS = {"treatment": 0.22, "contrast": -0.22}  # so that kinds do not hide ea
 def figure(result: ExperimentResult) -> Figure:
     """The figure of a result: its experiment's own, else a forest."""
     # A result that was loaded from disk may come before its experiment was ever imported.
-    import_module("sinklens.experiments.registry").all_experiments()
+    import_module("sinklens.runner.registry").all_experiments()
     return FIGURES.get(result.experiment, forest)(result)
 
 

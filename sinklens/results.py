@@ -28,8 +28,8 @@ from .core.errors import SinklensError, UsageError
 from .core.labels import head_label
 from .core.protocol import HookedModel
 from .core.storage import json_bytes, read_json, require_free, write_files
-from .effects import EffectSize, Row, hopeless_families
 from .models import origin, weights_hash
+from .stats.effects import EffectSize, Row, hopeless_families
 from .text import Prompts
 
 SCHEMA = 1

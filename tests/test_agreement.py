@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import sinklens
-from sinklens.controls import derangement
 from sinklens.hooks import replace_bos_embedding
+from sinklens.hooks.matching import derangement
 from sinklens.text import corpus, random_prompts, repeated_prompts
 from tests.reference import plain_hf
 

@@ -10,12 +10,10 @@ import pytest
 import torch
 
 import sinklens
-from sinklens.controls import (
-    control_positions,
-    derangement,
+from sinklens.hooks.matching import control_positions, derangement, matched_heads
+from sinklens.stats.nulls import (
     gaussian_exceeds,
     gaussian_peak_kurtosis,
-    matched_heads,
     uniform_sink_mass,
     uniform_sink_scores,
 )

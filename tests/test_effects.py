@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sinklens.effects import (
+from sinklens.stats.effects import (
     EffectSize,
     hopeless_families,
     interval,

@@ -180,7 +180,7 @@ def test_drop_edge_unnormalised_on_opt(
 
 
 def _seed_with_control_at(position: int) -> int:
-    from sinklens.controls import control_positions
+    from sinklens.hooks.matching import control_positions
 
     return next(seed for seed in range(100) if control_positions(LENGTH, 1, seed) == [position])
 

@@ -43,16 +43,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..capabilities import Capabilities, check
-from ..controls import control_positions
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
-from ..effects import with_q_values
 from ..engine import announce, evaluate
+from ..hooks.matching import control_positions
 from ..hooks.position0 import PARTS
 from ..plots import lines
 from ..probes.logits import DiagonalShift
 from ..probes.split import LogSplit, SinkReadouts
 from ..results import ExperimentResult, assemble
+from ..runner.registry import ExperimentConfig, choose_conditions, experiment
+from ..stats.effects import with_q_values
 from ..text import Prompts
 from . import absolute_position_rows as tables
 from .absolute_position_arrays import arrays
@@ -65,7 +66,6 @@ from .position_components import FEWEST_PROMPTS, rank_correlation
 from .position_conditions import compare_edits, is_patch, refusals
 from .position_edits import KEYS, PairSets, Reader, diagonal_shifts, read_edits
 from .position_masks import causal_masks
-from .registry import ExperimentConfig, choose_conditions, experiment
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..controls import uniform_sink_mass
-from ..effects import Row, Values, paired_row
 from ..probes.split import SinkReadoutValues
+from ..stats.effects import Row, Values, paired_row
+from ..stats.nulls import uniform_sink_mass
 from .comparison import constant_row, with_control
 from .first_token import Carried, Fingerprint
 from .position_components import CausalMask, Components, by_prompt, depth_trend

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..capabilities import Capabilities
-from ..effects import EffectSize, is_significant
 from ..results import ExperimentResult
+from ..stats.effects import EffectSize, is_significant
 from ..text import Prompts
 from .comparison import beside_null
 from .first_token import SHIFT_ERROR

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..capabilities import check
-from ..controls import control_positions
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
-from ..effects import Comparison
 from ..hooks.bos import random_token, replace_bos_embedding
 from ..hooks.intervention import Intervention
+from ..hooks.matching import control_positions
 from ..models import bos_token_id
 from ..results import ExperimentResult
+from ..runner.compare import Comparison
+from ..runner.registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
 from ..text import Prompts
 from .comparison import run_comparisons, sentences
-from .registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
 
 RANDOM = ("random_token", "gaussian")
 

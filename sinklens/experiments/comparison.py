@@ -11,22 +11,14 @@ import numpy as np
 import torch
 
 from ..core.protocol import HookedModel
-from ..effects import (
-    Comparison,
-    EffectSize,
-    Row,
-    Values,
-    compare,
-    is_significant,
-    paired_row,
-    with_q_values,
-)
 from ..engine import announce, evaluate
 from ..metrics import Metric
 from ..results import Array, ExperimentResult, assemble, describe
+from ..runner.compare import Comparison, compare
+from ..runner.ranking import rank
+from ..runner.registry import ExperimentConfig
+from ..stats.effects import EffectSize, Row, Values, is_significant, paired_row, with_q_values
 from ..text import Prompts
-from .ranking import rank
-from .registry import ExperimentConfig
 
 ROUNDING = 1e-6
 

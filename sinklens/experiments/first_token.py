@@ -36,10 +36,10 @@ from ..engine import evaluate
 from ..models import ordinary_tokens
 from ..probes import PositionValues
 from ..probes.logits import FORMS, LogitForms
+from ..runner.registry import ExperimentConfig
 from ..text import Prompts
 from .position_components import Components, versions_of_products
 from .position_edits import PairSets
-from .registry import ExperimentConfig
 
 MOST_LAYERS = 5
 SHIFT = 5

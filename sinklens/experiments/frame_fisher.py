@@ -21,9 +21,9 @@ from torch import Tensor
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..core.seeds import content_seed
-from ..effects import paired_row
 from ..engine.gradients import NO_LABEL, squared_gradients
 from ..results import Array
+from ..stats.effects import paired_row
 from ..text import Prompts
 from .frame_table import Table
 

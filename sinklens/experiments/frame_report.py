@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..effects import EffectSize, is_significant
 from ..frames import FRAME_TYPES
 from ..plots import forest
 from ..probes.patterns import ATTENTION
 from ..results import LONGEST_SUMMARY, ExperimentResult, describe
+from ..stats.effects import EffectSize, is_significant
 from .comparison import ROUNDING
 from .frame_rows import NEARBY
 from .frame_table import random_condition

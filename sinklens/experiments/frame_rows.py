@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention_graphs import GRAPH_METRICS, SPECTRUM_METRICS
-from ..effects import paired_row
 from ..frames import COLUMN_METRICS, FRAME_METRICS, column_metrics, frame_metrics
 from ..persistence import BETTI_CURVES, PERSISTENCE_METRICS
 from ..probes.divergences import DivergenceValues
 from ..probes.patterns import ATTENTION, ROW_PERMUTED, UNIFORM
 from ..probes.reference_points import SPACES
 from ..results import Array
+from ..stats.effects import paired_row
 from .frame_table import Read, Table
 from .random_weights import RANDOM_WEIGHTS
 

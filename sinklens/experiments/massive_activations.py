@@ -39,20 +39,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..capabilities import check
-from ..controls import control_positions
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.labels import stage_name
 from ..core.protocol import HookedModel
 from ..engine import evaluate
+from ..hooks.matching import control_positions
 from ..plots import lines
 from ..probes.entries import Entries, EntryValues, StreamEntries
 from ..probes.sub_blocks import Criterion, PositionPeaks
 from ..results import Array, ExperimentResult
+from ..runner.registry import ExperimentConfig, choose_metrics, experiment
 from ..text import Prompts
 from . import spike_search
 from .comparison import run_comparisons
 from .massive_activations_words import summary
-from .registry import ExperimentConfig, choose_metrics, experiment
 from .spike_edits import EDITS, EQUAL_NORM, SpikeEdits, crowded
 from .spike_rows import peak_rows, position_rows
 from .spike_search import Spikes, find_spikes

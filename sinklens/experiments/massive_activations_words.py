@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..effects import is_significant
 from ..results import ExperimentResult, describe
+from ..stats.effects import is_significant
 from . import spike_search
 from .comparison import ROUNDING, beside_null
 from .spike_edits import EDITS, EQUAL_NORM

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ..effects import Row, interval, paired_row
+from ..stats.effects import Row, interval, paired_row
 from .emergence_traits import Trait, Values
 
 

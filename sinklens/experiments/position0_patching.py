@@ -24,12 +24,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..capabilities import check
-from ..controls import control_positions
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
-from ..effects import Comparison, EffectSize
 from ..engine import evaluate
+from ..hooks.matching import control_positions
 from ..hooks.position0 import (
     MEAN_TOKENS,
     PARTS,
@@ -42,9 +41,11 @@ from ..models import ordinary_tokens
 from ..probes import PositionValues, ResidualNorms
 from ..probes.positions import PartValues, first_token_values
 from ..results import ExperimentResult, describe
+from ..runner.compare import Comparison
+from ..runner.registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
+from ..stats.effects import EffectSize
 from ..text import Prompts
 from .comparison import run_comparisons, sentences
-from .registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from ..effects import Values
 from ..probes.logits import LogitFormValues
+from ..stats.effects import Values
 
 FEWEST_PROMPTS = 3
 NO_VARIANCE = 1e-9  # nats^2 a pair: below it there are only rounding errors to take shares of

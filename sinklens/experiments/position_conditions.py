@@ -12,14 +12,14 @@ from typing import Any
 from ..capabilities import check
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
-from ..effects import Comparison
 from ..hooks.bos import random_token
 from ..hooks.position0 import POSITION0_CONDITIONS
 from ..models import bos_token_id
+from ..runner.compare import Comparison
+from ..runner.registry import ExperimentConfig
 from ..text import Prompts
 from .bos_replacement import compare_replacement
 from .position0_patching import PatchValues, parse_condition
-from .registry import ExperimentConfig
 
 
 def is_patch(condition: str) -> bool:

@@ -30,7 +30,6 @@ from torch import Tensor
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
-from ..effects import Comparison, Row, interval, paired_row
 from ..engine import Reading, default_memory, finished_or, progress_bar, read_under
 from ..hooks.intervention import Intervention
 from ..models import origin
@@ -43,9 +42,11 @@ from ..probes.logits import (
     PairBasis,
     PairSet,
 )
+from ..runner.compare import Comparison
+from ..runner.registry import ExperimentConfig
+from ..stats.effects import Row, interval, paired_row
 from ..text import Prompts
 from .position_components import Components, by_prompt
-from .registry import ExperimentConfig
 
 KEYS = {"all_keys": False, "without_key0": True}
 EDIT_FORMS = ("component",)

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.seeds import seeded
+from ..runner.registry import ExperimentConfig
 from .position_components import CausalMask
 from .position_edits import KEYS
-from .registry import ExperimentConfig
 
 
 def causal_masks(

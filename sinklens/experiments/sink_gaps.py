@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from ..capabilities import check
-from ..controls import control_positions
 from ..core.labels import Head
 from ..core.protocol import HookedModel
-from ..effects import Row, paired_row
+from ..hooks.matching import control_positions
 from ..probes import LogitGaps, Probe
+from ..runner.registry import ExperimentConfig
+from ..stats.effects import Row, paired_row
 from ..text import Prompts
-from .registry import ExperimentConfig
 
 
 class SinkGaps:

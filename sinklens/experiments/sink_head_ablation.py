@@ -19,20 +19,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..capabilities import Capabilities, check
-from ..controls import control_positions, derangement, matched_heads
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.labels import Head, head_label
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
-from ..effects import Comparison
 from ..engine import evaluate, read_under
 from ..hooks.heads import EDGE_CONDITIONS, HEAD_CONDITIONS, HeadValues, ablate_heads
 from ..hooks.intervention import Intervention
+from ..hooks.matching import control_positions, derangement, matched_heads
 from ..probes import HeadMeans, HeadOutputs, SinkReads, SinkScores
 from ..results import Array, ExperimentResult
+from ..runner.compare import Comparison
+from ..runner.registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
 from ..text import Prompts
 from .comparison import run_comparisons, sentences
-from .registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
 
 SINK_MASS = 0.3
 ALL_SINKS = "every other head is a sink"

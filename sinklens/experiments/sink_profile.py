@@ -24,20 +24,20 @@ import numpy as np
 import torch
 
 from ..capabilities import Capabilities, check
-from ..controls import uniform_sink_mass, uniform_sink_scores
 from ..core.errors import UsageError, unknown_name
 from ..core.labels import head_label
 from ..core.protocol import HookedModel
-from ..effects import Row, paired_row
 from ..engine import announce, evaluate
 from ..metrics import SINK_THRESHOLDS
 from ..plots import heatmap
 from ..probes import Probe, ResidualNorms, SinkScores, ValueNorms
 from ..probes.sinks import SinkScoreValues
 from ..results import Array, ExperimentResult, assemble
+from ..runner.registry import ExperimentConfig, choose_conditions, experiment
+from ..stats.effects import Row, paired_row
+from ..stats.nulls import uniform_sink_mass, uniform_sink_scores
 from ..text import Prompts, random_prompts, repeated_prompts
 from .comparison import beside_null
-from .registry import ExperimentConfig, choose_conditions, experiment
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
-from ..effects import Comparison
 from ..hooks.intervention import Intervention
 from ..hooks.position0 import MEAN_TOKENS
 from ..hooks.spikes import replace_entries, shift_entries
 from ..models import ordinary_tokens
 from ..probes.entries import Entries, EntryValues
 from ..probes.positions import first_token_values
-from .registry import ExperimentConfig
+from ..runner.compare import Comparison
+from ..runner.registry import ExperimentConfig
 
 EDITS = ("zero", "mean", "flipped_mean", "first_token_mean")
 EQUAL_NORM = ":equal_norm"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ..effects import Row, paired_row
+from ..stats.effects import Row, paired_row
 
 CONDITIONS = ("clamp_spikes", "drop_edge", "both")
 INTERACTION = "interaction"

@@ -13,11 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..controls import gaussian_exceeds
 from ..core.labels import stage_name
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
-from ..effects import Row, paired_row
 from ..engine import evaluate
 from ..hooks.position0 import MEAN_TOKENS
 from ..models import ordinary_tokens
@@ -32,9 +30,11 @@ from ..quadratic_form import (
     symmetric_norm,
 )
 from ..results import Array
+from ..runner.registry import ExperimentConfig
+from ..stats.effects import Row, paired_row
+from ..stats.nulls import gaussian_exceeds
 from ..text import Prompts
 from .comparison import constant_row
-from .registry import ExperimentConfig
 from .spike_search import Spikes
 
 OTHER_CHANNELS = 20

@@ -13,16 +13,16 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from ..controls import (
+from ..core.labels import stage_name
+from ..core.protocol import HookedModel
+from ..probes.sub_blocks import PositionPeakValues
+from ..stats.effects import Row, paired_row
+from ..stats.nulls import (
     gaussian_exceeds,
     gaussian_peak_kurtosis,
     gaussian_peak_ratio,
     largest_share,
 )
-from ..core.labels import stage_name
-from ..core.protocol import HookedModel
-from ..effects import Row, paired_row
-from ..probes.sub_blocks import PositionPeakValues
 from ..text import Prompts
 from .comparison import with_control
 from .spike_search import Spikes

@@ -27,8 +27,8 @@ from ..core.protocol import HookedModel
 from ..engine import evaluate
 from ..probes import Probe
 from ..probes.sub_blocks import Criterion, PeakTrace, PeakTraceValues, Written
+from ..runner.registry import ExperimentConfig
 from ..text import Prompts
-from .registry import ExperimentConfig
 
 STEP_SHARE = 0.5
 NAMED_SHARE = 0.1  # sub-blocks that write less of the peak are in the arrays only

@@ -41,26 +41,26 @@ import numpy as np
 from jaxtyping import Float
 
 from ..capabilities import check
-from ..controls import control_positions
 from ..core.errors import SinklensError
 from ..core.labels import Head, head_label
 from ..core.protocol import HookedModel
-from ..effects import NO_POSITION, Comparison
 from ..engine import evaluate
 from ..hooks.heads import ablate_heads
 from ..hooks.intervention import together
+from ..hooks.matching import control_positions
 from ..hooks.spikes import replace_entries
 from ..metrics import Metric, ProbeMetric
 from ..plots import interaction
 from ..probes import LogitGaps, Probe, ResidualPeaks, SinkScores, StreamEntries
 from ..probes.entries import EntryValues
 from ..results import Array, ExperimentResult
+from ..runner.compare import NO_POSITION, Comparison
+from ..runner.registry import ExperimentConfig, choose_metrics, experiment
 from ..text import Prompts
 from . import spike_search
 from .comparison import run_comparisons
 from .massive_activations import MassiveActivationsConfig
 from .matched_models import matched_models
-from .registry import ExperimentConfig, choose_metrics, experiment
 from .sink_gaps import SinkGaps
 from .sink_head_ablation import SINK_MASS
 from .spike_edits import SpikeEdits, crowded

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..effects import EffectSize, is_significant
 from ..results import ExperimentResult, describe
+from ..stats.effects import EffectSize, is_significant
 from .comparison import beside_null
 from .spike_interaction import CONDITIONS, INTERACTION
 

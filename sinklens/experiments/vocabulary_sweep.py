@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ..controls import gaussian_exceeds
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
 from ..engine import evaluate
 from ..models import ordinary_tokens
 from ..probes.sub_blocks import PositionPeaks
+from ..runner.registry import ExperimentConfig
+from ..stats.nulls import gaussian_exceeds
 from ..text import Prompts
-from .registry import ExperimentConfig
 from .spike_search import Spikes
 
 

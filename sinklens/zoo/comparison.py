@@ -18,7 +18,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from ..core.errors import SinklensError, UsageError, unknown_name
-from ..effects import EffectSize, interval
+from ..stats.effects import EffectSize, interval
 from . import card, names, seeds
 
 ROW = ("metric", "condition", "kind", "layer", "head", "queries")
@@ -165,8 +165,8 @@ def compare(
         UsageError: A name is unknown or there is none, or a setting is wrong.
         SinklensError: No member can do the experiment.
     """
-    from ..experiments import registry
     from ..models import load
+    from ..runner import registry
     from ..text import prompts
 
     if isinstance(members, str) or not members:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sinklens.effects import LEVEL, paired_row
+from sinklens.stats.effects import LEVEL, paired_row
 
 DISTRIBUTIONS = ("normal", "skewed")
 SIZES = (8, 16, 64)

@@ -22,10 +22,10 @@ import pytest
 from scipy import stats
 
 import sinklens
-from sinklens.controls import derangement
-from sinklens.effects import EffectSize
 from sinklens.hooks import patch_position0, replace_bos_embedding
+from sinklens.hooks.matching import derangement
 from sinklens.results import ExperimentResult
+from sinklens.stats.effects import EffectSize
 from sinklens.text import Prompts, random_prompts, repeated_prompts
 from sinklens.zoo.constructed import (
     BOS,

@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
-from sinklens.controls import control_positions
 from sinklens.core.errors import UsageError
 from sinklens.experiments.checkpoints import _number_in
 from sinklens.experiments.emergence_traits import (
@@ -32,6 +31,7 @@ from sinklens.experiments.emergence_traits import (
 )
 from sinklens.experiments.onsets import onset, onset_values
 from sinklens.experiments.sink_emergence import SinkEmergenceConfig
+from sinklens.hooks.matching import control_positions
 from sinklens.models import weights_hash
 from sinklens.probes.patterns import MeanPatterns, PatternReader
 from sinklens.text import Prompts

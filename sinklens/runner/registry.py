@@ -34,7 +34,7 @@ from ..text import prompts as make_prompts
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-GROUP = "sinklens.experiments"
+HOME = GROUP = "sinklens.experiments"
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ def experiment(
 
 def all_experiments() -> dict[str, Experiment]:
     """Every experiment there is, by name."""
-    package = importlib.import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{__package__}.{module.name}")
+    package = importlib.import_module(HOME)
+    for module in pkgutil.walk_packages(package.__path__, f"{HOME}."):
+        importlib.import_module(module.name)
     for entry in entry_points(group=GROUP):
         entry.load()
     return dict(sorted(_experiments.items()))

@@ -1,8 +1,6 @@
-"""Where a matched control edits instead, and the values that no mechanism would give.
+"""What a matched control edits: later positions, other heads, other prompts.
 
-A control does the same edit somewhere else, so that "the edit hurts" can be told from "this edit of
-the sink hurts". Nulls are the sink scores of attention that knows nothing: every query spreads its
-weight evenly over the keys that it sees.
+Every choice is seeded and follows from what is matched, so that it can be drawn again.
 """
 
 from __future__ import annotations
@@ -13,12 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from scipy import stats
+from jaxtyping import Int
 from torch import Tensor
 
-from .core.labels import Head
-from .core.seeds import seeded
+from ..core.labels import Head
+from ..core.seeds import seeded
 
 
 def control_positions(
@@ -98,66 +95,3 @@ def matched_heads(
                     control.append(free[near].pop())
                     wanted[layer] -= 1
     return MatchedHeads(sorted(control), sorted(treated))
-
-
-def gaussian_peak_ratio(entries: int) -> float:
-    """The largest of so many Gaussian entries over the median one, in size.
-
-    The median over draws of the largest, Phi^-1((1 + 2^(-1/n)) / 2), over that of one entry,
-    Phi^-1(3/4): 6.3 for the 36,864 entries of 64 positions and 576 channels.
-    """
-    return float(stats.norm.isf((1 - 2 ** (-1 / entries)) / 2) / stats.norm.isf(0.25))
-
-
-def gaussian_exceeds(entries: int, times: float) -> float:
-    """The chance that any of so many Gaussian entries is `times` the median one in size."""
-    tail = 2 * stats.norm.sf(times * stats.norm.isf(0.25))
-    return float(-np.expm1(entries * np.log1p(-tail)))
-
-
-def gaussian_peak_kurtosis(positions: int, width: int) -> float:
-    """The kurtosis of the Gaussian vector that holds the largest entry of several.
-
-    Above the 3 d / (d + 2) of any one, since it was chosen for its largest entry z:
-    d (z^4 + 3 (d - 1)) / (z^2 + d - 1)^2, but for the spread of the other entries.
-    """
-    largest = gaussian_peak_ratio(positions * width) * stats.norm.isf(0.25)
-    return float(width * (largest**4 + 3 * (width - 1)) / (largest**2 + width - 1) ** 2)
-
-
-def largest_share(parts: int) -> float:
-    """The largest share on average where a whole is broken at random: (1 + 1/2 + .. + 1/n) / n."""
-    return float((1 / np.arange(1, parts + 1)).mean())
-
-
-def uniform_sink_scores(
-    length: int, *, window: int | None = None, causal: bool = True
-) -> Float[np.ndarray, " key"]:
-    """The sink score of every key under uniform attention.
-
-    Query i spreads its weight evenly over the keys it sees: the i + 1 keys up to itself, the last
-    `window` of them, or all `length` where attention is not causal.
-    """
-    pattern = _uniform_pattern(length, window, causal)
-    scores: np.ndarray = np.tril(pattern).sum(0) / np.arange(length, 0, -1)
-    return scores
-
-
-def uniform_sink_mass(
-    length: int, *, window: int | None = None, causal: bool = True, key: int = 0
-) -> float:
-    """Sink mass under uniform attention: the mean over queries i > key of the weight on the key."""
-    return float(_uniform_pattern(length, window, causal)[key + 1 :, key].mean())
-
-
-def _uniform_pattern(
-    length: int, window: int | None, causal: bool
-) -> Float[np.ndarray, "query key"]:
-    """Uniform attention over the visible keys."""
-    visible = np.ones((length, length))
-    if causal:
-        visible = np.tril(visible)
-    if window is not None:
-        visible = np.triu(visible, 1 - window)
-    pattern: np.ndarray = visible / visible.sum(-1, keepdims=True)
-    return pattern

@@ -18,12 +18,13 @@ import torch
 
 from ..core.errors import UsageError
 from ..core.protocol import HookedModel
-from ..effects import Comparison, EffectSize
 from ..engine import announce
 from ..engine.screening import FORWARDS, estimate, shared_gradients
 from ..metrics import LogitMetric, Metric
 from ..results import Array
+from ..stats.effects import EffectSize
 from ..text import Prompts
+from .compare import Comparison
 from .registry import ExperimentConfig
 
 

@@ -1,0 +1,1 @@
+"""How an experiment is declared, found, configured and run, and how conditions are compared."""
