@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .battery import diagnose as diagnose
-    from .capabilities import check as check
     from .core.errors import SinklensError as SinklensError
     from .engine import evaluate as evaluate
-    from .models import load as load
-    from .models import origin as origin
+    from .models.capabilities import check as check
+    from .models.load import load as load
+    from .models.origin import origin as origin
+    from .models.prompts import Prompts as Prompts
+    from .models.prompts import prompts as prompts
+    from .models.prompts import random_prompts as random_prompts
+    from .models.prompts import repeated_prompts as repeated_prompts
     from .probes import sink_scores as sink_scores
     from .results import Diagnosis as Diagnosis
     from .results import ExperimentResult as ExperimentResult
@@ -23,15 +27,11 @@ if TYPE_CHECKING:
     from .runner.registry import experiment as experiment
     from .runner.registry import run as run
     from .stats.effects import EffectSize as EffectSize
-    from .text import Prompts as Prompts
-    from .text import prompts as prompts
-    from .text import random_prompts as random_prompts
-    from .text import repeated_prompts as repeated_prompts
 
 # Imported on first use, so that `import sinklens` costs nothing.
 _HOMES = {
     "diagnose": "battery",
-    "check": "capabilities",
+    "check": "models.capabilities",
     "EffectSize": "stats.effects",
     "evaluate": "engine",
     "SinklensError": "core.errors",
@@ -43,10 +43,10 @@ _HOMES = {
     "sink_scores": "probes",
     "Diagnosis": "results",
     "ExperimentResult": "results",
-    "Prompts": "text",
-    "prompts": "text",
-    "random_prompts": "text",
-    "repeated_prompts": "text",
+    "Prompts": "models.prompts",
+    "prompts": "models.prompts",
+    "random_prompts": "models.prompts",
+    "repeated_prompts": "models.prompts",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605  (a list of strings, made from the table above)
 

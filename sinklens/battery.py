@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from .capabilities import check
 from .core.errors import SinklensError, UsageError
 from .core.protocol import HookedModel
 from .engine import show_progress
 from .experiments.comparison import sentence
 from .models import load, origin
+from .models.capabilities import check
+from .models.prompts import Prompts
+from .models.prompts import prompts as make_prompts
 from .results import Diagnosis, ExperimentResult
 from .runner.registry import run
 from .stats.effects import is_significant
-from .text import Prompts
-from .text import prompts as make_prompts
 
 SHARED = ("draws", "seed", "progress", "batch_size", "memory")
 N_PROMPTS, LENGTH, DRAWS, PATCHED_LAYERS = 16, 64, 3, 6

@@ -14,8 +14,8 @@ import typer
 from .core.errors import SinklensError, UsageError
 
 if TYPE_CHECKING:
+    from .models.prompts import Prompts
     from .results import ExperimentResult
-    from .text import Prompts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -129,7 +129,7 @@ def models() -> None:
 def check(model: Model = "rope", device: Device = None, dtype: Dtype = "float32") -> None:
     """What can be edited and measured on a model."""
     with _prepared(None, False, True):
-        from . import capabilities
+        from .models import capabilities
 
         found = capabilities.check(_load(model, device, dtype, True))
         print(
@@ -245,7 +245,7 @@ def _load(model: str, device: str | None, dtype: str, quiet: bool) -> Any:
 
 
 def _prompts(model: Any, text: Path | None, n: int, length: int, bos: bool | None) -> Prompts:
-    from .text import prompts
+    from .models.prompts import prompts
 
     return prompts(model, text, n=n, length=length, bos=bos)
 

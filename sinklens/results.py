@@ -29,8 +29,8 @@ from .core.labels import head_label
 from .core.protocol import HookedModel
 from .core.storage import json_bytes, read_json, require_free, write_files
 from .models import origin, weights_hash
+from .models.prompts import Prompts
 from .stats.effects import EffectSize, Row, hopeless_families
-from .text import Prompts
 
 SCHEMA = 1
 LONGEST_SUMMARY = 12

@@ -17,7 +17,7 @@ from torch import Tensor
 import sinklens
 from sinklens.hooks import replace_bos_embedding
 from sinklens.hooks.matching import derangement
-from sinklens.text import corpus, random_prompts, repeated_prompts
+from sinklens.models.prompts import corpus, random_prompts, repeated_prompts
 from tests.reference import plain_hf
 
 N_PROMPTS, LENGTH = 4, 64

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
-from sinklens.text import corpus
+from sinklens.models.prompts import corpus
 from tests import families
 
 # Tokenising the whole shipped corpus takes seconds, one token a character.

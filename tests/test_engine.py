@@ -17,7 +17,6 @@ from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 import sinklens
-from sinklens.capabilities import check, hook_name
 from sinklens.engine import forward as forwards
 from sinklens.engine import read_under, shortcuts
 from sinklens.engine.own_hooks import has_own_hooks
@@ -25,8 +24,9 @@ from sinklens.engine.sizes import choose_sizes
 from sinklens.hooks import ablate_heads
 from sinklens.hooks.intervention import Intervention, replace_position, together
 from sinklens.metrics import LogitMetric
+from sinklens.models.capabilities import check, hook_name
+from sinklens.models.prompts import Prompts
 from sinklens.probes import SinkScores
-from sinklens.text import Prompts
 from tests.families import FAMILIES, VOCABULARY, boot
 from tests.reference.plain_engine import plain_values
 

@@ -19,7 +19,7 @@ from transformers.models.opt import modeling_opt
 import sinklens
 from sinklens import SinklensError
 from sinklens.hooks import drop_edge
-from sinklens.text import corpus
+from sinklens.models.prompts import corpus
 from tests import families
 
 CAUSAL = [name for name in families.FAMILIES if name != "bert"]

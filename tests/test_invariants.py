@@ -24,7 +24,7 @@ from sinklens.hooks import (
     patch_position0,
     replace_bos_embedding,
 )
-from sinklens.text import corpus
+from sinklens.models.prompts import corpus
 from tests import families
 
 CAUSAL = [name for name in families.FAMILIES if name != "bert"]

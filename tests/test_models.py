@@ -89,9 +89,9 @@ def test_weights_that_are_put_in_the_place_of_others_are_seen() -> None:
 def test_a_gguf_file_is_converted_once(
     smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = sinklens.models._convert_gguf(smollm2_gguf)
+    first = sinklens.models.gguf.convert_gguf(smollm2_gguf)
     written = (first / "model.safetensors").stat().st_mtime_ns
-    assert sinklens.models._convert_gguf(smollm2_gguf) == first
+    assert sinklens.models.gguf.convert_gguf(smollm2_gguf) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == written
 
 
@@ -164,7 +164,7 @@ def test_the_corpus_is_cut_once_for_tokenizers_that_cut_alike(
     """Another load of the same model gets the same tokens; another rule cuts again."""
     from tokenizers import normalizers
 
-    from sinklens import text
+    from sinklens.models import prompts as text
 
     first, again = families.boot("llama"), families.boot("llama")
     assert first.tokenizer is not again.tokenizer

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import sinklens
-from sinklens.text import corpus
+from sinklens.models.prompts import corpus
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "sink_profile": {},

@@ -11,7 +11,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.block import BlockBridge
 
 import sinklens
-from sinklens.capabilities import check, hook_name
 from sinklens.engine import forward as forwards
 from sinklens.engine import shortcuts
 from sinklens.engine.attention import without_patterns
@@ -19,6 +18,7 @@ from sinklens.engine.bridges import bridges_by_block
 from sinklens.engine.own_hooks import has_own_hooks
 from sinklens.hooks import ablate_heads
 from sinklens.hooks.intervention import Intervention
+from sinklens.models.capabilities import check, hook_name
 from tests import families
 from tests.families import FAMILIES
 from tests.reference.plain_engine import plain_values

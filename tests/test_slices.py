@@ -11,11 +11,11 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 import sinklens
-from sinklens.capabilities import check, hook_name
 from sinklens.engine import shortcuts, sizes
 from sinklens.engine.attention import in_slices
+from sinklens.models.capabilities import check, hook_name
+from sinklens.models.prompts import Prompts
 from sinklens.probes import KeyMass, ResidualNorms, SinkScores
-from sinklens.text import Prompts
 from tests.families import FAMILIES
 
 Boot = Callable[[str], TransformerBridge]
@@ -28,7 +28,7 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def some_prompts(model: TransformerBridge) -> Prompts:
-    return sinklens.text.random_prompts(model, n=3, length=12, bos=True)
+    return sinklens.models.prompts.random_prompts(model, n=3, length=12, bos=True)
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))

@@ -20,8 +20,8 @@ from ..core.protocol import HookedModel
 from ..hooks.intervention import Intervention
 from ..metrics import METRICS, LogitMetric, Metric, ProbeMetric, counted_positions
 from ..models import origin
+from ..models.prompts import Prompts
 from ..probes.base import Resumable
-from ..text import Prompts
 from .forward import Outcome
 
 CACHED_BYTES = 2**22  # of logits; on a CPU, KL took three times as long on rows of 64 MiB

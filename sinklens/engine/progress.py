@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from ..text import Prompts
+from ..models.prompts import Prompts
 
 
 def show_progress(progress: bool | None) -> bool:

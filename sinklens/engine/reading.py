@@ -12,8 +12,8 @@ from torch import Tensor
 from ..core.protocol import HookedModel
 from ..hooks.intervention import Intervention
 from ..models import require_eval_mode
+from ..models.prompts import Prompts
 from ..probes import Probe
-from ..text import Prompts
 from .forward import forward
 from .journal import current_call
 from .own_hooks import has_own_hooks

@@ -17,9 +17,9 @@ from ..core.protocol import HookedModel
 from ..hooks.intervention import Intervention
 from ..metrics import Metric, resolve_metrics
 from ..models import origin, require_eval_mode
+from ..models.prompts import Prompts
 from ..probes import Probe
 from ..probes.base import Sliceable
-from ..text import Prompts
 from .attention import in_slices, without_patterns
 from .bridges import block_of, bridges_by_block
 from .forward import Attention, Outcome, forward, repeat_output

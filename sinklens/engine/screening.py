@@ -25,13 +25,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..capabilities import check
 from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
 from ..hooks.intervention import HookFunction, Intervention
 from ..metrics import LogitMetric, counted_positions
 from ..models import require_eval_mode
-from ..text import Prompts
+from ..models.capabilities import check
+from ..models.prompts import Prompts
 from .sizes import choose_sizes
 
 FORWARDS = 3

@@ -19,9 +19,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..capabilities import hook_name
 from ..core.protocol import HookedModel
 from ..models import ordinary_tokens, weights_state
+from ..models.capabilities import hook_name
 from .attention import in_slices, without_patterns
 from .bridges import bridges_by_block, without_bridges
 from .forward import UNEMBED, keep_input, keeping, replaced, unembed, without_cache

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..capabilities import SITES, check
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..hooks.intervention import FwdHooks, Intervention, restore_position
+from ..models.capabilities import SITES, check
 from .bridges import block_of
 
 

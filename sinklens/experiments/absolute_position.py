@@ -42,19 +42,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..capabilities import Capabilities, check
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
 from ..engine import announce, evaluate
 from ..hooks.matching import control_positions
 from ..hooks.position0 import PARTS
+from ..models.capabilities import Capabilities, check
+from ..models.prompts import Prompts
 from ..plots import lines
 from ..probes.logits import DiagonalShift
 from ..probes.split import LogSplit, SinkReadouts
 from ..results import ExperimentResult, assemble
 from ..runner.registry import ExperimentConfig, choose_conditions, experiment
 from ..stats.effects import with_q_values
-from ..text import Prompts
 from . import absolute_position_rows as tables
 from .absolute_position_arrays import arrays
 from .absolute_position_words import notes, summary

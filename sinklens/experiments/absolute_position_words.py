@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..capabilities import Capabilities
+from ..models.capabilities import Capabilities
+from ..models.prompts import Prompts
 from ..results import ExperimentResult
 from ..stats.effects import EffectSize, is_significant
-from ..text import Prompts
 from .comparison import beside_null
 from .first_token import SHIFT_ERROR
 

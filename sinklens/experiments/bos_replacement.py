@@ -15,17 +15,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..capabilities import check
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..hooks.bos import random_token, replace_bos_embedding
 from ..hooks.intervention import Intervention
 from ..hooks.matching import control_positions
 from ..models import bos_token_id
+from ..models.capabilities import check
+from ..models.prompts import Prompts
 from ..results import ExperimentResult
 from ..runner.compare import Comparison
 from ..runner.registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
-from ..text import Prompts
 from .comparison import run_comparisons, sentences
 
 RANDOM = ("random_token", "gaussian")

@@ -13,12 +13,12 @@ import torch
 from ..core.protocol import HookedModel
 from ..engine import announce, evaluate
 from ..metrics import Metric
+from ..models.prompts import Prompts
 from ..results import Array, ExperimentResult, assemble, describe
 from ..runner.compare import Comparison, compare
 from ..runner.ranking import rank
 from ..runner.registry import ExperimentConfig
 from ..stats.effects import EffectSize, Row, Values, is_significant, paired_row, with_q_values
-from ..text import Prompts
 
 ROUNDING = 1e-6
 

@@ -27,16 +27,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..capabilities import Capabilities, check
 from ..core.protocol import HookedModel
 from ..engine import evaluate
 from ..hooks.matching import control_positions
 from ..metrics import mean_sink_mass
+from ..models.capabilities import Capabilities, check
+from ..models.prompts import Prompts
 from ..probes import KeyMass, PositionValues, ResidualPeaks, SinkScores, ValueNorms
 from ..probes.patterns import ROW_PERMUTED, MeanPatterns, PatternReader
 from ..runner.registry import ExperimentConfig
 from ..stats.nulls import gaussian_peak_ratio, uniform_sink_mass, uniform_sink_scores
-from ..text import Prompts
 
 TRAITS = ("sink_mass", "value_drain", "spike", "largest_column")
 LATER = "later_position"

@@ -29,15 +29,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..capabilities import check, hook_name
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
 from ..engine import evaluate
 from ..models import ordinary_tokens
+from ..models.capabilities import check, hook_name
+from ..models.prompts import Prompts
 from ..probes import PositionValues
 from ..probes.logits import FORMS, LogitForms
 from ..runner.registry import ExperimentConfig
-from ..text import Prompts
 from .position_components import Components, versions_of_products
 from .position_edits import PairSets
 

@@ -22,9 +22,9 @@ from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..core.seeds import content_seed
 from ..engine.gradients import NO_LABEL, squared_gradients
+from ..models.prompts import Prompts
 from ..results import Array
 from ..stats.effects import paired_row
-from ..text import Prompts
 from .frame_table import Table
 
 GROUPS = ("attention", "mlp", "embedding", "other")

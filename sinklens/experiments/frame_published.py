@@ -30,9 +30,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attention_graphs import GRAPH_METRICS, graph_metrics, threshold_graph
-from ..capabilities import hook_name
 from ..core.protocol import HookedModel
 from ..head_divergence import head_divergence, sink_columns
+from ..models.capabilities import hook_name
 from ..probes.base import Gathered
 from ..probes.patterns import ATTENTION, UNIFORM, PatternReader
 from .frame_table import Read, Table

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..attention_graphs import GRAPH_METRICS, SPECTRUM_METRICS
 from ..frames import COLUMN_METRICS, FRAME_METRICS, column_metrics, frame_metrics
+from ..models.random_weights import RANDOM_WEIGHTS
 from ..persistence import BETTI_CURVES, PERSISTENCE_METRICS
 from ..probes.divergences import DivergenceValues
 from ..probes.patterns import ATTENTION, ROW_PERMUTED, UNIFORM
@@ -18,7 +19,6 @@ from ..probes.reference_points import SPACES
 from ..results import Array
 from ..stats.effects import paired_row
 from .frame_table import Read, Table
-from .random_weights import RANDOM_WEIGHTS
 
 NEARBY = ":nearby"
 # The graph metrics that have a row of their own; the others are in the arrays.

@@ -9,10 +9,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from ..models.random_weights import RANDOM_WEIGHTS
 from ..probes.patterns import ATTENTION, ROW_PERMUTED, UNIFORM
 from ..results import Array
 from ..stats.effects import Row, paired_row
-from .random_weights import RANDOM_WEIGHTS
 
 Read = dict[tuple[str, str], Tensor]
 UNITS = {

@@ -38,18 +38,18 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..capabilities import check
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.labels import stage_name
 from ..core.protocol import HookedModel
 from ..engine import evaluate
 from ..hooks.matching import control_positions
+from ..models.capabilities import check
+from ..models.prompts import Prompts
 from ..plots import lines
 from ..probes.entries import Entries, EntryValues, StreamEntries
 from ..probes.sub_blocks import Criterion, PositionPeaks
 from ..results import Array, ExperimentResult
 from ..runner.registry import ExperimentConfig, choose_metrics, experiment
-from ..text import Prompts
 from . import spike_search
 from .comparison import run_comparisons
 from .massive_activations_words import summary

@@ -15,17 +15,17 @@ from dataclasses import replace
 import numpy as np
 
 from .. import zoo
-from ..capabilities import check
 from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
 from ..engine import evaluate
 from ..metrics import SINK_THRESHOLDS, mean_sink_mass, sink_rate
 from ..models import Origin, load_like, origin, weights_hash
+from ..models.capabilities import check
+from ..models.prompts import Prompts
 from ..probes import ResidualPeaks, SinkScores
 from ..runner.registry import ExperimentConfig
 from ..stats.effects import Row, paired_row
 from ..stats.nulls import gaussian_peak_ratio, uniform_sink_mass, uniform_sink_scores
-from ..text import Prompts
 
 
 def matched_models(

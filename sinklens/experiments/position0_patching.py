@@ -23,7 +23,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..capabilities import check
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
@@ -38,13 +37,14 @@ from ..hooks.position0 import (
 )
 from ..metrics import LogitMetric, counted_positions
 from ..models import ordinary_tokens
+from ..models.capabilities import check
+from ..models.prompts import Prompts
 from ..probes import PositionValues, ResidualNorms
 from ..probes.positions import PartValues, first_token_values
 from ..results import ExperimentResult, describe
 from ..runner.compare import Comparison
 from ..runner.registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
 from ..stats.effects import EffectSize
-from ..text import Prompts
 from .comparison import run_comparisons, sentences
 
 

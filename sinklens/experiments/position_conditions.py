@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..capabilities import check
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..hooks.bos import random_token
 from ..hooks.position0 import POSITION0_CONDITIONS
 from ..models import bos_token_id
+from ..models.capabilities import check
+from ..models.prompts import Prompts
 from ..runner.compare import Comparison
 from ..runner.registry import ExperimentConfig
-from ..text import Prompts
 from .bos_replacement import compare_replacement
 from .position0_patching import PatchValues, parse_condition
 

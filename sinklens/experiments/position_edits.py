@@ -33,6 +33,7 @@ from ..core.seeds import seeded
 from ..engine import Reading, default_memory, finished_or, progress_bar, read_under
 from ..hooks.intervention import Intervention
 from ..models import origin
+from ..models.prompts import Prompts
 from ..probes import Probe
 from ..probes.logits import (
     DiagonalShift,
@@ -45,7 +46,6 @@ from ..probes.logits import (
 from ..runner.compare import Comparison
 from ..runner.registry import ExperimentConfig
 from ..stats.effects import Row, interval, paired_row
-from ..text import Prompts
 from .position_components import Components, by_prompt
 
 KEYS = {"all_keys": False, "without_key0": True}

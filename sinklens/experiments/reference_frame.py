@@ -42,10 +42,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..capabilities import Capabilities, check
 from ..core.errors import UsageError, unknown_name
 from ..core.protocol import HookedModel
 from ..engine import announce, evaluate
+from ..models.capabilities import Capabilities, check
+from ..models.prompts import Prompts
+from ..models.random_weights import RANDOM_WEIGHTS, random_twin
 from ..persistence import require_gudhi
 from ..probes.divergences import HeadDivergences
 from ..probes.patterns import ATTENTION, MeanPatterns, PatternReader, Reduction
@@ -53,7 +55,6 @@ from ..probes.reference_points import ReferenceShares
 from ..results import ExperimentResult, assemble
 from ..runner.registry import ExperimentConfig, experiment
 from ..stats.effects import with_q_values
-from ..text import Prompts
 from . import frame_reductions, frame_rows
 from .frame_fisher import fisher_rows
 from .frame_published import (
@@ -65,7 +66,6 @@ from .frame_published import (
 )
 from .frame_report import plot, summary
 from .frame_table import Read, Table
-from .random_weights import RANDOM_WEIGHTS, random_twin
 
 PARTS = ("frame", "graph", "spectrum", "shares", "head_kl")
 SHORTEST = 4

@@ -26,16 +26,16 @@ from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
 from ..engine import announce
 from ..models import load_like, weights_hash
+from ..models.prompts import Prompts
+from ..models.random_weights import RANDOM_WEIGHTS, random_twin
 from ..plots import lines
 from ..results import Array, ExperimentResult, assemble
 from ..runner import registry
 from ..runner.registry import ExperimentConfig, experiment
 from ..stats.effects import Row, paired_row, with_q_values
-from ..text import Prompts
 from .checkpoints import Checkpoint, find_checkpoints
 from .emergence_traits import TRAITS, Other, Trait, read_traits, with_others
 from .onsets import described, onset_rows, onset_values
-from .random_weights import RANDOM_WEIGHTS, random_twin
 from .sink_emergence_words import summary
 
 if TYPE_CHECKING:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..models.random_weights import RANDOM_WEIGHTS
 from ..results import ExperimentResult
 from ..stats.effects import EffectSize, is_significant
 from .emergence_traits import LATER, Values
 from .onsets import side_of_zero
-from .random_weights import RANDOM_WEIGHTS
 
 
 def summary(result: ExperimentResult) -> list[str]:

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from ..capabilities import check
 from ..core.labels import Head
 from ..core.protocol import HookedModel
 from ..hooks.matching import control_positions
+from ..models.capabilities import check
+from ..models.prompts import Prompts
 from ..probes import LogitGaps, Probe
 from ..runner.registry import ExperimentConfig
 from ..stats.effects import Row, paired_row
-from ..text import Prompts
 
 
 class SinkGaps:

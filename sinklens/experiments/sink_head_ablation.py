@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..capabilities import Capabilities, check
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.labels import Head, head_label
 from ..core.protocol import HookedModel
@@ -27,11 +26,12 @@ from ..engine import evaluate, read_under
 from ..hooks.heads import EDGE_CONDITIONS, HEAD_CONDITIONS, HeadValues, ablate_heads
 from ..hooks.intervention import Intervention
 from ..hooks.matching import control_positions, derangement, matched_heads
+from ..models.capabilities import Capabilities, check
+from ..models.prompts import Prompts
 from ..probes import HeadMeans, HeadOutputs, SinkReads, SinkScores
 from ..results import Array, ExperimentResult
 from ..runner.compare import Comparison
 from ..runner.registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
-from ..text import Prompts
 from .comparison import run_comparisons, sentences
 
 SINK_MASS = 0.3

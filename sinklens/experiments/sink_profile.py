@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..capabilities import Capabilities, check
 from ..core.errors import UsageError, unknown_name
 from ..core.labels import head_label
 from ..core.protocol import HookedModel
 from ..engine import announce, evaluate
 from ..metrics import SINK_THRESHOLDS
+from ..models.capabilities import Capabilities, check
+from ..models.prompts import Prompts, random_prompts, repeated_prompts
 from ..plots import heatmap
 from ..probes import Probe, ResidualNorms, SinkScores, ValueNorms
 from ..probes.sinks import SinkScoreValues
@@ -36,7 +37,6 @@ from ..results import Array, ExperimentResult, assemble
 from ..runner.registry import ExperimentConfig, choose_conditions, experiment
 from ..stats.effects import Row, paired_row
 from ..stats.nulls import uniform_sink_mass, uniform_sink_scores
-from ..text import Prompts, random_prompts, repeated_prompts
 from .comparison import beside_null
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from ..core.seeds import seeded
 from ..engine import evaluate
 from ..hooks.position0 import MEAN_TOKENS
 from ..models import ordinary_tokens
+from ..models.prompts import Prompts
 from ..probes import ChannelShares, GatedReads, PositionValues, Probe
 from ..probes.entries import EntryValues
 from ..probes.positions import first_token_values
@@ -33,7 +34,6 @@ from ..results import Array
 from ..runner.registry import ExperimentConfig
 from ..stats.effects import Row, paired_row
 from ..stats.nulls import gaussian_exceeds
-from ..text import Prompts
 from .comparison import constant_row
 from .spike_search import Spikes
 

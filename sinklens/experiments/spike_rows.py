@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.labels import stage_name
 from ..core.protocol import HookedModel
+from ..models.prompts import Prompts
 from ..probes.sub_blocks import PositionPeakValues
 from ..stats.effects import Row, paired_row
 from ..stats.nulls import (
@@ -23,7 +24,6 @@ from ..stats.nulls import (
     gaussian_peak_ratio,
     largest_share,
 )
-from ..text import Prompts
 from .comparison import with_control
 from .spike_search import Spikes
 

@@ -25,10 +25,10 @@ from ..core.errors import SinklensError
 from ..core.labels import stage_name
 from ..core.protocol import HookedModel
 from ..engine import evaluate
+from ..models.prompts import Prompts
 from ..probes import Probe
 from ..probes.sub_blocks import Criterion, PeakTrace, PeakTraceValues, Written
 from ..runner.registry import ExperimentConfig
-from ..text import Prompts
 
 STEP_SHARE = 0.5
 NAMED_SHARE = 0.1  # sub-blocks that write less of the peak are in the arrays only

@@ -40,7 +40,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from ..capabilities import check
 from ..core.errors import SinklensError
 from ..core.labels import Head, head_label
 from ..core.protocol import HookedModel
@@ -50,13 +49,14 @@ from ..hooks.intervention import together
 from ..hooks.matching import control_positions
 from ..hooks.spikes import replace_entries
 from ..metrics import Metric, ProbeMetric
+from ..models.capabilities import check
+from ..models.prompts import Prompts
 from ..plots import interaction
 from ..probes import LogitGaps, Probe, ResidualPeaks, SinkScores, StreamEntries
 from ..probes.entries import EntryValues
 from ..results import Array, ExperimentResult
 from ..runner.compare import NO_POSITION, Comparison
 from ..runner.registry import ExperimentConfig, choose_metrics, experiment
-from ..text import Prompts
 from . import spike_search
 from .comparison import run_comparisons
 from .massive_activations import MassiveActivationsConfig

@@ -21,10 +21,10 @@ from ..core.protocol import HookedModel
 from ..core.seeds import seeded
 from ..engine import evaluate
 from ..models import ordinary_tokens
+from ..models.prompts import Prompts
 from ..probes.sub_blocks import PositionPeaks
 from ..runner.registry import ExperimentConfig
 from ..stats.nulls import gaussian_exceeds
-from ..text import Prompts
 from .spike_search import Spikes
 
 

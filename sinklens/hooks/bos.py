@@ -27,7 +27,7 @@ from ..core.errors import unknown_name
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
 from ..models import ordinary_tokens, weights_hash
-from ..text import single_token
+from ..models.prompts import single_token
 from .intervention import Intervention, redirect_position, replace_position
 
 BOS_CONDITIONS = ("mean", "zero", "random_token", "gaussian", "token:<text>")

@@ -28,10 +28,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..capabilities import hook_name
 from ..core.errors import UsageError, unknown_name
 from ..core.labels import Head, head_label
 from ..core.protocol import HookedModel
+from ..models.capabilities import hook_name
 from .intervention import FwdHooks, HookFunction, Intervention
 
 OUTPUT_CONDITIONS = ("zero", "mean", "resample")

@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..capabilities import check, hook_name
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
 from ..models import bos_token_id, ordinary_tokens
+from ..models.capabilities import check, hook_name
 from ..probes.positions import first_token_values
 from .intervention import (
     FwdHooks,

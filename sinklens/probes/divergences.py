@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..capabilities import hook_name
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
 from ..head_divergence import columns_nearby, head_divergence, sink_columns
+from ..models.capabilities import hook_name
 from .base import Gathered
 from .patterns import PatternReader
 

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..capabilities import check, hook_name
 from ..core.protocol import HookedModel
+from ..models.capabilities import check, hook_name
 from .base import Gathered
 
 

@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..capabilities import hook_name
+from ..models.capabilities import hook_name
 from .base import Gathered
 
 FORMS = ("component", "total", "linear", "visible")

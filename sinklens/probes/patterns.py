@@ -25,10 +25,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..attention_graphs import permute_rows, uniform_attention, visible_keys
-from ..capabilities import Capabilities, hook_name
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..core.seeds import content_seed
+from ..models.capabilities import Capabilities, hook_name
 from .base import Gathered
 
 Reduction = Callable[..., dict[str, Tensor]]

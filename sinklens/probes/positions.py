@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..capabilities import hook_name
 from ..core.protocol import HookedModel
+from ..models.capabilities import hook_name
 from .base import Gathered
 
 PartValues = dict[tuple[str, int], Float[Tensor, "prompt *shape"]]

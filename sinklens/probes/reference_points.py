@@ -28,8 +28,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..attention_graphs import permute_rows
-from ..capabilities import hook_name
 from ..core.protocol import HookedModel
+from ..models.capabilities import hook_name
 from .base import Gathered
 from .patterns import ATTENTION, ROW_PERMUTED, UNIFORM, PatternReader
 

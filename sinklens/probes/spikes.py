@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from ..capabilities import hook_name
 from ..core.protocol import HookedModel
+from ..models.capabilities import hook_name
 from .base import Gathered
 
 

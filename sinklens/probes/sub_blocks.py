@@ -29,10 +29,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..capabilities import hook_name
 from ..core.errors import SinklensError
 from ..core.labels import stage_name
 from ..core.protocol import HookedModel
+from ..models.capabilities import hook_name
 from .base import Gathered
 
 ADDITIVE = 1e-3  # of the largest entry; a norm on the stream is far above it

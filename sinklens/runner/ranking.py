@@ -21,9 +21,9 @@ from ..core.protocol import HookedModel
 from ..engine import announce
 from ..engine.screening import FORWARDS, estimate, shared_gradients
 from ..metrics import LogitMetric, Metric
+from ..models.prompts import Prompts
 from ..results import Array
 from ..stats.effects import EffectSize
-from ..text import Prompts
 from .compare import Comparison
 from .registry import ExperimentConfig
 

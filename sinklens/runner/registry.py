@@ -26,10 +26,10 @@ from ..core.protocol import HookedModel
 from ..engine import code_digest, has_own_hooks, section
 from ..metrics import resolve_metrics
 from ..models import require_eval_mode
+from ..models.prompts import Prompts
+from ..models.prompts import prompts as make_prompts
 from ..plots import FIGURES
 from ..results import LONGEST_SUMMARY, ExperimentResult, identity
-from ..text import Prompts
-from ..text import prompts as make_prompts
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

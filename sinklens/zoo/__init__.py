@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import SinklensError, UsageError, unknown_name
 
 if TYPE_CHECKING:
-    from ..text import Prompts
+    from ..models.prompts import Prompts
     from .comparison import MemberComparison as MemberComparison
     from .comparison import compare as compare
     from .constructed import ConstructedSink as ConstructedSink

@@ -31,14 +31,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..capabilities import hook_name
+from ..models.capabilities import hook_name
 from . import corpus
 from .corpus import BOS, EOS, PAD, SPECIAL_TOKENS
 from .tasks import HELD_OUT_SEED, Batch
 
 if TYPE_CHECKING:
     from ..core.protocol import HookedModel
-    from ..text import Prompts
+    from ..models.prompts import Prompts
 
 N_TRIGGERS, LENGTH = 3, 256
 FIRST = len(SPECIAL_TOKENS)

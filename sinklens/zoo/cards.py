@@ -38,9 +38,9 @@ SIGNIFICANT = 0.05
 def measure(model: Any, recipe: Recipe) -> dict[str, dict[str, float]]:
     """Every figure of a model's card: `value`, and `uniform` where there is an analytic null."""
     from ..engine import evaluate
+    from ..models.prompts import prompts
     from ..probes import ResidualPeaks
     from ..runner.registry import run
-    from ..text import prompts
 
     task = recipe.task
     many, few = (

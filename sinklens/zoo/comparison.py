@@ -166,8 +166,8 @@ def compare(
         SinklensError: No member can do the experiment.
     """
     from ..models import load
+    from ..models.prompts import prompts
     from ..runner import registry
-    from ..text import prompts
 
     if isinstance(members, str) or not members:
         raise UsageError("compare takes a list of shipped names, such as ['rope', 'postnorm']")

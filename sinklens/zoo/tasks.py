@@ -25,7 +25,7 @@ from .corpus import BOS, EOS, MASK, PAD, SPECIAL_TOKENS, VOCABULARY, WINDOW
 
 if TYPE_CHECKING:
     from ..core.protocol import HookedModel
-    from ..text import Prompts
+    from ..models.prompts import Prompts
 
 IGNORED = -100  # the label without a loss, in Hugging Face as in torch
 MASKED_SHARE, SHOWN_AS_MASK, SHOWN_AS_OTHER = 0.4, 0.8, 0.1

@@ -39,11 +39,11 @@ import torch
 from torch import Tensor
 
 import sinklens
-from sinklens.capabilities import hook_name
 from sinklens.engine import shortcuts
 from sinklens.engine.screening import estimate
 from sinklens.hooks import ablate_heads
 from sinklens.metrics import METRICS
+from sinklens.models.capabilities import hook_name
 from tests.conftest import SMOLLM2_FILE
 
 N_PROMPTS, LENGTH, SAMPLED = 4, 64, 16
@@ -319,7 +319,7 @@ def main() -> None:
     options = parser.parse_args()
     file = sinklens.models.cache_folder() / "tests" / SMOLLM2_FILE
     model = sinklens.load(Path(file))
-    folder = str(sinklens.models._convert_gguf(Path(file)))
+    folder = str(sinklens.models.gguf.convert_gguf(Path(file)))
     first, step = (2, 7) if options.quick else (options.every // 2, options.every)
     layers = range(first, model.cfg.n_layers, step)
     # One edit a layer: over fewer layers the clean run would weigh more than it does in use.

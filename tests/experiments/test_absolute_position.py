@@ -35,10 +35,10 @@ from sinklens.experiments.position_components import (
 )
 from sinklens.experiments.position_edits import FORMS, KEYS, PairSets, above_null
 from sinklens.experiments.position_masks import shuffled_orders
+from sinklens.models.prompts import Prompts, random_prompts
 from sinklens.probes.logits import DiagonalShift, LogitForms, LogitSums, PairBasis, PairSet
 from sinklens.probes.split import LogSplit, SinkReadouts
 from sinklens.results import ExperimentResult
-from sinklens.text import Prompts, random_prompts
 from sinklens.zoo.constructed import ConstructedSink, constructed_sink
 from tests import families
 from tests.reference.plain_logits import Plain

@@ -24,9 +24,9 @@ from scipy import stats
 import sinklens
 from sinklens.hooks import patch_position0, replace_bos_embedding
 from sinklens.hooks.matching import derangement
+from sinklens.models.prompts import Prompts, random_prompts, repeated_prompts
 from sinklens.results import ExperimentResult
 from sinklens.stats.effects import EffectSize
-from sinklens.text import Prompts, random_prompts, repeated_prompts
 from sinklens.zoo.constructed import (
     BOS,
     N_HEADS,

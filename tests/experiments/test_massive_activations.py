@@ -24,9 +24,9 @@ from sinklens.cli import app
 from sinklens.core.labels import stage_name
 from sinklens.core.seeds import seeded
 from sinklens.hooks import replace_entries
+from sinklens.models.prompts import Prompts, random_prompts
 from sinklens.probes import Criterion, Entries, PeakTrace
 from sinklens.stats.nulls import gaussian_exceeds, gaussian_peak_ratio, largest_share
-from sinklens.text import Prompts, random_prompts
 from sinklens.zoo.constructed import ConstructedSink, constructed_sink
 from tests import families
 from tests.reference import plain_hf

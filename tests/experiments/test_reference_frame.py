@@ -33,11 +33,11 @@ from sinklens.cli import app
 from sinklens.experiments.frame_published import published_reduction
 from sinklens.frames import frame_metrics
 from sinklens.head_divergence import columns_nearby, head_divergence, sink_columns
+from sinklens.models.prompts import random_prompts
 from sinklens.persistence import persistence
 from sinklens.probes import patterns
 from sinklens.probes.patterns import PatternReader
 from sinklens.probes.reference_points import reference_points
-from sinklens.text import random_prompts
 from tests import families
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 import sinklens
-from sinklens.capabilities import check, hook_name
 from sinklens.engine.screening import estimate, shared_gradients
 from sinklens.hooks import ablate_heads
 from sinklens.hooks.intervention import Intervention
 from sinklens.metrics import METRICS, LogitMetric
+from sinklens.models.capabilities import check, hook_name
 from tests import families
 from tests.test_engine import random_prompts
 

@@ -22,6 +22,7 @@ from sinklens.experiments.spike_nature import mean_cosine
 from sinklens.hooks import ablate_heads, patch_position0, together
 from sinklens.metrics import ProbeMetric
 from sinklens.models import weights_hash
+from sinklens.models.prompts import Prompts, random_prompts
 from sinklens.probes import ChannelShares, LogitGaps
 from sinklens.quadratic_form import (
     GatedWeights,
@@ -31,7 +32,6 @@ from sinklens.quadratic_form import (
     quadratic_form,
     symmetric_norm,
 )
-from sinklens.text import Prompts, random_prompts
 from sinklens.zoo import folder
 from sinklens.zoo.constructed import ConstructedSink, constructed_sink
 from tests import families

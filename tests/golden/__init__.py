@@ -82,7 +82,7 @@ def model_and_prompts(name: str) -> tuple[Any, sinklens.Prompts]:
     """A shipped model or a tiny family, with its prompts."""
     if name in families.FAMILIES:
         model: Any = families.boot(name)
-        text = sinklens.text.corpus()[:2000]
+        text = sinklens.models.prompts.corpus()[:2000]
         return model, sinklens.prompts(model, text, n=N_PROMPTS, length=LENGTH, bos=True)
     model = sinklens.load(name)
     return model, sinklens.prompts(model, n=N_PROMPTS, length=LENGTH)

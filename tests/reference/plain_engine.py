@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sinklens.hooks.intervention import Intervention
-from sinklens.text import Prompts
+from sinklens.models.prompts import Prompts
 
 
 def plain_values(

@@ -196,7 +196,7 @@ def test_bad_names(arguments: dict[str, Any], message: str) -> None:
 def test_bad_names_without_loading() -> None:
     with pytest.raises(sinklens.SinklensError, match="no seed 9; there is: 0, 1, 2"):
         zoo.steps("rope", 9)
-    prompts = sinklens.text.Prompts(torch.ones(2, 8, dtype=torch.long), False, "strings")
+    prompts = sinklens.models.prompts.Prompts(torch.ones(2, 8, dtype=torch.long), False, "strings")
     with pytest.raises(sinklens.SinklensError, match="did you mean rope"):
         zoo.own_prompts("ropes", prompts)
 
@@ -256,7 +256,7 @@ def test_a_damaged_file_is_named(
 
 def test_the_prompts_corpus_was_not_trained_on() -> None:
     trained = set(corpus.training_text().splitlines())
-    shipped = sinklens.text.corpus().splitlines()
+    shipped = sinklens.models.prompts.corpus().splitlines()
     assert len(shipped) == 33 and len(trained) == 200 and not trained & set(shipped)
 
 

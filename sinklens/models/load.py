@@ -7,24 +7,17 @@ into a `TransformerBridge` with raw weights, eager attention and eval mode. `ori
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
-import os
-import tempfile
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
-from .core.errors import SinklensError, UsageError, unknown_name
-from .core.protocol import HookedModel
+from ..core.errors import SinklensError, UsageError, unknown_name
+from ..core.protocol import HookedModel
+from .gguf import convert_gguf, first_line, quiet_transformers
+from .origin import ORIGINS, Origin, require_eval_mode
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -35,32 +28,6 @@ DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model came from.
-
-    Attributes:
-        kind: `shipped`, `hub`, `folder`, `gguf`, `hugging_face` (an object) or `bridge`.
-        name: The shipped name, the hub id, or the name of the folder or file without its path.
-        revision: The hub revision that was asked for.
-        step: The training step of a shipped checkpoint.
-        seed: The training seed of a shipped model.
-        bos_token_id: The BOS token as tokenizer or config gave it before booting; None where the
-            model has none (TransformerLens fills a missing BOS with EOS).
-    """
-
-    kind: str
-    name: str
-    revision: str | None = None
-    step: int | None = None
-    seed: int | None = None
-    bos_token_id: int | None = None
-
-
-_origins: WeakKeyDictionary[Any, Origin] = WeakKeyDictionary()
-_hashes: WeakKeyDictionary[Any, tuple[tuple[int, ...], str]] = WeakKeyDictionary()
 
 
 def load(
@@ -135,84 +102,6 @@ def load_like(
     return load(source, device=device, dtype=dtype, revision=revision, step=step, seed=seed)
 
 
-def require_eval_mode(model: HookedModel) -> None:
-    """Refuse a model in train mode: dropout makes two equal runs differ.
-
-    Raises:
-        SinklensError: The model, or the Hugging Face model underneath, is in train mode.
-    """
-    if model.training or getattr(model.original_model, "training", False):
-        raise SinklensError(
-            "the model is in train mode, where two equal runs can differ; call model.eval() first"
-        )
-
-
-def origin(model: HookedModel) -> Origin:
-    """Where the model came from; kind `bridge` if `load` did not make it."""
-    known = _origins.get(model)
-    if known is None:
-        known = Origin("bridge", str(model.cfg.model_name), bos_token_id=_guess_bos(model))
-    return known
-
-
-def bos_token_id(model: HookedModel) -> int | None:
-    """The token that marks the start of a text, None where the model has none."""
-    return origin(model).bos_token_id
-
-
-def ordinary_tokens(model: HookedModel) -> Int[Tensor, " token"]:
-    """All token ids that a text can contain: the vocabulary without special tokens.
-
-    Rows of the embedding beyond the tokenizer's last entry are padding and left out too.
-    """
-    size = int(model.cfg.d_vocab)
-    special = {bos_token_id(model)}
-    config = getattr(model.original_model, "config", None)  # `boot_native` has none
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(config, name, None)
-        special.update(value if isinstance(value, (list, tuple)) else [value])
-    tokenizer = model.tokenizer
-    if tokenizer is not None:
-        size = min(size, len(tokenizer))
-        special.update(tokenizer.all_special_ids)
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        special.update(token for token, entry in added.items() if entry.special)
-    return torch.tensor([token for token in range(size) if token not in special])
-
-
-def weights_state(model: HookedModel) -> tuple[Any, ...]:
-    """What changes when a weight is written, replaced or moved.
-
-    Writing through `.data` without another storage goes unseen, and so does writing an inference
-    tensor, which counts no versions.
-    """
-    return tuple(
-        (name, w.data_ptr(), w.dtype, w.device, 0 if w.is_inference() else w._version)
-        for name, w in model.original_model.state_dict().items()
-    )
-
-
-def weights_hash(model: HookedModel) -> str:
-    """SHA-256 over all weights, by name, as they are now (16 hexadecimal digits).
-
-    Kept per model while `weights_state` is the same.
-    """
-    state = model.original_model.state_dict()
-    # Inference tensors count no versions; theirs are hashed every time.
-    counted = not any(tensor.is_inference() for tensor in state.values())
-    versions = weights_state(model)
-    known = _hashes.get(model)
-    if known is None or not counted or known[0] != versions:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(state.items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(flat.numpy())
-        known = (versions, digest.hexdigest()[:16])
-        _hashes[model] = known
-    return known[1]
-
-
 def _load_named(
     source: str | Path,
     tokenizer: Any,
@@ -223,7 +112,7 @@ def _load_named(
     seed: int | None,
 ) -> TransformerBridge:
     """Load what a name or a path means: an existing path, a shipped name, then a hub id."""
-    from . import zoo
+    from .. import zoo
 
     path = Path(source)
     if path.exists() and (step is not None or seed is not None):
@@ -261,7 +150,7 @@ def _model_folder(path: Path) -> Path:
     if not path.exists():
         raise SinklensError(f"there is no file or folder {path}")
     if path.is_file():
-        return _convert_gguf(path)
+        return convert_gguf(path)
     if not (path / "config.json").exists():
         raise SinklensError(
             f"the folder {path} has no config.json; give a folder that save_pretrained wrote"
@@ -277,7 +166,7 @@ def _boot(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        with _quiet_transformers(), _own_random_state():
+        with quiet_transformers(), _own_random_state():
             config = AutoConfig.from_pretrained(name, revision=revision)
             if tokenizer is None:
                 tokenizer = _find_tokenizer(name, revision)
@@ -294,10 +183,10 @@ def _boot(
     except SinklensError:
         raise
     except Exception as error:
-        raise SinklensError(f"cannot load {known.name}: {_first_line(error)}") from error
+        raise SinklensError(f"cannot load {known.name}: {first_line(error)}") from error
     _keep_epsilons(bridge)
     bridge.eval()
-    _origins[bridge] = Origin(known.kind, known.name, revision, known.step, known.seed, bos)
+    ORIGINS[bridge] = Origin(known.kind, known.name, revision, known.step, known.seed, bos)
     return bridge
 
 
@@ -313,10 +202,10 @@ def _wrap(hugging_face: Any, tokenizer: Any) -> TransformerBridge:
         with _own_random_state():
             bridge = _build(hugging_face, tokenizer, name)
     except Exception as error:
-        raise SinklensError(f"cannot wrap {name}: {_first_line(error)}") from error
+        raise SinklensError(f"cannot wrap {name}: {first_line(error)}") from error
     _keep_epsilons(bridge)
     bridge.eval()
-    _origins[bridge] = Origin("hugging_face", Path(name).name, bos_token_id=bos)
+    ORIGINS[bridge] = Origin("hugging_face", Path(name).name, bos_token_id=bos)
     return bridge
 
 
@@ -382,100 +271,6 @@ def _bos_before_boot(tokenizer: Any, config: Any) -> int | None:
     return None if value is None else int(value)
 
 
-def _guess_bos(model: HookedModel) -> int | None:
-    """BOS of a bridge that somebody else booted.
-
-    Its tokenizer may carry EOS in place of a missing BOS, so the Hugging Face config decides; a
-    tokenizer whose BOS differs from its EOS is believed too.
-    """
-    value = getattr(getattr(model.original_model, "config", None), "bos_token_id", None)
-    tokenizer = model.tokenizer
-    if tokenizer is not None:
-        if getattr(tokenizer, "cls_token_id", None) is not None:
-            return int(tokenizer.cls_token_id)
-        own = tokenizer.bos_token_id
-        if value is None and own is not None and own != tokenizer.eos_token_id:
-            return int(tokenizer.bos_token_id)
-    return None if value is None else int(value)
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: `SINKLENS_CACHE`, else `~/.cache/sinklens`."""
-    return Path(os.environ.get("SINKLENS_CACHE") or Path.home() / ".cache" / "sinklens")
-
-
-def _convert_gguf(file: Path) -> Path:
-    """A Hugging Face folder with the dequantised weights of a `.gguf` file, made once.
-
-    The folder is named after the file's hash and appears whole or not at all.
-    """
-    with file.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise SinklensError(
-                f"{file} is not a GGUF file; give a .gguf file or a folder that save_pretrained "
-                "wrote"
-            )
-        stream.seek(0)
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    folder = cache_folder() / f"gguf-{digest}"
-    if folder.exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="converting-") as partial:
-        target = Path(partial) / "model"
-        target.mkdir()
-        try:
-            with _quiet_transformers():
-                _write_dequantised(file, target)
-        except Exception as error:
-            raise SinklensError(f"cannot read {file} as GGUF: {_first_line(error)}") from error
-        with contextlib.suppress(OSError):  # another process was faster
-            target.rename(folder)
-    return folder
-
-
-def _write_dequantised(file: Path, folder: Path) -> None:
-    """Read a `.gguf` file with transformers and write config, tokenizer and float32 weights."""
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    )
-    # A config that still says "GGUF" makes transformers look for the quantised file again.
-    del model.config.quantization_config
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    seen: set[int] = set()
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen:  # tied weights once
-            seen.add(tensor.data_ptr())
-            tensors[name] = tensor.contiguous()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Switch off transformers' loading bars for a while."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
-
-
 def _own_random_state() -> AbstractContextManager[None]:
     """Keep the caller's random state: booting GPT-2 or NeoX draws from the global generator."""
     return torch.random.fork_rng(devices=[])
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of a message from a library, which may run to pages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .core.errors import SinklensError
-from .core.protocol import HookedModel
-from .models import bos_token_id, ordinary_tokens, origin, require_eval_mode
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
+from . import bos_token_id, ordinary_tokens, origin, require_eval_mode
 
 # Kinds of site, and what TransformerLens's `get_act_name` calls them.
 SITES = {

@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from . import zoo
-from .core.errors import SinklensError, UsageError
-from .core.protocol import HookedModel
-from .models import bos_token_id, ordinary_tokens, origin
+from .. import zoo
+from ..core.errors import SinklensError, UsageError
+from ..core.protocol import HookedModel
+from . import bos_token_id, ordinary_tokens, origin
 
 _cut_corpora: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 _cut_by_rules: dict[tuple[type, str], list[int]] = {}
@@ -191,7 +191,7 @@ def single_token(model: HookedModel, text: str) -> int:
 
 def corpus() -> str:
     """The shipped text: 33 State of the Union addresses (public domain), one a line."""
-    return resources.files(__package__).joinpath("data/sotu.txt").read_text("utf-8")
+    return resources.files("sinklens").joinpath("data/sotu.txt").read_text("utf-8")
 
 
 def _require_size(n: int, length: int, seed: int = 0) -> None:

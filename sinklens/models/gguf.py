@@ -1,0 +1,91 @@
+"""GGUF files: a Hugging Face folder with dequantised weights, made once and kept in a cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..core.errors import SinklensError
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `SINKLENS_CACHE`, else `~/.cache/sinklens`."""
+    return Path(os.environ.get("SINKLENS_CACHE") or Path.home() / ".cache" / "sinklens")
+
+
+def convert_gguf(file: Path) -> Path:
+    """A Hugging Face folder with the dequantised weights of a `.gguf` file, made once.
+
+    The folder is named after the file's hash and appears whole or not at all.
+    """
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise SinklensError(
+                f"{file} is not a GGUF file; give a .gguf file or a folder that save_pretrained "
+                "wrote"
+            )
+        stream.seek(0)
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    folder = cache_folder() / f"gguf-{digest}"
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="converting-") as partial:
+        target = Path(partial) / "model"
+        target.mkdir()
+        try:
+            with quiet_transformers():
+                _write_dequantised(file, target)
+        except Exception as error:
+            raise SinklensError(f"cannot read {file} as GGUF: {first_line(error)}") from error
+        with contextlib.suppress(OSError):  # another process was faster
+            target.rename(folder)
+    return folder
+
+
+def _write_dequantised(file: Path, folder: Path) -> None:
+    """Read a `.gguf` file with transformers and write config, tokenizer and float32 weights."""
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
+    # A config that still says "GGUF" makes transformers look for the quantised file again.
+    del model.config.quantization_config
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:  # tied weights once
+            seen.add(tensor.data_ptr())
+            tensors[name] = tensor.contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Switch off transformers' loading bars for a while."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message from a library, which may run to pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]

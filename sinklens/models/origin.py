@@ -1,0 +1,136 @@
+"""Where a model came from, its special and ordinary tokens, and the hash of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model came from.
+
+    Attributes:
+        kind: `shipped`, `hub`, `folder`, `gguf`, `hugging_face` (an object) or `bridge`.
+        name: The shipped name, the hub id, or the name of the folder or file without its path.
+        revision: The hub revision that was asked for.
+        step: The training step of a shipped checkpoint.
+        seed: The training seed of a shipped model.
+        bos_token_id: The BOS token as tokenizer or config gave it before booting; None where the
+            model has none (TransformerLens fills a missing BOS with EOS).
+    """
+
+    kind: str
+    name: str
+    revision: str | None = None
+    step: int | None = None
+    seed: int | None = None
+    bos_token_id: int | None = None
+
+
+ORIGINS: WeakKeyDictionary[Any, Origin] = WeakKeyDictionary()
+_hashes: WeakKeyDictionary[Any, tuple[tuple[int, ...], str]] = WeakKeyDictionary()
+
+
+def require_eval_mode(model: HookedModel) -> None:
+    """Refuse a model in train mode: dropout makes two equal runs differ.
+
+    Raises:
+        SinklensError: The model, or the Hugging Face model underneath, is in train mode.
+    """
+    if model.training or getattr(model.original_model, "training", False):
+        raise SinklensError(
+            "the model is in train mode, where two equal runs can differ; call model.eval() first"
+        )
+
+
+def origin(model: HookedModel) -> Origin:
+    """Where the model came from; kind `bridge` if `load` did not make it."""
+    known = ORIGINS.get(model)
+    if known is None:
+        known = Origin("bridge", str(model.cfg.model_name), bos_token_id=_guess_bos(model))
+    return known
+
+
+def bos_token_id(model: HookedModel) -> int | None:
+    """The token that marks the start of a text, None where the model has none."""
+    return origin(model).bos_token_id
+
+
+def ordinary_tokens(model: HookedModel) -> Int[Tensor, " token"]:
+    """All token ids that a text can contain: the vocabulary without special tokens.
+
+    Rows of the embedding beyond the tokenizer's last entry are padding and left out too.
+    """
+    size = int(model.cfg.d_vocab)
+    special = {bos_token_id(model)}
+    config = getattr(model.original_model, "config", None)  # `boot_native` has none
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        special.update(value if isinstance(value, (list, tuple)) else [value])
+    tokenizer = model.tokenizer
+    if tokenizer is not None:
+        size = min(size, len(tokenizer))
+        special.update(tokenizer.all_special_ids)
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        special.update(token for token, entry in added.items() if entry.special)
+    return torch.tensor([token for token in range(size) if token not in special])
+
+
+def weights_state(model: HookedModel) -> tuple[Any, ...]:
+    """What changes when a weight is written, replaced or moved.
+
+    Writing through `.data` without another storage goes unseen, and so does writing an inference
+    tensor, which counts no versions.
+    """
+    return tuple(
+        (name, w.data_ptr(), w.dtype, w.device, 0 if w.is_inference() else w._version)
+        for name, w in model.original_model.state_dict().items()
+    )
+
+
+def weights_hash(model: HookedModel) -> str:
+    """SHA-256 over all weights, by name, as they are now (16 hexadecimal digits).
+
+    Kept per model while `weights_state` is the same.
+    """
+    state = model.original_model.state_dict()
+    # Inference tensors count no versions; theirs are hashed every time.
+    counted = not any(tensor.is_inference() for tensor in state.values())
+    versions = weights_state(model)
+    known = _hashes.get(model)
+    if known is None or not counted or known[0] != versions:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(state.items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(flat.numpy())
+        known = (versions, digest.hexdigest()[:16])
+        _hashes[model] = known
+    return known[1]
+
+
+def _guess_bos(model: HookedModel) -> int | None:
+    """BOS of a bridge that somebody else booted.
+
+    Its tokenizer may carry EOS in place of a missing BOS, so the Hugging Face config decides; a
+    tokenizer whose BOS differs from its EOS is believed too.
+    """
+    value = getattr(getattr(model.original_model, "config", None), "bos_token_id", None)
+    tokenizer = model.tokenizer
+    if tokenizer is not None:
+        if getattr(tokenizer, "cls_token_id", None) is not None:
+            return int(tokenizer.cls_token_id)
+        own = tokenizer.bos_token_id
+        if value is None and own is not None and own != tokenizer.eos_token_id:
+            return int(tokenizer.bos_token_id)
+    return None if value is None else int(value)
