@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .battery import diagnose as diagnose
     from .core.errors import SinklensError as SinklensError
-    from .engine import evaluate as evaluate
+    from .diagnosis import diagnose as diagnose
+    from .engine.evaluate import evaluate as evaluate
     from .models.capabilities import check as check
     from .models.load import load as load
     from .models.origin import origin as origin
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .models.prompts import random_prompts as random_prompts
     from .models.prompts import repeated_prompts as repeated_prompts
     from .probes import sink_scores as sink_scores
-    from .results import Diagnosis as Diagnosis
-    from .results import ExperimentResult as ExperimentResult
+    from .results.result import Diagnosis as Diagnosis
+    from .results.result import ExperimentResult as ExperimentResult
     from .runner.registry import ExperimentConfig as ExperimentConfig
     from .runner.registry import experiment as experiment
     from .runner.registry import run as run
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Imported on first use, so that `import sinklens` costs nothing.
 _HOMES = {
-    "diagnose": "battery",
+    "diagnose": "diagnosis",
     "check": "models.capabilities",
     "EffectSize": "stats.effects",
     "evaluate": "engine",
@@ -41,8 +41,8 @@ _HOMES = {
     "load": "models",
     "origin": "models",
     "sink_scores": "probes",
-    "Diagnosis": "results",
-    "ExperimentResult": "results",
+    "Diagnosis": "results.result",
+    "ExperimentResult": "results.result",
     "Prompts": "models.prompts",
     "prompts": "models.prompts",
     "random_prompts": "models.prompts",

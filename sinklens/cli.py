@@ -15,7 +15,7 @@ from .core.errors import SinklensError, UsageError
 
 if TYPE_CHECKING:
     from .models.prompts import Prompts
-    from .results import ExperimentResult
+    from .results.result import ExperimentResult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,8 +59,8 @@ def diagnose(
     command = _command("diagnose", model, text, n_prompts, length, bos, seed, device, dtype, set_)
     with _prepared(out, overwrite, quiet), _kept(out, overwrite, command):
         settings = _settings(set_)
-        from .battery import N_PROMPTS
-        from .battery import diagnose as run_battery
+        from .diagnosis import N_PROMPTS
+        from .diagnosis import diagnose as run_battery
 
         bridge = _load(model, device, dtype, quiet)
         prompts = _prompts(bridge, text, N_PROMPTS if n_prompts is None else n_prompts, length, bos)
@@ -164,7 +164,7 @@ def report(
 ) -> None:
     """Write one HTML page about a saved result, or about a model's diagnosis."""
     with _prepared(None, False, quiet):
-        from .report import write_report
+        from .results.report import write_report
 
         if output.exists() and not overwrite:
             raise SinklensError(f"{output} exists; give another name, or --overwrite")
@@ -175,7 +175,7 @@ def report(
             page = folder / "findings.txt"
             findings = page.read_text("utf-8").splitlines() if page.exists() else []
         else:
-            from .battery import diagnose as run_battery
+            from .diagnosis import diagnose as run_battery
 
             bridge = _load(source, None, "float32", quiet)
             card = run_battery(bridge, progress=False if quiet else None)
@@ -185,7 +185,7 @@ def report(
 
 def _saved(folder: Path) -> dict[str, ExperimentResult]:
     """The result in a folder, or the results of a diagnosis."""
-    from .results import ExperimentResult
+    from .results.result import ExperimentResult
 
     parts = sorted(path.parent for path in folder.glob("*/result.json"))
     if (folder / "result.json").exists() or not parts:

@@ -19,8 +19,8 @@ from transformer_lens.model_bridge import TransformerBridge
 import sinklens
 from sinklens.engine import forward as forwards
 from sinklens.engine import read_under, shortcuts
-from sinklens.engine.own_hooks import has_own_hooks
 from sinklens.engine.sizes import choose_sizes
+from sinklens.engine.user_hooks import has_own_hooks
 from sinklens.hooks import ablate_heads
 from sinklens.hooks.intervention import Intervention, replace_position, together
 from sinklens.metrics import LogitMetric
@@ -524,7 +524,7 @@ def test_small_slices_of_the_unembedding_are_equal(
     """Seven rows of logits at once, of which two are read at a time."""
     monkeypatch.setattr("sinklens.engine.sizes.FEWEST_ROWS", 7)
     monkeypatch.setattr("sinklens.engine.sizes.CPU_ROW_BYTES", 1)
-    monkeypatch.setattr("sinklens.engine.measure.CACHED_BYTES", 2 * 4 * VOCABULARY)
+    monkeypatch.setattr("sinklens.engine.metric_reader.CACHED_BYTES", 2 * 4 * VOCABULARY)
     model = boot_family(name)
     prompts = random_prompts(3)
     metrics = ["loss", "kl"] if check(model).causal else ["kl"]

@@ -20,8 +20,10 @@ import torch
 
 import sinklens
 from sinklens.core.storage import require_free
-from sinklens.engine import code_digest, journal, kept, run
-from sinklens.experiments import position_edits
+from sinklens.engine import code_digest, kept
+from sinklens.engine import evaluate as run
+from sinklens.engine import resume as journal
+from sinklens.experiments.position import _edits as position_edits
 
 COMMAND = [
     *("position0_patching", "rope", "--n-prompts", "8", "--length", "48", "--quiet"),

@@ -15,7 +15,7 @@ from sinklens.engine import forward as forwards
 from sinklens.engine import shortcuts
 from sinklens.engine.attention import without_patterns
 from sinklens.engine.bridges import bridges_by_block
-from sinklens.engine.own_hooks import has_own_hooks
+from sinklens.engine.user_hooks import has_own_hooks
 from sinklens.hooks import ablate_heads
 from sinklens.hooks.intervention import Intervention
 from sinklens.models.capabilities import check, hook_name

@@ -68,7 +68,7 @@ def test_list_names_the_experiments() -> None:
 def test_experiments_do_not_import_transformer_lens() -> None:
     code = "from sinklens.runner.registry import all_experiments; all_experiments()"
     modules = loaded_by(code)
-    assert "sinklens.experiments.position0_patching" in modules
+    assert "sinklens.experiments.sinks.position0_patching" in modules
     assert "transformer_lens" not in modules
 
 

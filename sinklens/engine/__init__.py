@@ -8,11 +8,11 @@ clean values is held. Four things make this fast without changing what comes out
   read; patterns are made only where a hook asks for them, large ones some rows at a time
   (`attention`);
 - `bridges`: blocks in which no hook is run as Hugging Face wrote them;
-- `watch`: interventions that start at the same block share a forward, and each is watched, since
+- `verify`: interventions that start at the same block share a forward, and each is watched, since
   one that did not happen is an error;
-- `measure`: metrics are read a slice of predictions at a time.
+- `metric_reader`: metrics are read a slice of predictions at a time.
 
-`reading` reads attention under an edit, `screening` guesses effects from gradients, and `journal`
+`read` reads attention under an edit, `screening` guesses effects from gradients, and `resume`
 keeps finished work on disk.
 
 How many prompts and interventions a forward holds follows from shapes alone, so that the same
@@ -20,16 +20,16 @@ command gives the same bytes (`sizes`).
 """
 
 from .code import code_digest as code_digest
-from .journal import kept as kept
-from .journal import section as section
-from .own_hooks import has_own_hooks as has_own_hooks
+from .evaluate import Evaluation as Evaluation
+from .evaluate import evaluate as evaluate
 from .progress import announce as announce
 from .progress import progress_bar as progress_bar
 from .progress import show_progress as show_progress
-from .reading import Reading as Reading
-from .reading import finished_or as finished_or
-from .reading import read_under as read_under
-from .run import Evaluation as Evaluation
-from .run import evaluate as evaluate
+from .read import Reading as Reading
+from .read import finished_or as finished_or
+from .read import read_under as read_under
+from .resume import kept as kept
+from .resume import section as section
 from .shortcuts import shortcuts as shortcuts
 from .sizes import default_memory as default_memory
+from .user_hooks import has_own_hooks as has_own_hooks

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.protocol import HookedModel
-from ..probes.entries import Entries, stream_hook
+from ..probes.stream_entries import Entries, stream_hook
 from .intervention import FwdHooks, HookFunction, Intervention
 
 

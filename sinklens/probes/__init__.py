@@ -5,22 +5,22 @@ A probe has `fwd_hooks` for `model.run_with_hooks`, `compute()` for what it has 
 """
 
 from .base import Probe as Probe
-from .directions import ChannelShares as ChannelShares
-from .directions import GatedReads as GatedReads
-from .entries import Entries as Entries
-from .entries import StreamEntries as StreamEntries
-from .gaps import LogitGaps as LogitGaps
+from .channel_energy import ChannelShares as ChannelShares
+from .channel_energy import GatedReads as GatedReads
 from .heads import HeadMeans as HeadMeans
 from .heads import HeadOutputs as HeadOutputs
 from .heads import SinkReads as SinkReads
 from .norms import ResidualNorms as ResidualNorms
 from .norms import ValueNorms as ValueNorms
 from .positions import PositionValues as PositionValues
+from .residual_trace import Criterion as Criterion
+from .residual_trace import PeakTrace as PeakTrace
+from .residual_trace import PositionPeaks as PositionPeaks
+from .residual_trace import Written as Written
+from .sink_logit import LogitGaps as LogitGaps
 from .sinks import KeyMass as KeyMass
 from .sinks import SinkScores as SinkScores
 from .sinks import sink_scores as sink_scores
 from .spikes import ResidualPeaks as ResidualPeaks
-from .sub_blocks import Criterion as Criterion
-from .sub_blocks import PeakTrace as PeakTrace
-from .sub_blocks import PositionPeaks as PositionPeaks
-from .sub_blocks import Written as Written
+from .stream_entries import Entries as Entries
+from .stream_entries import StreamEntries as StreamEntries

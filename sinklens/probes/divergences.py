@@ -1,6 +1,6 @@
 """How far heads are from their mean without the sink columns, beside other columns.
 
-The measure is that of `sinklens.head_divergence`, in nats; it is read layer by layer, and patterns
+The measure is that of `functional.divergence`, in nats; it is read layer by layer, and patterns
 are forgotten at once. Sink columns are taken out, and as many others in their place: random ones,
 and ones near the sinks, since early columns of a causal pattern can hold more weight.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
-from ..head_divergence import columns_nearby, head_divergence, sink_columns
+from ..functional.divergence import columns_nearby, head_divergence, sink_columns
 from ..models.capabilities import hook_name
 from .base import Gathered
 from .patterns import PatternReader

@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..attention_graphs import permute_rows, uniform_attention, visible_keys
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..core.seeds import content_seed
+from ..functional.graphs import permute_rows, uniform_attention, visible_keys
 from ..models.capabilities import Capabilities, hook_name
 from .base import Gathered
 

@@ -27,8 +27,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..attention_graphs import permute_rows
 from ..core.protocol import HookedModel
+from ..functional.graphs import permute_rows
 from ..models.capabilities import hook_name
 from .base import Gathered
 from .patterns import ATTENTION, ROW_PERMUTED, UNIFORM, PatternReader

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from ..engine.run import Evaluation
+from ..engine.evaluate import Evaluation
 from ..hooks.intervention import Intervention
 from ..metrics import Metric
 from ..stats.effects import Row, Values, paired_row, with_q_values

@@ -22,7 +22,7 @@ from ..engine import announce
 from ..engine.screening import FORWARDS, estimate, shared_gradients
 from ..metrics import LogitMetric, Metric
 from ..models.prompts import Prompts
-from ..results import Array
+from ..results.result import Array
 from ..stats.effects import EffectSize
 from .compare import Comparison
 from .registry import ExperimentConfig

@@ -28,8 +28,8 @@ from ..metrics import resolve_metrics
 from ..models import require_eval_mode
 from ..models.prompts import Prompts
 from ..models.prompts import prompts as make_prompts
-from ..plots import FIGURES
-from ..results import LONGEST_SUMMARY, ExperimentResult, identity
+from ..results.figures import FIGURES
+from ..results.result import LONGEST_SUMMARY, ExperimentResult, identity
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

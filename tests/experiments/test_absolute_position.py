@@ -24,21 +24,21 @@ from typer.testing import CliRunner
 import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
-from sinklens.experiments import position_edits
-from sinklens.experiments.absolute_position import AbsolutePositionConfig, plot
-from sinklens.experiments.first_token import centroid_accuracy, variance_ratio
-from sinklens.experiments.position_components import (
+from sinklens.experiments.position import _edits as position_edits
+from sinklens.experiments.position._components import (
     CausalMask,
     Components,
     by_prompt,
     versions_of_products,
 )
-from sinklens.experiments.position_edits import FORMS, KEYS, PairSets, above_null
-from sinklens.experiments.position_masks import shuffled_orders
+from sinklens.experiments.position._edits import FORMS, KEYS, PairSets, above_null
+from sinklens.experiments.position._fingerprint import centroid_accuracy, variance_ratio
+from sinklens.experiments.position._masks import shuffled_orders
+from sinklens.experiments.position.absolute_position import AbsolutePositionConfig, plot
 from sinklens.models.prompts import Prompts, random_prompts
+from sinklens.probes.log_split import LogSplit, SinkReadouts
 from sinklens.probes.logits import DiagonalShift, LogitForms, LogitSums, PairBasis, PairSet
-from sinklens.probes.split import LogSplit, SinkReadouts
-from sinklens.results import ExperimentResult
+from sinklens.results.result import ExperimentResult
 from sinklens.zoo.constructed import ConstructedSink, constructed_sink
 from tests import families
 from tests.reference.plain_logits import Plain

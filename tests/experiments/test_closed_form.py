@@ -25,7 +25,7 @@ import sinklens
 from sinklens.hooks import patch_position0, replace_bos_embedding
 from sinklens.hooks.matching import derangement
 from sinklens.models.prompts import Prompts, random_prompts, repeated_prompts
-from sinklens.results import ExperimentResult
+from sinklens.results.result import ExperimentResult
 from sinklens.stats.effects import EffectSize
 from sinklens.zoo.constructed import (
     BOS,

@@ -326,9 +326,9 @@ def test_an_equal_change_goes_to_other_channels_of_the_same_positions(
     model: Any, prompts: Prompts
 ) -> None:
     """Its norm at each position is that of the treatment, channel 7 stays."""
-    from sinklens.experiments.massive_activations import MassiveActivationsConfig
-    from sinklens.experiments.spike_edits import SpikeEdits
-    from sinklens.probes.entries import EntryValues
+    from sinklens.experiments.spikes._edits import SpikeEdits
+    from sinklens.experiments.spikes.massive_activations import MassiveActivationsConfig
+    from sinklens.probes.stream_entries import EntryValues
 
     entries = Entries(*(torch.tensor(x) for x in ([0, 0, 1], [0, 3, 2], [7, 7, 9])), torch.ones(3))
     values = EntryValues(entries, [], torch.zeros(2, WIDTH), torch.ones(2))

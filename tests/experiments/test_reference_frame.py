@@ -20,7 +20,11 @@ from typer.testing import CliRunner
 
 import sinklens
 from sinklens import SinklensError
-from sinklens.attention_graphs import (
+from sinklens.cli import app
+from sinklens.experiments.geometry._published import published_reduction
+from sinklens.functional.divergence import columns_nearby, head_divergence, sink_columns
+from sinklens.functional.frames import frame_metrics
+from sinklens.functional.graphs import (
     graph_metrics,
     permute_rows,
     singular_values,
@@ -29,12 +33,8 @@ from sinklens.attention_graphs import (
     uniform_attention,
     visible_keys,
 )
-from sinklens.cli import app
-from sinklens.experiments.frame_published import published_reduction
-from sinklens.frames import frame_metrics
-from sinklens.head_divergence import columns_nearby, head_divergence, sink_columns
+from sinklens.functional.persistence import persistence
 from sinklens.models.prompts import random_prompts
-from sinklens.persistence import persistence
 from sinklens.probes import patterns
 from sinklens.probes.patterns import PatternReader
 from sinklens.probes.reference_points import reference_points

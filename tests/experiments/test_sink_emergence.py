@@ -21,16 +21,16 @@ import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
 from sinklens.core.errors import UsageError
-from sinklens.experiments.checkpoints import _number_in
-from sinklens.experiments.emergence_traits import (
+from sinklens.experiments.training._checkpoints import _number_in
+from sinklens.experiments.training._onsets import onset, onset_values
+from sinklens.experiments.training._traits import (
     TRAITS,
     Trait,
     largest_column,
     read_traits,
     with_others,
 )
-from sinklens.experiments.onsets import onset, onset_values
-from sinklens.experiments.sink_emergence import SinkEmergenceConfig
+from sinklens.experiments.training.sink_emergence import SinkEmergenceConfig
 from sinklens.hooks.matching import control_positions
 from sinklens.models import weights_hash
 from sinklens.models.prompts import Prompts

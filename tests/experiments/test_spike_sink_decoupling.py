@@ -18,13 +18,8 @@ from typer.testing import CliRunner
 import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
-from sinklens.experiments.spike_nature import mean_cosine
-from sinklens.hooks import ablate_heads, patch_position0, together
-from sinklens.metrics import ProbeMetric
-from sinklens.models import weights_hash
-from sinklens.models.prompts import Prompts, random_prompts
-from sinklens.probes import ChannelShares, LogitGaps
-from sinklens.quadratic_form import (
+from sinklens.experiments.spikes._mechanism import mean_cosine
+from sinklens.functional.quadratic_form import (
     GatedWeights,
     channel_norms,
     gated_weights,
@@ -32,6 +27,11 @@ from sinklens.quadratic_form import (
     quadratic_form,
     symmetric_norm,
 )
+from sinklens.hooks import ablate_heads, patch_position0, together
+from sinklens.metrics import ProbeMetric
+from sinklens.models import weights_hash
+from sinklens.models.prompts import Prompts, random_prompts
+from sinklens.probes import ChannelShares, LogitGaps
 from sinklens.zoo import folder
 from sinklens.zoo.constructed import ConstructedSink, constructed_sink
 from tests import families

@@ -1,0 +1,140 @@
+"""The default battery: `diagnose` runs four experiments and writes one page.
+
+16 prompts of 64 tokens, `draws=3`: the sink profile on its four inputs; BOS replaced by the mean,
+by zero and by random tokens; all sink heads ablated by mean and by dropping their edge; position 0
+patched with another token's residual at six evenly spaced layers. At most 60 forwards of the batch.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from .core.errors import SinklensError, UsageError
+from .core.protocol import HookedModel
+from .engine import show_progress
+from .models import load, origin
+from .models.capabilities import check
+from .models.prompts import Prompts
+from .models.prompts import prompts as make_prompts
+from .results.result import Diagnosis, ExperimentResult
+from .runner.comparison import sentence
+from .runner.registry import run
+from .stats.effects import is_significant
+
+SHARED = ("draws", "seed", "progress", "batch_size", "memory")
+N_PROMPTS, LENGTH, DRAWS, PATCHED_LAYERS = 16, 64, 3, 6
+
+
+def diagnose(
+    model: HookedModel | str | Any, prompts: Prompts | None = None, **settings: Any
+) -> Diagnosis:
+    """Which sinks a model has, what holds them up and what removing them does, on one page.
+
+    Args:
+        model: A bridge, or anything that `sinklens.load` takes.
+        prompts: What to run on; by default 16 windows of 64 tokens of the shipped corpus.
+        **settings: Settings that all experiments share (`draws`, `seed`, `batch_size`,
+            `progress`, ...).
+
+    Raises:
+        SinklensError: The model or the prompts cannot be used.
+    """
+    for name in settings:
+        if name not in SHARED:
+            raise UsageError(f"diagnose takes {', '.join(SHARED)}; {name} is for sinklens.run")
+    bridge: Any = model if hasattr(model, "hook_dict") else load(model)
+    if prompts is None:
+        prompts = make_prompts(bridge, n=N_PROMPTS, length=LENGTH)
+    shared: dict[str, Any] = {"draws": DRAWS, **settings}
+    last = check(bridge).n_layers - 1
+    layers = sorted({int(layer) for layer in np.linspace(0, last, PATCHED_LAYERS).round()})
+    battery: dict[str, dict[str, Any]] = {
+        "sink_profile": {},
+        "bos_replacement": {"conditions": ("mean", "zero", "random_token")},
+        "sink_head_ablation": {"conditions": ("mean", "drop_edge")},
+        "position0_patching": {"conditions": ("other_token:residual",), "layers": layers},
+    }
+    results: dict[str, ExperimentResult] = {}
+    refused: dict[str, str] = {}
+    for name, own in battery.items():
+        if show_progress(settings.get("progress")):
+            print(name, file=sys.stderr)
+        try:
+            results[name] = run(name, bridge, prompts, **shared, **own)
+        except SinklensError as error:
+            if name == "sink_profile":
+                raise
+            refused[name] = str(error)
+    return Diagnosis(results, _findings(bridge, prompts, results, refused))
+
+
+def _findings(
+    model: HookedModel,
+    prompts: Prompts,
+    results: dict[str, ExperimentResult],
+    refused: dict[str, str],
+) -> list[str]:
+    """The page: what was run, the sinks, what mattered and what did not, and what to beware of."""
+    capabilities = check(model)
+    bos = "with" if prompts.bos else "without"
+    lines = [
+        f"{origin(model).name}: {capabilities.n_layers} layers of {capabilities.n_heads} heads, "
+        f"{len(prompts)} prompts of {prompts.length} tokens {bos} BOS from {prompts.source}.",
+        "",
+        "Sinks",
+        *(f"  {line}" for line in results["sink_profile"].summary),
+    ]
+    for title, name, what in (
+        ("What holds them up: the BOS embedding", "bos_replacement", "Replacing BOS by"),
+        ("What they do: sink heads and their edge", "sink_head_ablation", "Ablating by"),
+        ("Where position 0 matters", "position0_patching", "Patching"),
+    ):
+        lines += ["", title]
+        if name in refused:
+            lines.append(f"  Not run: {refused[name]}")
+            continue
+        lines += [f"  {line}" for line in _causal(results[name], what)]
+    lines += ["", "Notes"]
+    seen = dict.fromkeys(note for result in results.values() for note in result.notes()[1:])
+    lines += [f"  {note}" for note in seen]
+    lines.append(
+        "  Intervals are 95 %, over prompts. A row is told apart from its control "
+        "by a sign-flip test of the paired differences, q at most 0.05."
+    )
+    return lines
+
+
+def _causal(result: ExperimentResult, what: str) -> list[str]:
+    """Each row's loss and sink mass, those told apart from their control first."""
+    lines = []
+    if result.experiment == "sink_head_ablation":
+        lines.append(result.summary[0])
+    metrics = [
+        metric
+        for metric in ("loss", "kl", "sink_mass")
+        if any(e.metric == metric for e in result.effects)
+    ]
+    if "loss" in metrics and "kl" in metrics:
+        metrics.remove("kl")
+    told_apart: list[str] = []
+    other: list[str] = []
+    for treatment in result.effects:
+        if treatment.kind != "treatment" or treatment.metric not in metrics:
+            continue
+        contrast = next(
+            (
+                e
+                for e in result.effects
+                if e.kind == "contrast"
+                and (e.metric, e.condition, e.layer)
+                == (treatment.metric, treatment.condition, treatment.layer)
+            ),
+            None,
+        )
+        target = told_apart if contrast is not None and is_significant(contrast) else other
+        star = " *" if treatment.condition in result.settings["footnotes"] else ""
+        target.append(sentence(what, treatment, contrast) + star)
+    return lines + told_apart + other

@@ -1,0 +1,310 @@
+"""The loop over prompts and interventions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..core.errors import SinklensError, UsageError
+from ..core.protocol import HookedModel
+from ..hooks.intervention import Intervention
+from ..metrics import Metric, resolve_metrics
+from ..models import origin, require_eval_mode
+from ..models.prompts import Prompts
+from ..probes import Probe
+from ..probes.base import Sliceable
+from .attention import in_slices, without_patterns
+from .bridges import block_of, bridges_by_block
+from .forward import Attention, Outcome, forward, repeat_output
+from .metric_reader import Measure
+from .progress import progress_bar
+from .resume import Call, current_call
+from .shortcuts import NO_SHORTCUTS, is_before_unembedding, is_free_of, shortcuts
+from .sizes import Sizes, choose_sizes
+from .user_hooks import has_own_hooks
+from .verify import CannotShareError, Watch, shared_hooks
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured.
+
+    Attributes:
+        metrics: The metrics, in the order of the middle axis.
+        values: In the edited run.
+        baselines: In the clean run, at the positions that count for the intervention.
+        clean: In the clean run, at positions >= 1.
+        probes: What each of `probes` computed on the clean run.
+        fired: How often the hooks of each intervention fired.
+        forwards: Forwards of a batch, one a batch and intervention, however they were run.
+        shortcuts: What was spared: `prefix`, `unembedding`, `patterns` (of whole layers),
+            `bridges` (in blocks without a hook).
+    """
+
+    metrics: list[Metric]
+    values: Float[Tensor, "intervention metric prompt"]
+    baselines: Float[Tensor, "intervention metric prompt"]
+    clean: Float[Tensor, "metric prompt"]
+    probes: list[Any]
+    fired: list[int]
+    forwards: int
+    shortcuts: dict[str, bool] = field(default_factory=dict)
+
+
+def evaluate(
+    model: HookedModel,
+    prompts: Prompts,
+    interventions: Sequence[Intervention],
+    metrics: Sequence[str | Metric | Callable[..., Tensor]],
+    *,
+    probes: Sequence[Probe] = (),
+    batch_size: int | None = None,
+    progress: bool | None = None,
+    memory: int | None = None,
+    positions: Sequence[int] | None = None,
+) -> Evaluation:
+    """Measure every intervention on every prompt.
+
+    Args:
+        model: In eval mode; it comes back as it was.
+        prompts: The prompts.
+        interventions: What to do. Those that start at the same block share forwards.
+        metrics: Names, `Metric`s or functions; may be empty if there are no interventions.
+        probes: Read on the clean run only.
+        batch_size: Prompts in a forward; by default as many as `memory` allows, on a CPU fewer.
+        progress: Whether to show a bar; None shows one in a terminal or a notebook.
+        memory: Bytes for what a forward holds; by default 1 GiB, or a quarter of all there is.
+        positions: Count only predictions at these positions; logits are computed only there.
+
+    Raises:
+        SinklensError: A hook did not fire or changed nothing, a hook name is unknown, the model is
+            in train mode, or its output is not finite.
+        UsageError: There is no such position, or a size is below 1.
+    """
+    require_eval_mode(model)
+    # Runs that only read probes have no predictions to count.
+    _require_fitting(model, prompts, positions if metrics else None)
+    resolved = resolve_metrics(metrics) if metrics or interventions else []
+    watches = [Watch(model, intervention) for intervention in interventions]
+    starts = {watch.first_layer for watch in watches} - {0}
+    call = current_call()
+    sizes = choose_sizes(
+        model,
+        len(prompts),
+        prompts.length,
+        batch_size=batch_size,
+        memory=memory,
+        starts=len(starts),
+    )
+    measure = Measure(
+        model, prompts, resolved, positions, rows=sizes.rows, memory=sizes.memory // 2
+    )
+    for probe in probes:
+        probe.reset()
+    batches = torch.arange(len(prompts)).split(sizes.prompts)
+    forwards = len(batches) * (1 + len(interventions))
+    sweep = _Sweep(model, prompts, watches, measure, sizes, probes)
+    values, baselines, clean = [], [], []
+    with torch.no_grad(), progress_bar(forwards, progress) as advance:
+        for batch, index in enumerate(batches):
+            sweep.run_clean(index)
+            clean.append(measure.clean(0))
+            advance(1)
+            rows: list[Tensor] = [torch.empty(0)] * len(watches)
+            for group in sweep.groups():
+                edits = {number: watches[number] for number in group}
+                results = _finished(call, batch, edits, index)
+                if results is None:
+                    results = sweep.run_group(list(edits.values()))
+                    _keep(call, batch, edits, index, results)
+                for number, result in zip(group, results, strict=True):
+                    rows[number] = result
+                advance(len(group))
+            if rows:
+                at = {p: measure.clean(p) for p in {w.intervention.position for w in watches}}
+                values.append(torch.stack(rows))
+                baselines.append(torch.stack([at[w.intervention.position] for w in watches]))
+    for watch in watches:
+        watch.verify()
+    empty = torch.zeros(0, len(resolved), len(prompts))
+    return Evaluation(
+        metrics=resolved,
+        values=torch.cat(values, -1) if values else empty,
+        baselines=torch.cat(baselines, -1) if baselines else empty,
+        clean=torch.cat(clean, -1),
+        probes=[probe.compute() for probe in probes],
+        fired=[sum(watch.fired) for watch in watches],
+        forwards=forwards,
+        shortcuts=sweep.used(),
+    )
+
+
+class _Sweep:
+    """Runs one batch of prompts after another, clean and edited."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: Prompts,
+        watches: Sequence[Watch],
+        measure: Measure,
+        sizes: Sizes,
+        probes: Sequence[Probe],
+    ) -> None:
+        self._model, self._prompts, self._measure = model, prompts, measure
+        self._watches = watches
+        own = has_own_hooks(model)  # which may count on the batch, and must not act twice
+        self._allowed = NO_SHORTCUTS if own else shortcuts(model)
+        self._from_blocks = self._allowed.prefix and measure.resumable
+        self._starts = [w.first_layer if self._from_blocks else 0 for w in watches]
+        shared = measure.resumable and not own
+        self._together = sizes.interventions if shared else 1
+        self._reading = [hook for probe in probes for hook in probe.fwd_hooks]
+        self._attention = self._how_to_attend(probes, sizes)
+        passing = self._allowed.bridges and self._attention is without_patterns
+        self._bridges = bridges_by_block(model) if passing else ()
+        self._rows = self._allowed.unembedding and is_before_unembedding(model, self._names())
+        self._index = torch.zeros(0, dtype=torch.long)
+        self._kept: dict[int, Any] = {}
+
+    def _names(self) -> list[Any]:
+        """Every hook point that something is attached to."""
+        hooks = [*self._reading, *self._measure.hooks(clean=True)]
+        return [*(name for name, _ in hooks), *(n for watch in self._watches for n in watch.names)]
+
+    def _how_to_attend(self, probes: Sequence[Probe], sizes: Sizes) -> Attention | None:
+        """Without patterns, in slices where probes only read large ones, else as usual."""
+        sites, sliced = self._allowed.sites, self._allowed.sliced_sites
+        if sites and is_free_of(self._model, sites, self._names()):
+            return without_patterns
+        queries = sizes.queries
+        if self._watches or queries >= self._prompts.length or not self._allowed.slices:
+            return None
+        sliceable = [probe for probe in probes if isinstance(probe, Sliceable)]
+        hooks = [h for p in probes if not isinstance(p, Sliceable) for h in p.fwd_hooks]
+        names = [name for name, _ in [*hooks, *self._measure.hooks(clean=True)]]
+        if not is_free_of(self._model, sliced, names):
+            return None
+        self._reading = hooks
+        readers = [probe.read_queries for probe in sliceable]
+        return partial(in_slices, readers=readers, queries=queries)
+
+    def used(self) -> dict[str, bool]:
+        """What was spared."""
+        return {
+            "prefix": self._from_blocks,
+            "unembedding": self._rows,
+            "patterns": self._attention is not None,
+            "bridges": self._passes_bridges(),
+        }
+
+    def _passes_bridges(self) -> bool:
+        """Whether some block has no hook in some run."""
+        hooks = [*self._reading, *self._measure.hooks(clean=True)]
+        always = {block_of(name) for name, _ in hooks}
+        return any(block not in always for block in range(len(self._bridges)))
+
+    def run_clean(self, index: Int[Tensor, " batch"]) -> None:
+        """The clean run of a batch."""
+        self._index = index
+        self._kept = {}  # before those of this batch are there
+        keep = {start - 1 for start in self._starts if start}
+        hooks = [*self._reading, *self._measure.hooks(clean=True)]
+        outcome = self._forward(self._prompts.tokens[index], hooks, keep=keep)
+        self._kept = outcome.kept
+        if not bool(torch.isfinite(outcome.last).all()):
+            raise SinklensError(
+                f"{origin(self._model).name} gives NaN or infinite activations in the clean run; "
+                "its weights or its dtype cannot carry this"
+            )
+        self._measure.start(index, outcome)
+
+    def groups(self) -> Iterator[list[int]]:
+        """Numbers of interventions that share a forward."""
+        for start in sorted(set(self._starts)):
+            same = [number for number, other in enumerate(self._starts) if other == start]
+            for first in range(0, len(same), self._together):
+                yield same[first : first + self._together]
+
+    def run_group(self, watches: Sequence[Watch]) -> Float[Tensor, "intervention metric batch"]:
+        """Interventions of the same first block, together if their hooks allow it."""
+        before = [list(watch.fired) for watch in watches]
+        try:
+            return self._run_together(watches)
+        except CannotShareError:
+            for watch, fired in zip(watches, before, strict=True):
+                watch.fired = fired
+            return torch.cat([self._run_together([watch]) for watch in watches])
+
+    def _run_together(self, watches: Sequence[Watch]) -> Float[Tensor, "intervention metric batch"]:
+        start = watches[0].first_layer if self._from_blocks else 0
+        times = len(watches)
+        outcome = self._forward(
+            self._prompts.tokens[self._index].repeat(times, 1),
+            [*shared_hooks(watches, self._index), *self._measure.hooks(clean=False)],
+            start=start,
+            below=repeat_output(self._kept[start - 1], times) if start else None,
+        )
+        return self._measure.edited(outcome, [watch.intervention for watch in watches])
+
+    def _forward(self, tokens: Int[Tensor, "batch pos"], hooks: Any, **how: Any) -> Outcome:
+        try:
+            tokens = tokens.to(self._model.cfg.device)
+            how |= {"attention": self._attention, "bridges": self._bridges}
+            how |= {"rows": self._rows, "tuple_length": self._allowed.tuple_length}
+            return forward(self._model, tokens, hooks, **how)
+        except IndexError as error:
+            context = self._model.cfg.n_ctx
+            if self._prompts.length <= context:
+                raise
+            raise SinklensError(
+                f"prompts of {self._prompts.length} tokens are longer than the context of "
+                f"{origin(self._model).name}, {context}; use shorter ones (--length)"
+            ) from error
+
+
+def _keep(
+    call: Call, batch: int, group: Mapping[int, Watch], index: Tensor, results: Tensor
+) -> None:
+    """Keep a finished group on disk, where there is a folder for it."""
+    tensors = {"values": results}
+    for number, watch in group.items():
+        tensors[f"watch{number}"] = torch.tensor([int(watch.changed), *watch.fired])
+    call.store(batch, _group_name(group, index), tensors)
+
+
+def _group_name(group: Mapping[int, Watch], index: Tensor) -> str:
+    """A name that tells which interventions a group holds and on which prompts."""
+    said = [watch.identity for watch in group.values()]
+    digest = hashlib.sha256(repr((said, index.tolist())).encode()).hexdigest()[:12]
+    return f"{min(group)}-{max(group)}-{digest}"
+
+
+def _finished(
+    call: Call, batch: int, group: Mapping[int, Watch], index: Tensor
+) -> Float[Tensor, "intervention metric batch"] | None:
+    """A group that an earlier run finished, its watches as they were after it."""
+    tensors = call.load(batch, _group_name(group, index))
+    if tensors is None or not {"values", *(f"watch{number}" for number in group)} <= set(tensors):
+        return None
+    for number, watch in group.items():
+        changed, *fired = tensors[f"watch{number}"].tolist()
+        watch.changed, watch.fired = bool(changed), fired
+    return tensors["values"]
+
+
+def _require_fitting(model: HookedModel, prompts: Prompts, positions: Sequence[int] | None) -> None:
+    """Refuse tokens that the model does not know and positions that prompts do not have."""
+    largest, size = int(prompts.tokens.max()), int(model.cfg.d_vocab)
+    if largest >= size or int(prompts.tokens.min()) < 0:
+        raise UsageError(f"token {largest} is outside the vocabulary of {size}")
+    wrong = [p for p in positions or () if not 0 <= p < prompts.length]
+    if wrong:
+        raise UsageError(f"there is no position {wrong[0]} in prompts of {prompts.length} tokens")

@@ -1,0 +1,1 @@
+"""Reference frames: the anchors that attention spans."""

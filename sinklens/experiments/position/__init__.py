@@ -1,0 +1,1 @@
+"""Absolute position: what attention knows of it, and from where."""

@@ -1,0 +1,1 @@
+"""Sinks: where they are and what the model loses without them."""

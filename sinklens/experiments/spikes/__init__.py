@@ -1,0 +1,1 @@
+"""Massive activations and their relation to sinks."""

@@ -1,0 +1,1 @@
+"""Training: when sinks, spikes and frames appear."""

@@ -1,0 +1,131 @@
+"""Single entries of the residual stream entering a block: the massive ones, and ordinary ones.
+
+What interventions on spikes write to, as explicit lists of (prompt, position, channel): the entries
+that meet a `Criterion`, and for a control as many entries of each prompt whose size is nearest to
+the median of its entries. Draw 0 takes the nearest, draw 1 the next nearest, so that no draw
+depends on the order of prompts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..core.protocol import HookedModel
+from ..models.capabilities import hook_name
+from .residual_trace import Criterion
+
+
+class Entries(NamedTuple):
+    """Some entries of the stream of some prompts, and their values."""
+
+    prompt: Int[Tensor, " entry"]
+    position: Int[Tensor, " entry"]
+    channel: Int[Tensor, " entry"]
+    value: Float[Tensor, " entry"]
+
+    def part(self, chosen: Bool[Tensor, " entry"]) -> Entries:
+        """Those that are chosen."""
+        return Entries(*(field[chosen] for field in self))
+
+
+class EntryValues(NamedTuple):
+    """What `StreamEntries` computes.
+
+    Attributes:
+        massive: The entries that meet the criterion.
+        ordinary: For each draw as many entries of median size, prompt by prompt.
+        means: The mean of every channel at position 0, and over later positions.
+        median: The median size of each prompt's entries.
+    """
+
+    massive: Entries
+    ordinary: list[Entries]
+    means: Float[Tensor, "2 channel"]
+    median: Float[Tensor, " prompt"]
+
+
+def stream_hook(model: HookedModel, layer: int) -> str:
+    """The hook of the stream that enters block `layer`, or with L blocks and L leaves the last."""
+    last = int(model.cfg.n_layers) - 1
+    return hook_name("residual", layer) if layer <= last else hook_name("resid_post", last)
+
+
+class StreamEntries:
+    """The massive entries of a stream and as many ordinary ones."""
+
+    def __init__(
+        self, model: HookedModel, layer: int, criterion: Criterion, *, draws: int = 0
+    ) -> None:
+        """Read the stream that enters block `layer` (leaves the last, for the number of blocks).
+
+        Args:
+            model: The model.
+            layer: Where.
+            criterion: Which entries are massive.
+            draws: How many draws of ordinary entries.
+        """
+        self._criterion, self._draws = criterion, draws
+        self._sums, self._counts = torch.zeros(2, 1, dtype=torch.float64), torch.zeros(2, 1)
+        self.fwd_hooks: list[tuple[str, Any]] = [(stream_hook(model, layer), self._read)]
+        self.reset()
+
+    def _read(self, stream: Float[Tensor, "batch pos channel"], hook: Any) -> None:
+        stream = stream.detach().float().cpu()
+        massive = self._criterion.holds(stream)
+        self._medians.append(stream.abs().flatten(1).median(1).values)
+        self._massive.append(_listed(stream, massive.nonzero(), self._prompts))
+        for draw in range(self._draws):
+            where = [_ordinary(row, mask, draw) for row, mask in zip(stream, massive, strict=True)]
+            index = torch.cat(
+                [torch.cat([torch.full((len(w), 1), row), w], 1) for row, w in enumerate(where)]
+            )
+            self._ordinary[draw].append(_listed(stream, index, self._prompts))
+        apart = [stream[:, :1], stream[:, 1:]]
+        self._sums = self._sums + torch.stack([part.double().sum((0, 1)) for part in apart])
+        self._counts = self._counts + torch.tensor([[part[..., 0].numel()] for part in apart])
+        self._prompts += len(stream)
+
+    def compute(self) -> EntryValues:
+        """Of all prompts."""
+        return EntryValues(
+            _joined(self._massive),
+            [_joined(parts) for parts in self._ordinary],
+            (self._sums / self._counts.clamp(min=1)).float(),
+            torch.cat(self._medians),
+        )
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._prompts = 0
+        self._massive: list[Entries] = []
+        self._medians: list[Tensor] = []
+        self._ordinary: list[list[Entries]] = [[] for _ in range(self._draws)]
+        self._sums, self._counts = torch.zeros(2, 1, dtype=torch.float64), torch.zeros(2, 1)
+
+
+def _listed(stream: Tensor, index: Int[Tensor, "entry 3"], first: int) -> Entries:
+    """Entries at (row, position, channel), rows counted from prompt `first`."""
+    row, position, channel = index.T
+    return Entries(row + first, position, channel, stream[row, position, channel])
+
+
+def _ordinary(
+    stream: Float[Tensor, "pos channel"], massive: Bool[Tensor, "pos channel"], draw: int
+) -> Int[Tensor, "entry 2"]:
+    """As many entries of one prompt as are massive, the nearest to the median size."""
+    count = int(massive.sum())
+    size = stream.abs().flatten()
+    distance = (size - size.median()).abs().masked_fill(massive.flatten(), torch.inf)
+    available = len(size) - count
+    nearest = distance.topk(min((draw + 1) * count, available), largest=False).indices
+    chosen = nearest[-count:] if count else nearest[:0]
+    return torch.stack([chosen // stream.shape[1], chosen % stream.shape[1]], 1)
+
+
+def _joined(parts: list[Entries]) -> Entries:
+    """All batches."""
+    return Entries(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
