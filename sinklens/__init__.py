@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from .models.prompts import random_prompts as random_prompts
     from .models.prompts import repeated_prompts as repeated_prompts
     from .probes import sink_scores as sink_scores
-    from .results.result import Diagnosis as Diagnosis
+    from .results.diagnosis import Diagnosis as Diagnosis
     from .results.result import ExperimentResult as ExperimentResult
-    from .runner.registry import ExperimentConfig as ExperimentConfig
+    from .runner.config import ExperimentConfig as ExperimentConfig
     from .runner.registry import experiment as experiment
     from .runner.registry import run as run
     from .stats.effects import EffectSize as EffectSize
@@ -35,13 +35,13 @@ _HOMES = {
     "EffectSize": "stats.effects",
     "evaluate": "engine",
     "SinklensError": "core.errors",
-    "ExperimentConfig": "runner.registry",
+    "ExperimentConfig": "runner.config",
     "experiment": "runner.registry",
     "run": "runner.registry",
     "load": "models",
     "origin": "models",
     "sink_scores": "probes",
-    "Diagnosis": "results.result",
+    "Diagnosis": "results.diagnosis",
     "ExperimentResult": "results.result",
     "Prompts": "models.prompts",
     "prompts": "models.prompts",

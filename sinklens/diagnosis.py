@@ -19,8 +19,9 @@ from .models import load, origin
 from .models.capabilities import check
 from .models.prompts import Prompts
 from .models.prompts import prompts as make_prompts
-from .results.result import Diagnosis, ExperimentResult
-from .runner.comparison import sentence
+from .results.diagnosis import Diagnosis
+from .results.result import ExperimentResult
+from .results.wording import effect_sentence
 from .runner.registry import run
 from .stats.effects import is_significant
 
@@ -101,40 +102,23 @@ def _findings(
     seen = dict.fromkeys(note for result in results.values() for note in result.notes()[1:])
     lines += [f"  {note}" for note in seen]
     lines.append(
-        "  Intervals are 95 %, over prompts. A row is told apart from its control "
-        "by a sign-flip test of the paired differences, q at most 0.05."
+        "  Intervals are 95 %, over prompts. Differences from a control are tested by sign flips "
+        "of the paired differences, significant at q <= 0.05."
     )
     return lines
 
 
 def _causal(result: ExperimentResult, what: str) -> list[str]:
-    """Each row's loss and sink mass, those told apart from their control first."""
-    lines = []
-    if result.experiment == "sink_head_ablation":
-        lines.append(result.summary[0])
-    metrics = [
-        metric
-        for metric in ("loss", "kl", "sink_mass")
-        if any(e.metric == metric for e in result.effects)
-    ]
-    if "loss" in metrics and "kl" in metrics:
-        metrics.remove("kl")
-    told_apart: list[str] = []
-    other: list[str] = []
-    for treatment in result.effects:
-        if treatment.kind != "treatment" or treatment.metric not in metrics:
+    """Each row's loss and sink mass, those that differ from their control first."""
+    metrics = {row.metric for row in result.effects}
+    shown = ("loss" if "loss" in metrics else "kl", "sink_mass")
+    differing: list[str] = []
+    others: list[str] = []
+    for row in result.effects:
+        if row.kind != "treatment" or row.metric not in shown:
             continue
-        contrast = next(
-            (
-                e
-                for e in result.effects
-                if e.kind == "contrast"
-                and (e.metric, e.condition, e.layer)
-                == (treatment.metric, treatment.condition, treatment.layer)
-            ),
-            None,
-        )
-        target = told_apart if contrast is not None and is_significant(contrast) else other
-        star = " *" if treatment.condition in result.settings["footnotes"] else ""
-        target.append(sentence(what, treatment, contrast) + star)
-    return lines + told_apart + other
+        differs = any(is_significant(contrast) for _, contrast in result.references(row))
+        star = " *" if row.condition in result.settings["footnotes"] else ""
+        (differing if differs else others).append(effect_sentence(result, what, row) + star)
+    first = result.summary[:1] if result.experiment == "sink_head_ablation" else []
+    return [*first, *differing, *others]

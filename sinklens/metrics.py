@@ -34,6 +34,8 @@ from .probes.norms import NormValues
 from .probes.sinks import SinkScoreValues
 
 SINK_THRESHOLDS = {"gu": 0.3, "strict": 0.8}
+SINK_MASS = 0.3
+"""The sink mass above which a head is a sink head."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from scipy import stats
 
 from sinklens.stats.effects import (
     EffectSize,
-    hopeless_families,
     interval,
     paired_row,
     sign_flip_p,
     smallest_p,
+    underpowered_families,
     with_q_values,
 )
 from tests.benchmarks.calibration import simulate
@@ -89,9 +89,9 @@ def test_a_family_that_is_too_large_for_its_prompts_is_announced() -> None:
 
     assert smallest_p(8) == 2 / 2**8
     assert sign_flip_p(np.arange(1.0, 9.0)) == smallest_p(8)
-    assert hopeless_families(family(6, 8)) == []
-    assert len(hopeless_families(family(7, 8))) == 1
-    assert hopeless_families(family(7, 12)) == []
+    assert underpowered_families(family(6, 8)) == []
+    assert len(underpowered_families(family(7, 8))) == 1
+    assert underpowered_families(family(7, 12)) == []
 
 
 @pytest.mark.parametrize(("n_prompts", "repeats"), [(8, 1500), (16, 250)])

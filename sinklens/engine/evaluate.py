@@ -23,7 +23,7 @@ from ..probes.base import Sliceable
 from .attention import in_slices, without_patterns
 from .bridges import block_of, bridges_by_block
 from .forward import Attention, Outcome, forward, repeat_output
-from .metric_reader import Measure
+from .metric_reader import MetricReader
 from .progress import progress_bar
 from .resume import Call, current_call
 from .shortcuts import NO_SHORTCUTS, is_before_unembedding, is_free_of, shortcuts
@@ -103,7 +103,7 @@ def evaluate(
         memory=memory,
         starts=len(starts),
     )
-    measure = Measure(
+    measure = MetricReader(
         model, prompts, resolved, positions, rows=sizes.rows, memory=sizes.memory // 2
     )
     for probe in probes:
@@ -154,7 +154,7 @@ class _Sweep:
         model: HookedModel,
         prompts: Prompts,
         watches: Sequence[Watch],
-        measure: Measure,
+        measure: MetricReader,
         sizes: Sizes,
         probes: Sequence[Probe],
     ) -> None:

@@ -27,7 +27,7 @@ from .forward import Outcome
 CACHED_BYTES = 2**22  # of logits; on a CPU, KL took three times as long on rows of 64 MiB
 
 
-class Measure:
+class MetricReader:
     """Reads every metric of one batch of prompts, in the clean run and in edited ones."""
 
     def __init__(

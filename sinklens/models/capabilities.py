@@ -9,6 +9,7 @@ answer costs about as much as a few ordinary forwards; it is kept per model.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.errors import SinklensError
+from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
 from . import bos_token_id, ordinary_tokens, origin, require_eval_mode
 
@@ -84,13 +85,45 @@ class Capabilities:
         Raises:
             SinklensError: With the sites that do work, and `instead` if it is given.
         """
-        if not self.edits[site]:
-            works = ", ".join(name for name, possible in self.edits.items() if possible)
-            hook = hook_name(site, 0).replace("blocks.0", "blocks.*")
-            raise SinklensError(
-                f"{what} needs {hook} to take effect; on {self.architecture} an edit there does "
-                f"nothing. Edits of {works} do work.{' ' + instead if instead else ''}"
+        reason = self.refusal(site, what, instead)
+        if reason:
+            raise SinklensError(reason)
+
+    def refusal(self, site: str, what: str, instead: str = "") -> str:
+        """Why edits at `site` do nothing on this model, empty where they work."""
+        if self.edits[site]:
+            return ""
+        works = ", ".join(name for name, possible in self.edits.items() if possible)
+        hook = hook_name(site, 0).replace("blocks.0", "blocks.*")
+        return (
+            f"{what} needs {hook} to take effect; on {self.architecture} an edit there does "
+            f"nothing. Edits of {works} do work.{' ' + instead if instead else ''}"
+        )
+
+    def chosen_layers(self, asked: Sequence[int]) -> list[int]:
+        """The layers that were asked for, all of them if none was.
+
+        Raises:
+            UsageError: There is no such layer.
+        """
+        wrong = [layer for layer in asked if not 0 <= layer < self.n_layers]
+        if wrong:
+            raise UsageError(
+                f"there is no layer {wrong[0]}: this model has {self.n_layers}, from 0"
             )
+        return list(asked) or list(range(self.n_layers))
+
+    def visible_keys(self, length: int) -> list[int | None]:
+        """By layer how many keys a query sees in prompts of a length, None for all of them."""
+        return [None if w is None or w >= length else w for w in self.windows]
+
+    def layer_groups(self, length: int) -> list[tuple[str, list[int]]]:
+        """All layers, and where windows are shorter than the prompts, each kind apart."""
+        windows, layers = self.visible_keys(length), list(range(self.n_layers))
+        short = [layer for layer in layers if windows[layer] is not None]
+        full = [layer for layer in layers if layer not in short]
+        kinds = [(":full", full), (":window", short)] if short else []
+        return [("", layers), *((name, group) for name, group in kinds if group)]
 
     def key_value_head(self, head: int) -> int:
         """The key-value head that a query head reads."""

@@ -1,27 +1,23 @@
-"""Building blocks for figures (plotly), and the figure of a result.
+"""Figures as data: an experiment declares one, the result stores it, and it is drawn from there.
 
-An experiment may bring a figure of its own (`@experiment(plot=...)`); the default is a forest of
-effects with their intervals.
+A declaration names arrays and rows of the result; drawing (plotly) never imports an experiment. The
+default is a forest of effects with their intervals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float
-from torch import Tensor
-
-from ..core.labels import head_label
+from ..stats.effects import EffectSize
+from .record import Array, Record
+from .wording import place_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from ..stats.effects import EffectSize
-    from .result import Array, ExperimentResult
-
-FIGURES: dict[str, Callable[[ExperimentResult], Figure]] = {}
 COLOURS = {
     "treatment": "#0b5394",
     "control": "#999999",
@@ -32,15 +28,122 @@ COLOURS = {
 OFFSETS = {"treatment": 0.22, "contrast": -0.22}  # so that kinds do not hide each other
 
 
-def figure(result: ExperimentResult) -> Figure:
-    """The figure of a result: its experiment's own, else a forest."""
-    # A result that was loaded from disk may come before its experiment was ever imported.
-    import_module("sinklens.runner.registry").all_experiments()
-    return FIGURES.get(result.experiment, forest)(result)
-
-
-def forest(result: ExperimentResult) -> Figure:
+@dataclass(frozen=True)
+class Forest:
     """Effects with their 95 % intervals, one panel a metric."""
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A two-dimensional array of shares, its first axis upwards.
+
+    Attributes:
+        array: Its name.
+        title: What is shown; the model's name is added.
+        colour: What the colours stand for.
+        most: Where the colours end; None takes the largest value.
+    """
+
+    array: str
+    title: str
+    colour: str
+    most: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Arrays as curves over their first axis; a second axis gives several curves.
+
+    Attributes:
+        arrays: Names, or patterns such as `largest_column*`; what stands behind a colon names a
+            null, which is dotted.
+        title: What is shown; the model's name is added.
+        x: What the first axis is.
+        y: What the values are.
+        log: Whether the values have a logarithmic axis.
+        from_zero: Whether their axis starts at 0.
+    """
+
+    arrays: tuple[str, ...]
+    title: str
+    x: str
+    y: str
+    log: bool = False
+    from_zero: bool = False
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """Where two metrics are without an intervention and under each condition, with intervals.
+
+    Attributes:
+        across: The metric on the horizontal axis, which is logarithmic.
+        up: The other one.
+        conditions: In the order of drawing.
+    """
+
+    across: str
+    up: str
+    conditions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Two figures side by side."""
+
+    left: Heatmap
+    right: Lines
+
+
+Declared = Forest | Heatmap | Lines | Interaction | Panels
+KINDS: dict[str, Any] = {k.__name__: k for k in (Forest, Heatmap, Lines, Interaction)}
+
+
+def to_json(figure: Declared) -> dict[str, Any]:
+    """A declaration as `result.json` holds it."""
+    if isinstance(figure, Panels):
+        return {"kind": "Panels", "left": to_json(figure.left), "right": to_json(figure.right)}
+    return {"kind": type(figure).__name__, **asdict(figure)}
+
+
+def from_json(content: Mapping[str, Any]) -> Declared:
+    """What `to_json` made."""
+    fields = {name: value for name, value in content.items() if name != "kind"}
+    if content["kind"] == "Panels":
+        return Panels(*(from_json(fields[side]) for side in ("left", "right")))  # type: ignore[arg-type]
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    made: Declared = KINDS[content["kind"]](**{**fields, **lists})
+    return made
+
+
+def draw(figure: Declared, result: Record) -> Figure:
+    """The figure of a result; a forest where what it shows is not there."""
+    if any(not list(_matching(name, result)) for name in _arrays_of(figure)):
+        figure = Forest()
+    if isinstance(figure, Heatmap):
+        return _heatmap(figure, result)
+    if isinstance(figure, Lines):
+        return _lines(figure, result)
+    if isinstance(figure, Interaction):
+        return _interaction(figure, result)
+    return _panels(figure, result) if isinstance(figure, Panels) else _forest(result)
+
+
+def _arrays_of(figure: Declared) -> tuple[str, ...]:
+    """The arrays that a figure shows."""
+    if isinstance(figure, Panels):
+        return (*_arrays_of(figure.left), *_arrays_of(figure.right))
+    if isinstance(figure, Heatmap):
+        return (figure.array,)
+    return figure.arrays if isinstance(figure, Lines) else ()
+
+
+def _matching(pattern: str, result: Record) -> Iterator[tuple[str, Array]]:
+    """The arrays of a name or pattern."""
+    return ((n, array) for n, array in result.arrays.items() if fnmatchcase(n, pattern))
+
+
+def _forest(result: Record) -> Figure:
     from plotly.subplots import make_subplots
 
     metrics = list(dict.fromkeys(effect.metric for effect in result.effects))
@@ -67,63 +170,108 @@ def forest(result: ExperimentResult) -> Figure:
     return drawn
 
 
-def heatmap(array: Array, title: str, colour_title: str) -> Figure:
-    """A two-dimensional array of shares, its first axis upwards; the colours run from 0 to 1."""
+def _heatmap(figure: Heatmap, result: Record) -> Figure:
     from plotly import graph_objects
 
-    drawn = graph_objects.Figure(
-        graph_objects.Heatmap(
-            z=array.values.numpy(),
-            colorscale="Blues",
-            zmin=0,
-            zmax=1,
-            colorbar={"title": colour_title},
-        )
-    )
+    array = result.arrays[figure.array]
+    drawn = graph_objects.Figure(_cells(figure, array))
     rows, columns = array.values.shape
     drawn.update_layout(
-        title=title, template="simple_white", height=200 + 24 * rows, width=260 + 48 * columns
+        title=f"{figure.title}, {_source(result)}",
+        template="simple_white",
+        height=200 + 24 * rows,
+        width=260 + 48 * columns,
     )
     drawn.update_xaxes(title_text=array.dims[1], dtick=1 if columns <= 32 else None)
     drawn.update_yaxes(title_text=array.dims[0], dtick=1 if rows <= 32 else None)
     return drawn
 
 
-def lines(
-    curves: Mapping[str, Float[Tensor, " place"]],
-    places: Sequence[str],
-    *,
-    title: str,
-    x_title: str,
-    y_title: str,
-    log: bool = False,
-) -> Figure:
-    """Curves over named places, such as the stages of a model."""
+def _cells(figure: Heatmap, array: Array, **colour_bar: Any) -> Any:
+    """The coloured cells of an array."""
     from plotly import graph_objects
 
-    drawn = graph_objects.Figure(
-        [
-            graph_objects.Scatter(
-                x=list(places), y=values.tolist(), name=name, mode="lines+markers"
-            )
-            for name, values in curves.items()
-        ]
+    most = float(array.values.max()) if figure.most is None else figure.most
+    return graph_objects.Heatmap(
+        z=array.values.numpy(),
+        colorscale="Blues",
+        zmin=0,
+        zmax=most,
+        colorbar={"title": figure.colour, **colour_bar},
     )
-    drawn.update_layout(title=title, template="simple_white", height=440, width=900)
-    drawn.update_xaxes(title_text=x_title, nticks=24, type="category")
-    drawn.update_yaxes(title_text=y_title, type="log" if log else "linear", exponentformat="power")
+
+
+def _lines(figure: Lines, result: Record) -> Figure:
+    from plotly import graph_objects
+
+    drawn = graph_objects.Figure(list(_curves(figure, result)))
+    drawn.update_layout(
+        title=f"{figure.title}, {_source(result)}", template="simple_white", height=440, width=900
+    )
+    drawn.update_xaxes(title_text=figure.x, nticks=24, type="category")
+    drawn.update_yaxes(
+        title_text=figure.y,
+        type="log" if figure.log else "linear",
+        exponentformat="power",
+        rangemode="tozero" if figure.from_zero else "normal",
+    )
     return drawn
 
 
-def interaction(
-    result: ExperimentResult, across: str, up: str, conditions: Sequence[str]
-) -> Figure:
-    """Where two metrics are without an edit and under each condition, with 95 % intervals."""
+def _curves(figure: Lines, result: Record) -> Iterator[Any]:
+    """The curves of all arrays that a figure names."""
+    from plotly import graph_objects
+
+    for pattern in figure.arrays:
+        for name, array in _matching(pattern, result):
+            _, _, null = name.partition(":")
+            places = array.labels(array.dims[0])
+            columns = array.values[:, None] if array.values.ndim == 1 else array.values
+            several = array.values.ndim > 1
+            for number, values in enumerate(columns.T):
+                label = array.labels(array.dims[1])[number] if several else null or name
+                yield graph_objects.Scatter(
+                    x=places,
+                    y=values.tolist(),
+                    name=label.replace("_", " "),
+                    mode="lines+markers",
+                    line={"dash": "dot"} if null else {},
+                )
+
+
+def _panels(figure: Panels, result: Record) -> Figure:
+    from plotly.subplots import make_subplots
+
+    left, right = figure.left, figure.right
+    drawn = make_subplots(
+        rows=1,
+        cols=2,
+        column_widths=[0.55, 0.45],
+        subplot_titles=[left.title, right.title],
+        horizontal_spacing=0.16,
+    )
+    array = result.arrays[left.array]
+    drawn.add_trace(_cells(left, array, x=0.47), 1, 1)
+    for curve in _curves(right, result):
+        drawn.add_trace(curve, 1, 2)
+    drawn.update_xaxes(title_text=array.dims[1], row=1, col=1)
+    drawn.update_yaxes(title_text=array.dims[0], row=1, col=1)
+    drawn.update_xaxes(title_text=right.x, row=1, col=2)
+    drawn.update_yaxes(
+        title_text=right.y, rangemode="tozero" if right.from_zero else "normal", row=1, col=2
+    )
+    title = f"{result.experiment.replace('_', ' ').capitalize()}, {_source(result)}"
+    drawn.update_layout(title=title, template="simple_white", height=460, width=1100)
+    return drawn
+
+
+def _interaction(figure: Interaction, result: Record) -> Figure:
     from plotly import graph_objects
 
     rows = {(e.metric, e.condition): e for e in result.effects if e.kind == "treatment"}
     drawn = graph_objects.Figure()
-    ran = [c for c in conditions if (across, c) in rows and (up, c) in rows]
+    across, up = figure.across, figure.up
+    ran = [c for c in figure.conditions if (across, c) in rows and (up, c) in rows]
     places = {c: (rows[across, c].value, rows[up, c].value) for c in ran}
     if ran:
         clean = rows[across, ran[0]].baseline, rows[up, ran[0]].baseline
@@ -188,13 +336,9 @@ def _points(effects: list[EffectSize], kind: str, heights: dict[str, int], in_le
 
 
 def _label(effect: EffectSize) -> str:
-    if effect.layer is None:
-        return effect.condition
-    if effect.head is None:
-        return f"{effect.condition} L{effect.layer}"
-    return f"{effect.condition} {head_label((effect.layer, effect.head))}"
+    return f"{effect.condition} {place_of(effect)}".strip()
 
 
-def _source(result: ExperimentResult) -> str:
+def _source(result: Record) -> str:
     bos = "with" if result.provenance["bos"] else "without"
     return f"{result.provenance['model']['name']} {bos} BOS"

@@ -12,7 +12,7 @@ import hashlib
 import html
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,89 +24,33 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from ..core.errors import SinklensError, UsageError
-from ..core.labels import head_label
+from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..core.storage import json_bytes, read_json, require_free, write_files
 from ..models import origin, weights_hash
 from ..models.prompts import Prompts
-from ..stats.effects import EffectSize, Row, hopeless_families
+from ..stats.effects import EffectSize, Row, underpowered_families
+from .figures import draw, from_json
+from .record import Array, Record
+from .schema1 import from_schema1
+from .table import table_of
+from .wording import measures_in
 
-SCHEMA = 1
-LONGEST_SUMMARY = 12
+SCHEMA = 2
 TABLE_STYLE = "<style>.sinklens td, .sinklens th {white-space: nowrap; text-align: left}</style>"
 
 
 @dataclass(frozen=True)
-class Array:
-    """A tensor whose axes have names.
-
-    Attributes:
-        values: The numbers.
-        dims: One name an axis, such as `("layer", "head")`.
-    """
-
-    values: Tensor
-    dims: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse names that do not fit."""
-        if self.values.ndim != len(self.dims):
-            raise ValueError(f"{len(self.dims)} names for {self.values.ndim} axes")
-
-
-@dataclass(frozen=True)
-class ExperimentResult:
-    """The outcome of one experiment on one model.
-
-    Attributes:
-        experiment: The experiment's name.
-        effects: The rows.
-        summary: At most 12 sentences.
-        arrays: Named tensors, such as the sink mass by layer and head.
-        per_prompt: `value` and `baseline`, `[effect, prompt]`, in the order of `effects`.
-        settings: The configuration, `left_out` (conditions and metrics, with reasons) and `notes`.
-        provenance: Model, weights hash, dtype, device, BOS, text hash, seed, versions, fire counts.
-        run: Times and machine; not part of the result proper.
-    """
-
-    experiment: str
-    effects: list[EffectSize]
-    summary: list[str]
-    arrays: dict[str, Array]
-    per_prompt: dict[str, Tensor]
-    settings: dict[str, Any]
-    provenance: dict[str, Any]
-    run: dict[str, Any] = field(default_factory=dict, compare=False)
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """All rows in long form, one column a field of `EffectSize`."""
-        return pd.DataFrame([asdict(effect) for effect in self.effects])
-
-    def find(self, **fields: Any) -> EffectSize:
-        """The one row with these fields, such as `find(metric="loss", condition="zero", kind=...)`.
-
-        Raises:
-            UsageError: No row or several rows have them.
-        """
-        rows = [
-            effect
-            for effect in self.effects
-            if all(getattr(effect, name) == value for name, value in fields.items())
-        ]
-        if len(rows) != 1:
-            raise UsageError(f"{len(rows)} rows have {fields}; one was asked for")
-        return rows[0]
+class ExperimentResult(Record):
+    """The outcome of one experiment on one model: data, and how it is shown, saved and loaded."""
 
     def table(self) -> pd.DataFrame:
-        """One row a condition and metric: effect, interval, p, q, and the control beside it."""
-        groups: dict[tuple[Any, ...], dict[str, EffectSize]] = {}
-        for row in self.effects:
-            key = (row.condition, row.metric, row.layer, row.head, row.queries)
-            groups.setdefault(key, {})[row.kind] = row
-        starred = self.settings.get("footnotes", {})
-        rows = [_table_row(kinds, starred) for kinds in groups.values()]
-        return pd.DataFrame(rows).dropna(axis="columns", how="all")
+        """One line a row: effect, interval, p, q, and the controls and nulls beside it."""
+        if any(row.kind == "contrast" and row.against is None for row in self.effects):
+            from .old_table import old_table
+
+            return old_table(self)
+        return table_of(self)
 
     def notes(self) -> list[str]:
         """What a reader of the table has to know: BOS, prompts, what is missing and why."""
@@ -122,13 +66,15 @@ class ExperimentResult:
             f"Left out: {what}, since {why}."
             for what, why in self.settings.get("left_out", {}).items()
         ]
-        return lines + hopeless_families(self.effects)
+        return lines + underpowered_families(self.effects)
 
     def plot(self) -> Any:
         """The experiment's figure (plotly)."""
-        from .figures import figure
+        from .old_figures import FIGURES
 
-        return figure(self)
+        if self.experiment in FIGURES:
+            return FIGURES[self.experiment](self)
+        return draw(from_json(self.figure), self)
 
     def __str__(self) -> str:
         """Summary, table and notes as plain text."""
@@ -173,9 +119,19 @@ class ExperimentResult:
             "experiment": self.experiment,
             "summary": self.summary,
             "effects": [asdict(effect) for effect in self.effects],
+            "measures": {name: asdict(measure) for name, measure in self.measures.items()},
+            "findings": self.findings,
+            "draws": self.draws,
             "settings": self.settings,
             "provenance": self.provenance,
-            "dims": {name: list(array.dims) for name, array in self.arrays.items()},
+            "figure": self.figure,
+            "arrays": {
+                name: {
+                    "dims": list(array.dims),
+                    "coords": {dim: list(labels) for dim, labels in array.coords.items()},
+                }
+                for name, array in self.arrays.items()
+            },
             "values_sha256": hashlib.sha256(values).hexdigest(),
         }
         return {
@@ -198,9 +154,10 @@ class ExperimentResult:
         """
         source = Path(folder)
         content = read_json(source / "result.json")
-        if content.get("schema") != SCHEMA:
+        if content.get("schema") not in (1, SCHEMA):
             raise SinklensError(
-                f"{source} has result schema {content.get('schema')}, this version reads {SCHEMA}"
+                f"{source} has result schema {content.get('schema')}, this version reads 1 and "
+                f"{SCHEMA}"
             )
         try:
             raw = (source / "values.safetensors").read_bytes()
@@ -210,13 +167,15 @@ class ExperimentResult:
                     "run the experiment again"
                 )
             tensors = load_safetensors(raw)
+            if content["schema"] == 1:
+                content, tensors = from_schema1(content, tensors)
             return cls(
                 experiment=content["experiment"],
                 effects=[EffectSize(**row) for row in content["effects"]],
                 summary=content["summary"],
                 arrays={
-                    name: Array(tensors[f"arrays.{name}"], tuple(dims))
-                    for name, dims in content["dims"].items()
+                    name: Array(tensors[f"arrays.{name}"], tuple(axes["dims"]), axes["coords"])
+                    for name, axes in content["arrays"].items()
                 },
                 per_prompt={
                     name.removeprefix("per_prompt."): values
@@ -225,6 +184,10 @@ class ExperimentResult:
                 },
                 settings=content["settings"],
                 provenance=content["provenance"],
+                findings=content["findings"],
+                draws=content["draws"],
+                measures=measures_in(content["measures"]),
+                figure=content["figure"],
                 run=read_json(source / "run.json"),
             )
         except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
@@ -291,99 +254,6 @@ def identity(model: HookedModel, prompts: Prompts) -> dict[str, Any]:
         },
         "versions": _versions(),
     }
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """The default battery on one model.
-
-    Attributes:
-        results: Results by experiment.
-        findings: One page of sentences.
-    """
-
-    results: dict[str, ExperimentResult]
-    findings: list[str]
-
-    def __str__(self) -> str:
-        """The findings, one a line."""
-        return "\n".join(self.findings)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        """The findings, and the tables behind them, for Jupyter."""
-        lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.findings)
-        tables = "".join(
-            f"<details><summary>{html.escape(name)}</summary>{result._repr_html_()}</details>"
-            for name, result in self.results.items()
-        )
-        return f"<ul>{lines}</ul>{tables}"
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """All rows of all experiments in long form."""
-        frames = [
-            result.to_dataframe().assign(experiment=name) for name, result in self.results.items()
-        ]
-        return pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
-
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `findings.txt` and one result folder an experiment.
-
-        Raises:
-            SinklensError: The folder holds something, or cannot be written.
-        """
-        target = Path(folder)
-        require_free(target, overwrite)
-        files = {"findings.txt": f"{self}\n".encode()}
-        for name, result in self.results.items():
-            files |= {f"{name}/{file}": content for file, content in result._files().items()}
-        write_files(target, files)
-        return target
-
-
-def describe(effect: EffectSize) -> str:
-    """An effect in words: `+0.021 nats [0.010, 0.032]`."""
-    ends = ""
-    if effect.ci_low is not None and effect.ci_high is not None:
-        ends = f" [{effect.ci_low:.3g}, {effect.ci_high:.3g}]"
-    return f"{effect.effect:+.3g} {effect.unit}{ends}"
-
-
-def _table_row(kinds: Mapping[str, EffectSize], starred: Mapping[str, str]) -> dict[str, Any]:
-    """A row of the table for a person."""
-    lead = next(
-        kinds[kind]
-        for kind in ("treatment", "measurement", "null", "contrast", "control")
-        if kind in kinds
-    )
-    where = "" if lead.layer is None else f"L{lead.layer}"
-    if lead.layer is not None and lead.head is not None:
-        where = head_label((lead.layer, lead.head))
-    control, contrast = kinds.get("control"), kinds.get("contrast")
-    star = " *" if lead.condition in starred else ""
-    row = {
-        "condition": lead.condition,
-        "at": where or None,
-        "queries": lead.queries,
-        "metric": lead.metric,
-        "baseline": f"{lead.baseline:.4g}",
-        "value": f"{lead.value:.4g}",
-        "effect [95 %]": describe(lead).replace(f" {lead.unit}", ""),
-        "unit": lead.unit,
-        "p": _number(lead.p_value),
-        "q": _number(lead.q_value),
-        "control": None if control is None else f"{control.effect:+.3g}",
-        "more than control [95 %]": None
-        if contrast is None
-        else describe(contrast).replace(f" {lead.unit}", "") + star,
-        "q (contrast)": None if contrast is None else _number(contrast.q_value),
-    }
-    return row
-
-
-def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:.2g}"
 
 
 def _versions() -> dict[str, str]:

@@ -22,10 +22,10 @@ from ..engine import announce
 from ..engine.screening import FORWARDS, estimate, shared_gradients
 from ..metrics import LogitMetric, Metric
 from ..models.prompts import Prompts
-from ..results.result import Array
+from ..results.record import Array
 from ..stats.effects import EffectSize
 from .compare import Comparison
-from .registry import ExperimentConfig
+from .config import ExperimentConfig
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import importlib
 import pkgutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
@@ -28,84 +28,20 @@ from ..metrics import resolve_metrics
 from ..models import require_eval_mode
 from ..models.prompts import Prompts
 from ..models.prompts import prompts as make_prompts
-from ..results.figures import FIGURES
-from ..results.result import LONGEST_SUMMARY, ExperimentResult, identity
+from ..results.estimates import Measure
+from ..results.figures import Declared, Forest
+from ..results.old_figures import FIGURES
+from ..results.result import ExperimentResult, identity
+from ..results.wording import Says
+from .config import ExperimentConfig, fit
+from .declaration import Experiment
+from .needs import Need
+from .run import Run
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 HOME = GROUP = "sinklens.experiments"
-
-
-@dataclass(frozen=True)
-class ExperimentConfig:
-    """Settings that all experiments share.
-
-    Attributes:
-        conditions: Which conditions to run; empty means the defaults. One that was asked for by
-            name and cannot act on the model is an error, a default one is left out.
-        draws: Draws of what is random, and of control positions or heads; 0 leaves controls out.
-        metrics: Names, or metrics of the user's own; empty means the defaults.
-        seed: Decides every draw.
-        progress: Whether to show progress; None shows it in a terminal or a notebook.
-        batch_size: Prompts in a forward; None lets `memory` decide.
-        memory: Bytes for what a forward holds; by default 1 GiB, or a quarter of all there is.
-        positions: Count only predictions at these positions.
-        screen: Rank the rows of a condition by a gradient estimate and run only the `top` largest.
-        top: How many rows of each condition to run after screening.
-    """
-
-    conditions: tuple[str, ...] = ()
-    draws: int = 5
-    metrics: tuple[Any, ...] = ()
-    seed: int = 0
-    progress: bool | None = None
-    batch_size: int | None = None
-    memory: int | None = None
-    positions: tuple[int, ...] | None = None
-    screen: bool = False
-    top: int = 30
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
-        for name in ("draws", "seed"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise UsageError(f"{name} must be a whole number, 0 or more, not {value!r}")
-        object.__setattr__(self, "conditions", tuple(dict.fromkeys(self.conditions)))
-        for name in ("batch_size", "memory", "top"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}")
-        if self.metrics:
-            resolve_metrics(self.metrics)
-
-    def for_engine(self) -> dict[str, Any]:
-        """What `engine.evaluate` is told."""
-        return {
-            name: getattr(self, name) for name in ("batch_size", "memory", "positions", "progress")
-        }
-
-    def recorded(self) -> dict[str, Any]:
-        """The settings that decide the result, ready for JSON."""
-        skipped = {"progress"}
-        return {
-            entry.name: _plain(getattr(self, entry.name))
-            for entry in dataclasses.fields(self)
-            if entry.name not in skipped
-        }
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """An experiment as it was declared."""
-
-    name: str
-    function: Callable[..., ExperimentResult]
-    config: type[ExperimentConfig]
-    paper: str
-    question: str
-    summary: Callable[[ExperimentResult], list[str]]
 
 
 _experiments: dict[str, Experiment] = {}
@@ -115,32 +51,70 @@ def experiment(
     *,
     paper: str,
     question: str,
-    summary: Callable[[ExperimentResult], list[str]],
+    needs: Sequence[Need] = (),
+    conditions: Sequence[str] = (),
+    defaults: Callable[[Any], Sequence[str]] | Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    measures: Mapping[str, Measure] | None = None,
+    says: Says = (),
+    figure: Declared | None = None,
+    draws_controls: bool = True,
+    smallest: Mapping[str, Any] | None = None,
+    summary: Callable[[ExperimentResult], list[str]] | None = None,
     plot: Callable[[ExperimentResult], Figure] | None = None,
-) -> Callable[[Callable[..., ExperimentResult]], Callable[..., ExperimentResult]]:
-    """Declare a function `(model, prompts, config) -> ExperimentResult` as an experiment.
+) -> Callable[[Callable[..., Any]], Callable[..., ExperimentResult]]:
+    """Declare a function of a `Run` as an experiment.
 
-    Args:
-        paper: The arXiv number of what it follows.
-        question: One line for `sinklens list`.
-        summary: Turns a result into at most 12 sentences.
-        plot: Its figure; by default a forest of effects.
+    The function takes `run: Run[MyConfig]`; what is declared can be called as
+    `(model, prompts, config) -> ExperimentResult`. For the arguments see `Experiment`.
 
     Raises:
-        ValueError: An experiment of that name exists, or `config` has no type.
+        ValueError: An experiment of that name exists, or its argument has no type.
     """
 
-    def register(function: Callable[..., ExperimentResult]) -> Callable[..., ExperimentResult]:
+    def register(function: Callable[..., Any]) -> Callable[..., ExperimentResult]:
         name = function.__name__
         if name in _experiments:
             raise ValueError(f"there are two experiments named {name}")
-        config = get_type_hints(function).get("config")
+        hints = get_type_hints(function)
+        hint = hints.get("run")
+        config = get_args(hint)[0] if get_origin(hint) is Run else hints.get("config")
         if not (isinstance(config, type) and issubclass(config, ExperimentConfig)):
-            raise ValueError(f"{name} needs an argument `config` typed with an ExperimentConfig")
-        _experiments[name] = Experiment(name, function, config, paper, question, summary)
+            raise ValueError(f"{name} needs an argument typed `run: Run[MyConfig]`")
+
+        @wraps(function)
+        def perform(
+            model: HookedModel, prompts: Prompts, config: ExperimentConfig
+        ) -> ExperimentResult:
+            if hint is None:
+                made: ExperimentResult = function(model, prompts, config)
+                return made
+            run = Run(declared, model, prompts, config)
+            function(run)
+            return run.result()
+
+        declared = Experiment(
+            name,
+            perform,
+            config,
+            paper,
+            question,
+            tuple(needs),
+            tuple(conditions),
+            defaults,
+            tuple(metrics),
+            dict(measures or {}),
+            says,
+            figure or Forest(),
+            draws_controls,
+            dict(smallest or {}),
+            summary,
+        )
+        _experiments[name] = declared
         if plot is not None:
             FIGURES[name] = plot
-        return function
+        declared_function: Callable[..., ExperimentResult] = perform
+        return declared_function
 
     return register
 
@@ -207,9 +181,7 @@ def run(
     began = time.perf_counter()
     with section(lambda: _kept_under(chosen, model, prompts, config)):
         result = chosen.function(model, prompts, config)
-    sentences = chosen.summary(result)
-    if len(sentences) > LONGEST_SUMMARY:
-        raise ValueError(f"the summary of {name} has {len(sentences)} sentences")
+    sentences = result.summary if chosen.summary is None else chosen.summary(result)
     timing = {"seconds": round(time.perf_counter() - began, 3), **_machine()}
     return dataclasses.replace(result, summary=sentences, run=timing)
 
@@ -244,8 +216,11 @@ def configure(chosen: Experiment, settings: dict[str, Any]) -> ExperimentConfig:
     for key, value in settings.items():
         if key not in hints:
             raise unknown_name(f"setting of {chosen.name}", key, hints)
-        values[key] = _fit(key, value, hints[key])
-    return chosen.config(**values)
+        values[key] = fit(key, value, hints[key])
+    config = chosen.config(**values)
+    if chosen.conditions:
+        chosen.require_known(config)
+    return config
 
 
 def choose_conditions(
@@ -294,47 +269,6 @@ def choose_metrics(
         [metric for metric in resolved if metric not in impossible],
         {metric.name: reason for metric in impossible},
     )
-
-
-def _fit(key: str, value: Any, hint: Any) -> Any:
-    """A value as the type of its field; strings and lists are read as a command line means them."""
-    options = [option for option in get_args(hint) or (hint,) if option is not type(None)]
-    if get_origin(hint) is tuple:
-        options = [hint]
-    target = next((o for o in options if get_origin(o) is tuple), options[0])
-    try:
-        if get_origin(target) is tuple:
-            item = get_args(target)[0]
-            items = value.split(",") if isinstance(value, str) else value
-            if callable(items) or isinstance(items, int):
-                items = [items]
-            if items is None and type(None) in get_args(hint):
-                return None
-            return tuple(_fit(key, part, item) for part in items)
-        if target is Any or (value is None and type(None) in get_args(hint)):
-            return value
-        if not isinstance(value, str) or target is str:
-            if not isinstance(value, target) or isinstance(value, bool) != (target is bool):
-                raise UsageError(f"{key}={value!r} does not fit: it takes {target.__name__}")
-            return value
-        if target is bool:
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[
-                value.lower()
-            ]
-        return target(value)
-    except UsageError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{key}={value!r} does not fit: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON holds it."""
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return getattr(value, "name", None) or getattr(value, "__name__", str(value))
 
 
 def _machine() -> dict[str, Any]:

@@ -35,6 +35,9 @@ class EffectSize:
             analytic null), `null` (an empirical one; the control of a measurement is the same
             elsewhere, beside its own null) or `contrast` (how much more the treatment does than the
             control, or how much further a value is from its null than a control or null is).
+        against: The name of the control or null that the row is about; None for a treatment or a
+            measurement.
+        resampled: The unit that is resampled: `prompt`, `token` or `seed`.
         layer: The layer, where the row is about one.
         head: The query head, where the row is about one.
         queries: The range of queries, such as `1:8`, where the row is about one.
@@ -46,7 +49,7 @@ class EffectSize:
         p_value: Sign-flip test, where it makes sense.
         q_value: Benjamini-Hochberg within the family.
         d_z: Mean difference over its standard deviation, None where that is 0.
-        n_prompts: Prompts.
+        n_prompts: How many units were resampled: prompts, or what `resampled` names.
         n_draws: Draws that were averaged within each prompt.
         unit: The unit of baseline, value, effect and interval.
     """
@@ -54,6 +57,8 @@ class EffectSize:
     metric: str
     condition: str
     kind: str
+    against: str | None
+    resampled: str
     layer: int | None
     head: int | None
     queries: str | None
@@ -93,6 +98,8 @@ def paired_row(
     head: int | None = None,
     queries: str | None = None,
     n_draws: int = 1,
+    against: str | None = None,
+    resampled: str = "prompt",
 ) -> Row:
     """The effect of paired values, one a prompt.
 
@@ -109,6 +116,8 @@ def paired_row(
         head: The head, if the row is about one.
         queries: The range of queries, if the row is about one.
         n_draws: How many draws are averaged in each value.
+        against: The control or null that the row is about.
+        resampled: What each value is of.
     """
     values, baselines = np.asarray(values, float), np.asarray(baselines, float)
     differences = values - baselines
@@ -118,6 +127,8 @@ def paired_row(
         metric,
         condition,
         kind,
+        against,
+        resampled,
         layer,
         head,
         queries,
@@ -180,18 +191,28 @@ def with_q_values(rows: Sequence[Row]) -> list[Row]:
     return result
 
 
-def hopeless_families(effects: Sequence[EffectSize]) -> list[str]:
-    """A sentence for each family of tests in which no single row can be significant."""
+def underpowered_families(effects: Sequence[EffectSize]) -> list[str]:
+    """A sentence for each family of tests in which one row alone cannot be significant.
+
+    Under Benjamini-Hochberg k of m rows at the smallest attainable p have q = p m / k, so that
+    several small p-values carry each other.
+    """
     sizes: defaultdict[tuple[str, str, int], int] = defaultdict(int)
     for effect in effects:
         if effect.p_value is not None:
             sizes[effect.metric, effect.kind, effect.n_prompts] += 1
-    return [
-        f"No single {metric} {kind} can be significant: {n} prompts allow no p below "
-        f"{smallest_p(n):.2g}, times {size} rows."
-        for (metric, kind, n), size in sizes.items()
-        if smallest_p(n) * size > LEVEL
-    ]
+    lines = []
+    for (metric, kind, n), size in sizes.items():
+        least = math.ceil(smallest_p(n) * size / LEVEL - 1e-9)
+        if least > 1:
+            few = f"at least {least} of the {size} {metric} {kind} rows have to reach it for a q of"
+            if least > size:
+                few = f"none of the {size} {metric} {kind} rows can have a q of"
+            lines.append(
+                f"Underpowered: with {n} prompts the smallest attainable p is {smallest_p(n):.2g}; "
+                f"{few} {LEVEL} after FDR correction."
+            )
+    return lines
 
 
 def is_significant(effect: EffectSize) -> bool:

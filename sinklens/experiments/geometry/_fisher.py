@@ -23,7 +23,7 @@ from ...core.protocol import HookedModel
 from ...core.seeds import content_seed
 from ...engine.gradients import NO_LABEL, squared_gradients
 from ...models.prompts import Prompts
-from ...results.result import Array
+from ...results.record import Array
 from ...stats.effects import paired_row
 from ._table import Table
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from ...functional.frames import FRAME_TYPES
 from ...probes.patterns import ATTENTION
-from ...results.figures import forest
-from ...results.result import LONGEST_SUMMARY, ExperimentResult, describe
-from ...runner.comparison import ROUNDING
+from ...results.old_figures import forest
+from ...results.result import ExperimentResult
+from ...results.wording import LONGEST_SUMMARY, describe
+from ...runner.old_comparison import ROUNDING
 from ...stats.effects import EffectSize, is_significant
 from ._rows import NEARBY
 from ._table import random_condition

@@ -16,7 +16,7 @@ from ...models.random_weights import RANDOM_WEIGHTS
 from ...probes.divergences import DivergenceValues
 from ...probes.patterns import ATTENTION, ROW_PERMUTED, UNIFORM
 from ...probes.reference_points import SPACES
-from ...results.result import Array
+from ...results.record import Array
 from ...stats.effects import paired_row
 from ._table import Read, Table
 

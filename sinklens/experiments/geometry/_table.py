@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...models.random_weights import RANDOM_WEIGHTS
 from ...probes.patterns import ATTENTION, ROW_PERMUTED, UNIFORM
-from ...results.result import Array
+from ...results.record import Array
 from ...stats.effects import Row, paired_row
 
 Read = dict[tuple[str, str], Tensor]

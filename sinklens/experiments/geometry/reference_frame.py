@@ -53,7 +53,8 @@ from ...probes.divergences import HeadDivergences
 from ...probes.patterns import ATTENTION, MeanPatterns, PatternReader, Reduction
 from ...probes.reference_points import ReferenceShares
 from ...results.result import ExperimentResult, assemble
-from ...runner.registry import ExperimentConfig, experiment
+from ...runner.config import ExperimentConfig
+from ...runner.registry import experiment
 from ...stats.effects import with_q_values
 from . import _reductions as frame_reductions
 from . import _rows as frame_rows

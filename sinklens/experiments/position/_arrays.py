@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...probes.log_split import SinkReadoutValues
-from ...results.result import Array
+from ...results.record import Array
 from ._components import CausalMask, Components
 from ._edits import KEYS, EditedRuns, PairSets, removed
 from ._fingerprint import Fingerprint

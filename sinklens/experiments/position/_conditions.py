@@ -16,10 +16,9 @@ from ...hooks.position0 import POSITION0_CONDITIONS
 from ...models import bos_token_id
 from ...models.capabilities import check
 from ...models.prompts import Prompts
-from ...runner.compare import Comparison
-from ...runner.registry import ExperimentConfig
-from ..sinks.bos_replacement import compare_replacement
-from ..sinks.position0_patching import PatchValues, parse_condition
+from ...runner.config import ExperimentConfig
+from ...runner.old_compare import Comparison
+from ._old_patches import PatchValues, compare_replacement, parse_condition
 
 
 def is_patch(condition: str) -> bool:

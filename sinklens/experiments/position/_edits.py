@@ -43,8 +43,8 @@ from ...probes.logits import (
     PairBasis,
     PairSet,
 )
-from ...runner.compare import Comparison
-from ...runner.registry import ExperimentConfig
+from ...runner.config import ExperimentConfig
+from ...runner.old_compare import Comparison
 from ...stats.effects import Row, interval, paired_row
 from ._components import Components, by_prompt
 

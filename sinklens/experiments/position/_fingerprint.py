@@ -37,7 +37,7 @@ from ...models.capabilities import check, hook_name
 from ...models.prompts import Prompts
 from ...probes import PositionValues
 from ...probes.logits import FORMS, LogitForms
-from ...runner.registry import ExperimentConfig
+from ...runner.config import ExperimentConfig
 from ._components import Components, versions_of_products
 from ._edits import PairSets
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...core.seeds import seeded
-from ...runner.registry import ExperimentConfig
+from ...runner.config import ExperimentConfig
 from ._components import CausalMask
 from ._edits import KEYS
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...probes.log_split import SinkReadoutValues
-from ...runner.comparison import constant_row, with_control
+from ...runner.old_comparison import constant_row, with_control
 from ...stats.effects import Row, Values, paired_row
 from ...stats.nulls import uniform_sink_mass
 from ._components import CausalMask, Components, by_prompt, depth_trend

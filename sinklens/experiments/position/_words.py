@@ -8,7 +8,7 @@ from typing import Any
 from ...models.capabilities import Capabilities
 from ...models.prompts import Prompts
 from ...results.result import ExperimentResult
-from ...runner.comparison import beside_null
+from ...runner.old_comparison import beside_null
 from ...stats.effects import EffectSize, is_significant
 from ._fingerprint import SHIFT_ERROR
 

@@ -51,13 +51,11 @@ from ...models.capabilities import Capabilities, check
 from ...models.prompts import Prompts
 from ...probes.log_split import LogSplit, SinkReadouts
 from ...probes.logits import DiagonalShift
-from ...results.figures import lines
+from ...results.old_figures import lines
 from ...results.result import ExperimentResult, assemble
-from ...runner.registry import ExperimentConfig, choose_conditions, experiment
+from ...runner.config import ExperimentConfig
+from ...runner.registry import choose_conditions, experiment
 from ...stats.effects import with_q_values
-from ..sinks.bos_replacement import DEFAULT_CONDITIONS as BOS_DEFAULTS
-from ..sinks.bos_replacement import RANDOM
-from ..sinks.position0_patching import parse_condition
 from . import _rows as tables
 from ._arrays import arrays
 from ._components import FEWEST_PROMPTS, rank_correlation
@@ -65,6 +63,8 @@ from ._conditions import compare_edits, is_patch, refusals
 from ._edits import KEYS, PairSets, Reader, diagonal_shifts, read_edits
 from ._fingerprint import fingerprint, shifted_positions, toeplitz_share
 from ._masks import causal_masks
+from ._old_patches import DEFAULT_CONDITIONS as BOS_DEFAULTS
+from ._old_patches import RANDOM, parse_condition
 from ._words import notes, summary
 
 if TYPE_CHECKING:

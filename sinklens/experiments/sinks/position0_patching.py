@@ -1,50 +1,32 @@
 """Patch position 0 layer by layer and read loss, KL and the sink.
 
-Each row is one condition at one layer. What is written is in `sinklens.hooks.position0`; with
-`other_token` every prompt gets another ordinary token, so that the interval covers the choice of
-token. Control at a later position p, one a draw: for `other_token` and `mean_token` the residual at
-p from a run with another token at p, for the others the same edit at p. With `places=`, further
-positions are patched, each in the way of the control (`zero:residual@5`): a map over layers and
-positions, of which `screen=True` runs the largest. Units: nats; sink mass is a share of attention.
-An effect at layer l is that of the stream from l on: a patch at an early layer also changes what
-later layers would have written at position 0. Each place counts the predictions after it, so that
-rows of different places are means over different predictions.
+Each row is one condition at one layer. What is written is in `hooks.position0`, the control at a
+later position in `comparisons.position0`. With `places=`, further positions are patched, each in
+the way of the control (`zero:residual@5`): a map over layers and positions, of which `screen=True`
+runs the largest. Units: nats; sink mass is a share of attention. An effect at layer l is that of
+the residual stream from l on: a patch at an early layer also changes what later layers would have
+written at position 0. Each place counts the predictions after it, so that rows of different places
+are means over different predictions.
 
 Source: the act is named by 2606.06160; the conditions and controls are sinklens's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
-from ...core.errors import SinklensError, UsageError, unknown_name
-from ...core.protocol import HookedModel
-from ...core.seeds import seeded
-from ...engine import evaluate
+from ...comparisons.position0 import CONDITIONS, PLACE, Position0Patches, parse_condition
+from ...core.errors import UsageError
 from ...hooks.matching import control_positions
-from ...hooks.position0 import (
-    MEAN_TOKENS,
-    PARTS,
-    POSITION0_CONDITIONS,
-    RESIDUAL_ONLY,
-    patch_position0,
-)
+from ...hooks.position0 import PARTS, POSITION0_CONDITIONS
 from ...metrics import LogitMetric, counted_positions
-from ...models import ordinary_tokens
-from ...models.capabilities import check
-from ...models.prompts import Prompts
-from ...probes import PositionValues, ResidualNorms
-from ...probes.positions import PartValues, first_token_values
-from ...results.result import ExperimentResult, describe
-from ...runner.compare import Comparison
-from ...runner.comparison import run_comparisons, sentences
-from ...runner.registry import ExperimentConfig, choose_conditions, choose_metrics, experiment
+from ...results.record import Record
+from ...results.wording import Compared, describe
+from ...runner.config import ExperimentConfig, setting
+from ...runner.needs import CAUSAL
+from ...runner.registry import experiment
+from ...runner.run import Run
 from ...stats.effects import EffectSize
 
 
@@ -58,296 +40,96 @@ class Position0PatchingConfig(ExperimentConfig):
         places: Which positions, if not 0 alone; those besides 0 have no control of their own.
     """
 
-    part: str = "residual"
+    part: str = setting("residual", choices=PARTS)
     layers: tuple[int, ...] = ()
-    places: tuple[int, ...] = (0,)
+    places: tuple[int, ...] = setting((0,), least=0)
 
     def __post_init__(self) -> None:
-        """Refuse a part that does not exist."""
+        """Give every condition its part."""
         super().__post_init__()
-        if self.part not in PARTS:
-            raise unknown_name("part", self.part, PARTS)
-        if not self.places or min(self.places) < 0:
+        if not self.places:
             raise UsageError("places needs at least one position, from 0")
+        named = tuple(c if ":" in c else f"{c}:{self.part}" for c in self.conditions)
+        for condition in named:
+            if condition.partition(":")[0] in POSITION0_CONDITIONS:
+                parse_condition(condition)
+        object.__setattr__(self, "conditions", named)
 
 
-DEFAULT_METRICS = ("loss", "kl", "sink_mass")
-PLACE = "@"
 ELSEWHERE = (
     "Conditions ending in @p patch position p as a control does; they have no control of their own "
     "and count the predictions after p."
 )
 
 
-def summary(result: ExperimentResult) -> list[str]:
-    """The layer at which each condition does most, and the place if there are several."""
-    lines = sentences(result, "Patching position 0 with", ["loss"], of=at_position0)
-    lines += [*_other_places(result, "loss")]
-    return (lines + sentences(result, "Patching position 0 with", ["sink_mass"], of=at_position0))[
-        :12
-    ]
+def of_part(config: Position0PatchingConfig) -> list[str]:
+    """The conditions of the part that is patched."""
+    return [name for name in CONDITIONS if name.endswith(f":{config.part}")]
 
 
-def at_position0(condition: str) -> bool:
-    """Whether a condition patches position 0."""
-    return PLACE not in condition
+def at_position0(metric: str) -> Compared:
+    """The layer at which each condition at position 0 does most."""
+    return Compared("Patching position 0 with", metric, CONDITIONS)
 
 
-def _other_places(result: ExperimentResult, metric: str) -> Iterator[str]:
+def at_other_places(result: Record) -> Iterator[str]:
     """For each condition the largest effect at positions besides 0."""
     found: dict[str, list[EffectSize]] = {}
     for row in result.effects:
         name, _, place = row.condition.partition(PLACE)
-        if place and (row.metric, row.kind) == (metric, "treatment"):
+        if place and (row.metric, row.kind) == ("loss", "treatment"):
             found.setdefault(name, []).append(row)
     for name, rows in found.items():
         largest = max(rows, key=lambda row: abs(row.effect))
         place = largest.condition.partition(PLACE)[2]
         yield (
-            f"At other positions {name} does most at position {place}, L{largest.layer} (of "
-            f"{len(rows)} rows): {metric} {describe(largest)}."
+            f"At other positions {name} has its largest effect at position {place}, "
+            f"L{largest.layer} (of {len(rows)} rows): loss {describe(largest)}."
         )
 
 
 @experiment(
     paper="2606.06160",
     question="In which layers does the model depend on what position 0 holds?",
-    summary=summary,
+    needs=(CAUSAL.otherwise("Use bos_replacement or sink_head_ablation."),),
+    conditions=CONDITIONS,
+    defaults=of_part,
+    metrics=("loss", "kl", "sink_mass"),
+    says=(at_position0("loss"), at_other_places, at_position0("sink_mass")),
+    smallest={"layers": (1,)},
 )
-def position0_patching(
-    model: HookedModel, prompts: Prompts, config: Position0PatchingConfig
-) -> ExperimentResult:
+def position0_patching(run: Run[Position0PatchingConfig]) -> None:
     """Patch position 0 at each layer under each condition, and a later position as control.
 
     Raises:
         SinklensError: The model is not causal, or a part cannot be edited.
     """
-    capabilities = check(model)
-    if not capabilities.causal:
-        raise SinklensError(
-            "position0_patching needs a causal model, in which position 0 sees only itself; on "
-            f"{capabilities.architecture} use bos_replacement or sink_head_ablation"
-        )
-    layers = _layers(config, capabilities.n_layers)
-    defaults = [
-        f"{name}:{config.part}"
-        for name in POSITION0_CONDITIONS
-        if config.part == "residual" or name not in RESIDUAL_ONLY
-    ]
-    asked = tuple(c if ":" in c else f"{c}:{config.part}" for c in config.conditions)
-    config = replace(config, conditions=asked)
-
-    def refusal(condition: str) -> str | None:
-        with_, part = parse_condition(condition)
-        try:
-            capabilities.require(part, f"{with_}:{part}", "Use part=residual.")
-        except SinklensError as error:
-            return str(error)
-        return None
-
-    conditions, left_out = choose_conditions(config, defaults, refusal)
-    metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=True)
-    places = list(dict.fromkeys(config.places))
-    for place in places:  # says so where no prediction is left
-        counted = counted_positions(prompts.length, place, config.positions)
-        for metric in metrics:
-            if isinstance(metric, LogitMetric):
-                metric.counts(counted, prompts.length)
-    positions = control_positions(prompts.length, config.draws, config.seed, config.positions)
-    positions = positions if 0 in places else []
-    values = PatchValues(model, prompts, config, layers, conditions, positions, places)
-    comparisons = [
-        values.comparison(*parse_condition(condition), layer, place)
-        for condition in conditions
-        for place in places
-        for layer in layers
-    ]
-    return run_comparisons(
-        "position0_patching",
-        model,
-        prompts,
-        config,
-        comparisons,
-        metrics,
-        left_out={**left_out, **missing},
-        notes=[ELSEWHERE] if any(places) else [],
-        draws=values.drawn,
-        extra_forwards=values.forwards,
+    config, length = run.config, run.prompts.length
+    layers = run.capabilities.chosen_layers(config.layers)
+    run.refuse(
+        {
+            condition: reason
+            for condition in run.conditions
+            if (reason := run.capabilities.refusal(condition.partition(":")[2], condition))
+        }
     )
-
-
-class PatchValues:
-    """What the patches write, read once for all layers; makes their comparisons."""
-
-    def __init__(
-        self,
-        model: HookedModel,
-        prompts: Prompts,
-        config: ExperimentConfig,
-        layers: list[int],
-        conditions: list[str],
-        positions: list[int],
-        places: Sequence[int] = (0,),
-    ) -> None:
-        """Read what is written.
-
-        Args:
-            model: The model.
-            prompts: The prompts.
-            config: Seed and draws, and what the engine is told.
-            layers: The layers that are patched.
-            conditions: What is written, with its part (`other_token:key`).
-            positions: The control's position in each draw.
-            places: The positions of the treatments.
-        """
-        self._model, self._config = model, config
-        parts = sorted({parse_condition(condition)[1] for condition in conditions})
-        names = {parse_condition(condition)[0] for condition in conditions}
-        self._positions, self._places = positions, [place for place in places if place]
-        self.drawn: dict[str, Any] = {"control_positions": self._positions}
-        self._other: PartValues = {}
-        if "other_token" in names:
-            others = _other_tokens(model, prompts.tokens, 0, config.seed, "position0")
-            self.drawn["other_tokens"] = others.tolist()
-            self._other = first_token_values(model, others, parts, layers)
-        self._mean: PartValues = {}
-        if "mean_token" in names:
-            random = seeded(config.seed, "position0", "mean_token")
-            chosen = random.choice(ordinary_tokens(model).numpy(), MEAN_TOKENS)
-            self.drawn["mean_tokens"] = chosen.tolist()
-            self._mean = {
-                key: value.mean(0)
-                for key, value in first_token_values(
-                    model, torch.from_numpy(chosen), parts, layers
-                ).items()
-            }
-        self._read_clean_run(prompts, parts, layers, names)
-        self._read_control_runs(prompts, parts, layers, names)
-
-    def _read_clean_run(
-        self, prompts: Prompts, parts: list[str], layers: list[int], names: set[str]
-    ) -> None:
-        """Norms, and what edited positions put out themselves, from one clean run."""
-        places = sorted({0, *self._positions, *self._places})
-        outputs = {place: PositionValues(self._model, ["z"], layers, place) for place in places}
-        norms = ResidualNorms(self._model)
-        needs_outputs = parts != ["residual"]
-        probes = ([norms] if "rescaled" in names else []) + (
-            list(outputs.values()) if needs_outputs else []
-        )
-        self.forwards = 0
-        if probes:
-            self.forwards += evaluate(
-                self._model, prompts, [], [], probes=probes, **self._config.for_engine()
-            ).forwards
-        self._norms = norms.compute().others.mean(0) if "rescaled" in names else None
-        self._outputs = (
-            {place: probe.compute() for place, probe in outputs.items()} if needs_outputs else {}
-        )
-
-    def _read_control_runs(
-        self, prompts: Prompts, parts: list[str], layers: list[int], names: set[str]
-    ) -> None:
-        """What later positions hold in runs with another token there, a run a draw and place."""
-        self._control: list[PartValues] = []
-        self._there: dict[int, PartValues] = {}
-        if not names & {"other_token", "mean_token"}:
-            return
-
-        def read(place: int, label: str, drawn: str) -> PartValues:
-            tokens = prompts.tokens.clone()
-            tokens[:, place] = _other_tokens(
-                self._model, prompts.tokens, place, self._config.seed, label
-            )
-            self.drawn.setdefault(drawn, []).append(tokens[:, place].tolist())
-            probe = PositionValues(self._model, parts, layers, place)
-            # Causal: nothing after the place can matter, so the prompts end there.
-            cut = replace(prompts, tokens=tokens[:, : place + 1], answers=None)
-            self.forwards += evaluate(
-                self._model, cut, [], [], probes=[probe], **self._config.for_engine()
-            ).forwards
-            return probe.compute()
-
-        for draw, place in enumerate(self._positions):
-            self._control.append(read(place, f"control{draw}", "control_tokens"))
-        for place in self._places:
-            self._there[place] = read(place, f"place{place}", "place_tokens")
-
-    def comparison(self, with_: str, part: str, layer: int, place: int = 0) -> Comparison:
-        """The treatment of one condition at one layer and place; at position 0 with its control."""
-        random_draws = max(1, self._config.draws) if with_ == "redirected" else 1
-        written = self._written(with_, part, layer)
-        if place and with_ in ("other_token", "mean_token"):
-            written = self._there[place][part, layer]
-        treatment = [
-            self._patch(with_, part, layer, place, draw, written) for draw in range(random_draws)
+    places = list(dict.fromkeys(config.places))
+    for place in places:  # refuses a place after which no prediction is left
+        counted = counted_positions(length, place, config.positions)
+        for metric in run.metrics:
+            if isinstance(metric, LogitMetric):
+                metric.counts(counted, length)
+    positions = control_positions(length, config.draws, config.seed, config.positions)
+    patches = Position0Patches(
+        run, run.conditions, layers, positions if 0 in places else [], places
+    )
+    if any(places):
+        run.note(ELSEWHERE)
+    run.compare(
+        [
+            patches.comparison(condition, layer, place)
+            for condition in run.conditions
+            for place in places
+            for layer in layers
         ]
-        if place:
-            named = f"{with_}:{part}{PLACE}{place}"
-            return Comparison(named, treatment, no_control="")
-        control = []
-        for draw, place in enumerate(self._positions):
-            written = self._written(with_, part, layer)
-            if with_ in ("other_token", "mean_token"):
-                written = self._control[draw][part, layer]
-            control.append(self._patch(with_, part, layer, place, draw, written))
-        return Comparison(f"{with_}:{part}", treatment, control)
-
-    def _written(self, with_: str, part: str, layer: int) -> Tensor | None:
-        if with_ == "rescaled":
-            assert self._norms is not None
-            return self._norms[layer]
-        written = {"mean_token": self._mean, "other_token": self._other}.get(with_)
-        return written[part, layer] if written else None
-
-    def _patch(
-        self, with_: str, part: str, layer: int, place: int, draw: int, written: Tensor | None
-    ) -> Any:
-        own = None if part == "residual" else self._outputs[place]["z", layer]
-        return patch_position0(
-            self._model,
-            layer,
-            with_,
-            part=part,
-            values=written,
-            own_output=own,
-            position=place,
-            seed=self._config.seed,
-            draw=draw if with_ == "redirected" else None,
-        )
-
-
-def _other_tokens(
-    model: HookedModel, tokens: Int[Tensor, "prompt pos"], place: int, seed: int, label: str
-) -> Int[Tensor, " prompt"]:
-    """For each prompt an ordinary token that differs from the one it has at a place.
-
-    Seeded by the prompt's own tokens, so that it does not depend on where the prompt stands.
-    """
-    ordinary = ordinary_tokens(model).numpy()
-    chosen = []
-    for prompt in tokens.tolist():
-        random = seeded(seed, "other_token", label, prompt)
-        chosen.append(int(random.choice(ordinary[ordinary != prompt[place]])))
-    return torch.tensor(chosen, device=tokens.device)
-
-
-def parse_condition(condition: str) -> tuple[str, str]:
-    """A condition's name and part, as in `other_token:residual`."""
-    with_, _, part = condition.partition(":")
-    if with_ not in POSITION0_CONDITIONS:
-        raise unknown_name("condition", with_, POSITION0_CONDITIONS)
-    if part not in PARTS:
-        raise unknown_name("part", part, PARTS)
-    if part != "residual" and with_ in RESIDUAL_ONLY:
-        raise UsageError(f"{with_} is an edit of the residual stream, not of the {part}")
-    return with_, part
-
-
-def _layers(config: Position0PatchingConfig, n_layers: int) -> list[int]:
-    """The layers to patch."""
-    layers = list(config.layers) or list(range(n_layers))
-    wrong = [layer for layer in layers if not 0 <= layer < n_layers]
-    if wrong:
-        raise UsageError(f"there is no layer {wrong[0]}: this model has {n_layers}, from 0")
-    return layers
+    )

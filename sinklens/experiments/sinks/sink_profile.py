@@ -18,32 +18,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from ...core.errors import UsageError, unknown_name
 from ...core.labels import head_label
-from ...core.protocol import HookedModel
-from ...engine import announce, evaluate
 from ...metrics import SINK_THRESHOLDS
-from ...models.capabilities import Capabilities, check
 from ...models.prompts import Prompts, random_prompts, repeated_prompts
-from ...probes import Probe, ResidualNorms, SinkScores, ValueNorms
+from ...probes import ResidualNorms, SinkScores, ValueNorms
 from ...probes.sinks import SinkScoreValues
-from ...results.figures import heatmap
-from ...results.result import Array, ExperimentResult, assemble
-from ...runner.comparison import beside_null
-from ...runner.registry import ExperimentConfig, choose_conditions, experiment
-from ...stats.effects import Row, paired_row
+from ...results.estimates import Measure, Sample
+from ...results.figures import Heatmap
+from ...results.record import Record
+from ...runner.config import ExperimentConfig
+from ...runner.needs import at_least_tokens
+from ...runner.registry import experiment
+from ...runner.run import Run
 from ...stats.nulls import uniform_sink_mass, uniform_sink_scores
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
 INPUTS = ("natural", "no_bos", "random", "repeated")
-OTHER_PLACES = {"last_position": "The last position gets", "learned_sink": "Learned sinks take"}
 LATER_SHARE = 0.25
 
 
@@ -51,235 +44,160 @@ LATER_SHARE = 0.25
 class SinkProfileConfig(ExperimentConfig):
     """Settings; `conditions` are the inputs: `natural`, `no_bos`, `random`, `repeated`."""
 
-    def __post_init__(self) -> None:
-        """Refuse settings that a description has no use for."""
-        super().__post_init__()
-        if self.metrics:
-            raise UsageError("sink_profile measures sink_rate and sink_mass; it takes no metrics")
-        if self.screen:
-            raise UsageError("sink_profile runs no interventions, so there is nothing to screen")
 
-
-def summary(result: ExperimentResult) -> list[str]:
-    """How strong the sink is, where, and what happens to it on the control inputs."""
-    lines = []
+def strongest_head(result: Record) -> Iterator[str]:
+    """The head with the largest sink mass."""
     mass = result.arrays["sink_mass"].values
     strongest = divmod(int(mass.argmax()), mass.shape[1])
-    for row in result.effects:
-        if row.metric == "sink_mass" and row.condition == "position0":
-            lines.append(
-                f"Position 0 gets {row.value:.1%} of the attention of later queries, "
-                f"{beside_null(row)} uniform attention ({row.baseline:.1%})."
-            )
-        if row.condition in OTHER_PLACES:
-            lines.append(
-                f"{OTHER_PLACES[row.condition]} {row.value:.1%} of the attention, "
-                f"{beside_null(row)} uniform attention ({row.baseline:.1%})."
-            )
-        if row.metric == "sink_rate" and row.condition in SINK_THRESHOLDS:
-            lines.append(
-                f"{row.value:.1%} of heads have a sink score above "
-                f"{SINK_THRESHOLDS[row.condition]} ({row.condition}); uniform attention scores "
-                f"{result.settings['uniform_score']:.3f}."
-            )
-    lines.append(
+    yield (
         f"The strongest head is {head_label(strongest)} with a sink mass of "
         f"{float(mass.max()):.2f}."
     )
-    for name in ("no_bos", "random", "repeated"):
-        rows = [e for e in result.effects if e.condition == f"position0:{name}"]
-        if rows:
-            lines.append(
-                f"On {name} input position 0 gets {rows[0].value:.1%}, "
-                f"{beside_null(rows[0])} uniform attention ({rows[0].baseline:.1%})."
-            )
-    later = int((result.arrays["later_sink_share"].values >= LATER_SHARE).any(-1).sum())
-    lines.append(
-        f"{later} of {mass.numel()} heads have a later sink (a key in 1 .. T/2 whose "
+
+
+def later_sinks(result: Record) -> Iterator[str]:
+    """How many heads have a sink at a later key."""
+    share = result.arrays["later_sink_share"].values
+    later = int((share >= LATER_SHARE).any(-1).sum())
+    yield (
+        f"{later} of {share[..., 0].numel()} heads have a later sink (a key in 1 .. T/2 whose "
         f"score exceeds 0.3 in a quarter of the prompts; uniform attention scores at most "
         f"{float(result.arrays['later_sink_null'].values[1]):.3f} there)."
     )
-    norm = result.arrays["position0_norm"].values
-    others = result.arrays["other_norm"].values
-    peak = int((norm / others).argmax())
-    lines.append(
-        f"The residual norm at position 0 peaks at {float(norm[peak]):.3g}, "
-        f"{float(norm[peak] / others[peak]):.3g} times that of the other positions, "
-        f"{'entering layer ' + str(peak) if peak < len(mass) else 'leaving the last layer'}."
+
+
+def norm_ratio(result: Record) -> Iterator[str]:
+    """Where position 0 stands out most by its norm."""
+    norm, others = (result.arrays[name].values for name in ("position0_norm", "other_norm"))
+    peak, layers = int((norm / others).argmax()), len(norm) - 1
+    where = f"entering layer {peak}" if peak < layers else "leaving the last layer"
+    yield (
+        f"The residual norm at position 0 stands out most {where}: {float(norm[peak]):.3g}, "
+        f"{float(norm[peak] / others[peak]):.3g} times that of the other positions."
     )
-    return lines
 
 
-def plot(result: ExperimentResult) -> Figure:
-    """Sink mass by layer and head."""
-    name = result.provenance["model"]["name"]
-    return heatmap(result.arrays["sink_mass"], f"Attention to position 0, {name}", "sink mass")
+MEASURES = {
+    "sink_rate": Measure("share of heads", "uniform attention", ".1%"),
+    "sink_mass": Measure("share of attention", "uniform attention", ".1%"),
+}
+SAYS = (
+    "Position 0 gets {sink_mass/position0|value} of later queries, {sink_mass/position0|verdict}.",
+    "The last position gets {sink_mass/last_position}.",
+    "Learned sinks take {sink_mass/learned_sink}.",
+    "{sink_rate/gu|value} have a sink score above 0.3 (gu), {sink_rate/strict|value} above 0.8 "
+    "(strict); uniform attention scores {uniform_score:.3f}.",
+    strongest_head,
+    "On no_bos input position 0 gets {sink_mass/position0:no_bos}.",
+    "On random input position 0 gets {sink_mass/position0:random}.",
+    "On repeated input position 0 gets {sink_mass/position0:repeated}.",
+    later_sinks,
+    norm_ratio,
+)
 
 
 @experiment(
     paper="2410.10781",
     question="Which sinks does the model have, and are they stronger than chance?",
-    summary=summary,
-    plot=plot,
+    needs=(at_least_tokens(2),),
+    conditions=INPUTS,
+    measures=MEASURES,
+    says=SAYS,
+    figure=Heatmap("sink_mass", "Attention to position 0", "sink mass"),
+    draws_controls=False,
+    smallest={},
 )
-def sink_profile(
-    model: HookedModel, prompts: Prompts, config: SinkProfileConfig
-) -> ExperimentResult:
-    """Sink scores and sink mass on natural and control inputs, beside uniform attention.
-
-    Raises:
-        UsageError: An input is unknown, or the prompts are too short.
-    """
-    capabilities = check(model)
-    if prompts.length < 2:
-        raise UsageError("sink_profile needs prompts of at least two tokens")
-
-    def refusal(name: str) -> str | None:
-        if name not in INPUTS:
-            raise unknown_name("condition", name, INPUTS)
-        if name == "no_bos" and not prompts.bos:
-            return "the prompts have no BOS to take away"
-        if name == "no_bos" and prompts.length < 3:
-            return "one token is left without BOS"
-        return None
-
-    inputs, left_out = choose_conditions(config, INPUTS, refusal)
-    if "natural" not in inputs:  # everything else is read beside it
-        inputs = ["natural", *inputs]
-    announce("sink_profile", len(inputs), prompts, config.progress)
-    rows: list[Row] = []
-    arrays: dict[str, Array] = {}
-    forwards, shortcuts = 0, dict[str, bool]()
+def sink_profile(run: Run[SinkProfileConfig]) -> None:
+    """Sink scores and sink mass on natural and control inputs, beside uniform attention."""
+    run.refuse(_refusals(run))
+    # Everything else is read beside natural text.
+    inputs = list(dict.fromkeys(["natural", *run.conditions]))
+    run.announce(len(inputs))
     for name in inputs:
-        tokens = _input(model, prompts, name, config.seed)
-        sinks = SinkScores(model)
-        norms, values = ResidualNorms(model), ValueNorms(model)
-        probes: list[Probe] = [sinks, norms, values] if name == "natural" else [sinks]
-        found = evaluate(model, tokens, [], [], probes=probes, **config.for_engine())
-        forwards, shortcuts = forwards + found.forwards, shortcuts or found.shortcuts
-        scores = sinks.compute()
-        suffix = "" if name == "natural" else f":{name}"
-        rows += _rows(scores, capabilities, tokens.length, suffix)
+        prompts = _input(run, name)
+        sinks = SinkScores(run.model)
         if name == "natural":
-            arrays = _arrays(scores, norms, values, capabilities.causal)
+            norms, values = ResidualNorms(run.model), ValueNorms(run.model)
+            run.read(sinks, norms, values, prompts=prompts)
+            _keep_arrays(run, sinks.compute(), norms, values)
         else:
-            arrays[f"sink_mass_{name}"] = Array(scores.mass.mean(0), ("layer", "head"))
-    null = float(uniform_sink_scores(prompts.length, causal=capabilities.causal)[0])
-    settings = {**config.recorded(), "left_out": left_out, "notes": [], "uniform_score": null}
-    if capabilities.learned_sinks:
-        settings["notes"] = ["This model has learned sinks: attention rows sum to less than 1."]
-    return assemble(
-        "sink_profile",
-        model,
-        prompts,
-        rows,
-        arrays=arrays,
-        settings=settings,
-        forwards=forwards,
-        shortcuts=shortcuts,
-    )
+            run.read(sinks, prompts=prompts)
+            run.keep(f"sink_mass_{name}", sinks.compute().mass.mean(0), "layer head")
+        suffix = "" if name == "natural" else f":{name}"
+        _add_rows(run, sinks.compute(), prompts.length, suffix)
+    causal = run.capabilities.causal
+    run.facts(uniform_score=float(uniform_sink_scores(run.prompts.length, causal=causal)[0]))
+    if run.capabilities.learned_sinks:
+        run.note("This model has learned sinks: attention rows sum to less than 1.")
 
 
-def _input(model: HookedModel, prompts: Prompts, name: str, seed: int) -> Prompts:
+def _refusals(run: Run[SinkProfileConfig]) -> dict[str, str]:
+    """Why there is no input without BOS, where there is none."""
+    if not run.prompts.bos:
+        return {"no_bos": "the prompts have no BOS to take away"}
+    if run.prompts.length < 3:
+        return {"no_bos": "one token is left without BOS"}
+    return {}
+
+
+def _input(run: Run[SinkProfileConfig], name: str) -> Prompts:
     """One of the four inputs, of the same size."""
-    size = {"n": len(prompts), "length": prompts.length}
+    prompts, seed = run.prompts, run.config.seed
     if name == "no_bos":
         return prompts.without_first()
-    if name == "random":
-        return random_prompts(model, **size, bos=prompts.bos, seed=seed)
-    if name == "repeated":
-        return repeated_prompts(model, **size, bos=prompts.bos, seed=seed)
-    return replace(prompts, answers=None)
+    if name == "natural":
+        return replace(prompts, answers=None)
+    make = {"random": random_prompts, "repeated": repeated_prompts}[name]
+    return make(run.model, n=len(prompts), length=prompts.length, bos=prompts.bos, seed=seed)
 
 
-def _groups(capabilities: Capabilities, length: int) -> Iterator[tuple[str, list[int]]]:
-    """All layers, and where windows are shorter than the prompts, each kind apart."""
-    yield "", list(range(capabilities.n_layers))
-    short = [
-        layer
-        for layer, window in enumerate(capabilities.windows)
-        if window is not None and window < length
-    ]
-    full = [layer for layer in range(capabilities.n_layers) if layer not in short]
-    if short:
-        if full:
-            yield ":full", full
-        yield ":window", short
-
-
-def _rows(
-    values: SinkScoreValues, capabilities: Capabilities, length: int, suffix: str
-) -> list[Row]:
+def _add_rows(
+    run: Run[SinkProfileConfig], values: SinkScoreValues, length: int, suffix: str
+) -> None:
     """The model-level rows of one input."""
-    windows = [None if w is None or w >= length else w for w in capabilities.windows]
-    null_scores = np.array(
-        [uniform_sink_scores(length, window=w, causal=capabilities.causal)[0] for w in windows]
-    )
-    null_mass = np.array(
-        [uniform_sink_mass(length, window=w, causal=capabilities.causal) for w in windows]
-    )
-    score = values.scores[..., 0]
-    rows = []
-    for part, layers in _groups(capabilities, length):
+    capabilities = run.capabilities
+    windows, causal = capabilities.visible_keys(length), capabilities.causal
+    scores = [uniform_sink_scores(length, window=w, causal=causal)[0] for w in windows]
+    masses = [uniform_sink_mass(length, window=w, causal=causal) for w in windows]
+    for part, layers in capabilities.layer_groups(length):
+        score = values.scores[:, layers, :, 0]
+        null = np.array(scores)[layers]
         for preset, threshold in SINK_THRESHOLDS.items():
-            rate = (score[:, layers] > threshold).double().mean((1, 2)).numpy()
-            rows.append(
-                _row(
-                    "sink_rate",
-                    f"{preset}{suffix}{part}",
-                    rate,
-                    float((null_scores[layers] > threshold).mean()),
-                    "share of heads",
-                )
+            rate = Sample(
+                (score > threshold).double().mean((1, 2)), float((null > threshold).mean())
             )
-        mass = values.mass[:, layers].double().mean((1, 2)).numpy()
-        null = float(null_mass[layers].mean())
-        rows.append(_mass_row(f"position0{suffix}{part}", mass, null))
-    if not capabilities.causal:
-        last = values.last.double().mean((1, 2)).numpy()
-        rows.append(_mass_row(f"last_position{suffix}", last, 1 / length))
+            run.add("sink_rate", f"{preset}{suffix}{part}", rate)
+        mass = values.mass[:, layers].double().mean((1, 2))
+        uniform = float(np.array(masses)[layers].mean())
+        run.add("sink_mass", f"position0{suffix}{part}", Sample(mass, uniform))
+    if not causal:
+        last = values.last.double().mean((1, 2))
+        run.add("sink_mass", f"last_position{suffix}", Sample(last, 1 / length))
     if capabilities.learned_sinks:
-        unplaced = values.unplaced.double().mean((1, 2)).numpy()
         # Uniform over the keys and a learned sink with the logit that they have.
-        keys = [
-            min(query + 1, window or length) for window in windows for query in range(1, length)
-        ]
-        null = float(np.mean(1 / (1 + np.array(keys))))
-        rows.append(_mass_row(f"learned_sink{suffix}", unplaced, null))
-    return rows
+        keys = [min(query + 1, w or length) for w in windows for query in range(1, length)]
+        null_sink = float(np.mean(1 / (1 + np.array(keys))))
+        taken = values.unplaced.double().mean((1, 2))
+        run.add("sink_mass", f"learned_sink{suffix}", Sample(taken, null_sink))
 
 
-def _mass_row(condition: str, values: np.ndarray, null: float) -> Row:
-    """A share of attention beside that of uniform attention."""
-    return _row("sink_mass", condition, values, null, "share of attention")
-
-
-def _row(metric: str, condition: str, values: np.ndarray, null: float, unit: str) -> Row:
-    """A measurement beside its analytic null."""
-    return paired_row(
-        metric, condition, "measurement", values, np.full_like(values, null), unit=unit
-    )
-
-
-def _arrays(
-    scores: SinkScoreValues, norms: ResidualNorms, values: ValueNorms, causal: bool
-) -> dict[str, Array]:
+def _keep_arrays(
+    run: Run[SinkProfileConfig], scores: SinkScoreValues, norms: ResidualNorms, values: ValueNorms
+) -> None:
     """What a figure or a closer look needs, averaged over prompts."""
     length = scores.scores.shape[-1]
-    later = (scores.scores > SINK_THRESHOLDS["gu"]).float().mean(0)
+    above = (scores.scores > SINK_THRESHOLDS["gu"]).float().mean(0)
     keys = torch.arange(length)
+    later = above.clone()
     later[..., (keys == 0) | (keys > length // 2)] = 0
+    null = torch.from_numpy(uniform_sink_scores(length, causal=run.capabilities.causal))
     residual, value = norms.compute(), values.compute()
-    null = torch.from_numpy(uniform_sink_scores(length, causal=causal))
-    rate = (scores.scores[..., 0] > SINK_THRESHOLDS["gu"]).float().mean(0)
-    return {
-        "sink_mass": Array(scores.mass.mean(0), ("layer", "head")),
-        "sink_rate": Array(rate, ("layer", "head")),
-        "sink_score": Array(scores.scores.mean(0), ("layer", "head", "key")),
-        "later_sink_null": Array(null, ("key",)),
-        "later_sink_share": Array(later, ("layer", "head", "key")),
-        "position0_norm": Array(residual.position0.mean(0), ("layer_input",)),
-        "other_norm": Array(residual.others.mean(0), ("layer_input",)),
-        "position0_value_norm": Array(value.position0.mean(0), ("layer", "key_value_head")),
-        "other_value_norm": Array(value.others.mean(0), ("layer", "key_value_head")),
-    }
+    run.keep("sink_mass", scores.mass.mean(0), "layer head")
+    run.keep("sink_rate", above[..., 0], "layer head")
+    run.keep("sink_score", scores.scores.mean(0), "layer head key")
+    run.keep("later_sink_null", null, "key")
+    run.keep("later_sink_share", later, "layer head key")
+    run.keep("position0_norm", residual.position0.mean(0), "layer_input")
+    run.keep("other_norm", residual.others.mean(0), "layer_input")
+    run.keep("position0_value_norm", value.position0.mean(0), "layer key_value_head")
+    run.keep("other_value_norm", value.others.mean(0), "layer key_value_head")

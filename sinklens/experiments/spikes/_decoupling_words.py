@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ...results.result import ExperimentResult, describe
-from ...runner.comparison import beside_null
+from ...results.result import ExperimentResult
+from ...results.wording import describe
+from ...runner.old_comparison import beside_null
 from ...stats.effects import EffectSize, is_significant
 from ._interaction import CONDITIONS, INTERACTION
 

@@ -20,8 +20,8 @@ from ...hooks.spikes import replace_entries, shift_entries
 from ...models import ordinary_tokens
 from ...probes.positions import first_token_values
 from ...probes.stream_entries import Entries, EntryValues
-from ...runner.compare import Comparison
-from ...runner.registry import ExperimentConfig
+from ...runner.config import ExperimentConfig
+from ...runner.old_compare import Comparison
 
 EDITS = ("zero", "mean", "flipped_mean", "first_token_mean")
 EQUAL_NORM = ":equal_norm"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...results.result import ExperimentResult, describe
-from ...runner.comparison import ROUNDING, beside_null
+from ...results.result import ExperimentResult
+from ...results.wording import describe
+from ...runner.old_comparison import ROUNDING, beside_null
 from ...stats.effects import is_significant
 from . import _search as spike_search
 from ._edits import EDITS, EQUAL_NORM

@@ -23,7 +23,7 @@ from ...models import Origin, load_like, origin, weights_hash
 from ...models.capabilities import check
 from ...models.prompts import Prompts
 from ...probes import ResidualPeaks, SinkScores
-from ...runner.registry import ExperimentConfig
+from ...runner.config import ExperimentConfig
 from ...stats.effects import Row, paired_row
 from ...stats.nulls import gaussian_peak_ratio, uniform_sink_mass, uniform_sink_scores
 

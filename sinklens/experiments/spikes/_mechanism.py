@@ -30,9 +30,9 @@ from ...models.prompts import Prompts
 from ...probes import ChannelShares, GatedReads, PositionValues, Probe
 from ...probes.positions import first_token_values
 from ...probes.stream_entries import EntryValues
-from ...results.result import Array
-from ...runner.comparison import constant_row
-from ...runner.registry import ExperimentConfig
+from ...results.record import Array
+from ...runner.config import ExperimentConfig
+from ...runner.old_comparison import constant_row
 from ...stats.effects import Row, paired_row
 from ...stats.nulls import gaussian_exceeds
 from ._search import Spikes

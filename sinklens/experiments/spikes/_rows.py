@@ -17,7 +17,7 @@ from ...core.labels import stage_name
 from ...core.protocol import HookedModel
 from ...models.prompts import Prompts
 from ...probes.residual_trace import PositionPeakValues
-from ...runner.comparison import with_control
+from ...runner.old_comparison import with_control
 from ...stats.effects import Row, paired_row
 from ...stats.nulls import (
     gaussian_exceeds,

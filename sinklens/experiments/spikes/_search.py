@@ -28,7 +28,7 @@ from ...engine import evaluate
 from ...models.prompts import Prompts
 from ...probes import Probe
 from ...probes.residual_trace import Criterion, PeakTrace, PeakTraceValues, Written
-from ...runner.registry import ExperimentConfig
+from ...runner.config import ExperimentConfig
 
 STEP_SHARE = 0.5
 NAMED_SHARE = 0.1  # sub-blocks that write less of the peak are in the arrays only

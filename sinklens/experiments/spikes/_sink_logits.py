@@ -19,7 +19,7 @@ from ...hooks.matching import control_positions
 from ...models.capabilities import check
 from ...models.prompts import Prompts
 from ...probes import LogitGaps, Probe
-from ...runner.registry import ExperimentConfig
+from ...runner.config import ExperimentConfig
 from ...stats.effects import Row, paired_row
 
 

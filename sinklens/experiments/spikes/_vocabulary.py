@@ -23,7 +23,7 @@ from ...engine import evaluate
 from ...models import ordinary_tokens
 from ...models.prompts import Prompts
 from ...probes.residual_trace import PositionPeaks
-from ...runner.registry import ExperimentConfig
+from ...runner.config import ExperimentConfig
 from ...stats.nulls import gaussian_exceeds
 from ._search import Spikes
 

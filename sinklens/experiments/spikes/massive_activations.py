@@ -47,10 +47,12 @@ from ...models.capabilities import check
 from ...models.prompts import Prompts
 from ...probes.residual_trace import Criterion, PositionPeaks
 from ...probes.stream_entries import Entries, EntryValues, StreamEntries
-from ...results.figures import lines
-from ...results.result import Array, ExperimentResult
-from ...runner.comparison import run_comparisons
-from ...runner.registry import ExperimentConfig, choose_metrics, experiment
+from ...results.old_figures import lines
+from ...results.record import Array
+from ...results.result import ExperimentResult
+from ...runner.config import ExperimentConfig
+from ...runner.old_comparison import run_comparisons
+from ...runner.registry import choose_metrics, experiment
 from . import _search as spike_search
 from ._edits import EDITS, EQUAL_NORM, SpikeEdits, crowded
 from ._massive_words import summary

@@ -48,17 +48,18 @@ from ...hooks.heads import ablate_heads
 from ...hooks.intervention import together
 from ...hooks.matching import control_positions
 from ...hooks.spikes import replace_entries
-from ...metrics import Metric, ProbeMetric
+from ...metrics import SINK_MASS, Metric, ProbeMetric
 from ...models.capabilities import check
 from ...models.prompts import Prompts
 from ...probes import LogitGaps, Probe, ResidualPeaks, SinkScores, StreamEntries
 from ...probes.stream_entries import EntryValues
-from ...results.figures import interaction
-from ...results.result import Array, ExperimentResult
-from ...runner.compare import NO_POSITION, Comparison
-from ...runner.comparison import run_comparisons
-from ...runner.registry import ExperimentConfig, choose_metrics, experiment
-from ..sinks.sink_head_ablation import SINK_MASS
+from ...results.old_figures import interaction
+from ...results.record import Array
+from ...results.result import ExperimentResult
+from ...runner.config import ExperimentConfig
+from ...runner.old_compare import NO_POSITION, Comparison
+from ...runner.old_comparison import run_comparisons
+from ...runner.registry import choose_metrics, experiment
 from . import _search as spike_search
 from ._decoupling_words import summary
 from ._edits import SpikeEdits, crowded

@@ -35,7 +35,7 @@ from ...models.capabilities import Capabilities, check
 from ...models.prompts import Prompts
 from ...probes import KeyMass, PositionValues, ResidualPeaks, SinkScores, ValueNorms
 from ...probes.patterns import ROW_PERMUTED, MeanPatterns, PatternReader
-from ...runner.registry import ExperimentConfig
+from ...runner.config import ExperimentConfig
 from ...stats.nulls import gaussian_peak_ratio, uniform_sink_mass, uniform_sink_scores
 
 TRAITS = ("sink_mass", "value_drain", "spike", "largest_column")

@@ -28,10 +28,12 @@ from ...engine import announce
 from ...models import load_like, weights_hash
 from ...models.prompts import Prompts
 from ...models.random_weights import RANDOM_WEIGHTS, random_twin
-from ...results.figures import lines
-from ...results.result import Array, ExperimentResult, assemble
+from ...results.old_figures import lines
+from ...results.record import Array
+from ...results.result import ExperimentResult, assemble
 from ...runner import registry
-from ...runner.registry import ExperimentConfig, experiment
+from ...runner.config import ExperimentConfig
+from ...runner.registry import experiment
 from ...stats.effects import Row, paired_row, with_q_values
 from ._checkpoints import Checkpoint, find_checkpoints
 from ._onsets import described, onset_rows, onset_values

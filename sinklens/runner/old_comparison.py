@@ -14,11 +14,13 @@ from ..core.protocol import HookedModel
 from ..engine import announce, evaluate
 from ..metrics import Metric
 from ..models.prompts import Prompts
-from ..results.result import Array, ExperimentResult, assemble, describe
+from ..results.record import Array
+from ..results.result import ExperimentResult, assemble
+from ..results.wording import describe
 from ..stats.effects import EffectSize, Row, Values, is_significant, paired_row, with_q_values
-from .compare import Comparison, compare
+from .config import ExperimentConfig
+from .old_compare import Comparison, compare
 from .ranking import rank
-from .registry import ExperimentConfig
 
 ROUNDING = 1e-6
 
@@ -65,9 +67,9 @@ def run_comparisons(
     if config.draws == 0:
         notes.append("No controls and no contrasts: draws is 0.")
     kept = dict(arrays or {})
-    ranking = None
+    ranking: Any = None
     if config.screen:
-        ranking = rank(model, prompts, config, comparisons, metrics)
+        ranking = rank(model, prompts, config, comparisons, metrics)  # type: ignore[arg-type]
         comparisons = ranking.chosen
         extra_forwards += ranking.forwards
         kept["screening_estimates"] = ranking.array()

@@ -1,0 +1,1 @@
+"""Interventions with their matched controls, one module a family; experiments share them."""

@@ -1,0 +1,168 @@
+"""Heads ablated, with matched controls: other heads, or the same heads' edge to a later key.
+
+For the conditions on the output the control is as many other heads, from the same layers, then the
+nearest; where fewer exist, all of them, set against as many of the treated heads drawn at random.
+For the conditions on the edge it is the edge of the same heads to a later key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.labels import Head, head_label
+from ..core.seeds import seeded
+from ..engine import read_under
+from ..hooks.heads import EDGE_CONDITIONS, HeadValues, ablate_heads
+from ..hooks.intervention import Intervention
+from ..hooks.matching import control_positions, derangement, matched_heads
+from ..probes import SinkReads
+from ..runner.compare import Comparison, Control
+from ..runner.run import Run
+
+OTHER_HEADS, LATER_KEY = "other_heads", "later_key"
+ALL_SINKS = "every other head is a sink"
+
+
+class HeadAblations:
+    """Makes the interventions of every condition and their controls."""
+
+    def __init__(
+        self,
+        run: Run[Any],
+        heads: Sequence[Head],
+        others: Sequence[Head],
+        *,
+        means: HeadValues,
+        outputs: HeadValues,
+    ) -> None:
+        """Take what is ablated and what is written.
+
+        Args:
+            run: The run; which heads and positions the draws took is kept in it.
+            heads: The heads that are ablated.
+            others: The heads that may be a control.
+            means: Mean outputs by layer, for `mean`.
+            outputs: Outputs by layer and prompt, for `resample`.
+        """
+        self._run, self._model = run, run.model
+        self._heads, self._others = list(heads), list(others)
+        self._means, self._outputs = means, outputs
+        config = run.config
+        self._draws, self._seed = config.draws, config.seed
+        self._positions = control_positions(
+            run.prompts.length, config.draws, config.seed, config.positions
+        )
+        self._taken: dict[str, dict[str, list[list[str]]]] = {}
+
+    def together(self, condition: str) -> Comparison:
+        """All heads at once."""
+        if condition in EDGE_CONDITIONS:
+            self._run.drawn(control_positions=self._positions)
+            control = [self._edge(condition, self._heads, at) for at in self._positions]
+            return Comparison(
+                condition,
+                [self._edge(condition, self._heads, 0)],
+                (Control(LATER_KEY, control),),
+            )
+        treatment = [self._output(condition, self._heads, d) for d in self._random(condition)]
+        matched = [
+            matched_heads(self._heads, self._others, self._seed, draw)
+            for draw in range(self._draws)
+        ]
+        if not matched or not matched[0].control:
+            return Comparison(condition, treatment, no_control=ALL_SINKS)
+        fewer = len(matched[0].control) < len(self._heads)
+        # Where all other heads are the control, every draw has the same heads; unless the edit
+        # itself is random, only the first is run.
+        once = fewer and condition != "resample"
+        pools = [one.control for one in (matched[:1] if once else matched)]
+        self._keep("control_heads", condition, pools)
+        control = [self._output(condition, pool, draw) for draw, pool in enumerate(pools)]
+        own: list[Intervention] = []
+        if fewer:
+            self._keep("treated_heads", condition, [one.treated for one in matched])
+            own = [self._output(condition, one.treated, d) for d, one in enumerate(matched)]
+            self._run.footnote(
+                condition,
+                f"{condition}: only {len(pools[0])} heads are neither ablated nor sinks, fewer "
+                f"than the {len(self._heads)} ablated. The control ablates all of them, and the "
+                "difference compares it with as many ablated heads drawn at random, not with the "
+                "effect shown.",
+            )
+        return Comparison(condition, treatment, (Control(OTHER_HEADS, control, own),))
+
+    def each(self, condition: str) -> list[Comparison]:
+        """One head at a time, all against one pool of other heads, each alone."""
+        count = min(self._draws, len(self._others))
+        chosen = seeded(self._seed, "pool").choice(len(self._others), count, replace=False)
+        pool = [self._others[i] for i in sorted(chosen)]
+        self._keep("control_heads", condition, [[head] for head in pool])
+
+        def alone(head: Head, draw: int) -> Intervention:
+            if condition in EDGE_CONDITIONS:
+                return self._edge(condition, [head], 0)
+            return self._output(condition, [head], draw)
+
+        control = Control(OTHER_HEADS, [alone(head, draw) for draw, head in enumerate(pool)])
+        return [
+            Comparison(
+                condition,
+                [alone(head, draw) for draw in self._random(condition)],
+                (control,),
+                no_control=ALL_SINKS,
+            )
+            for head in self._heads
+        ]
+
+    def _random(self, condition: str) -> range:
+        """The draws of a treatment: only `resample` is random."""
+        return range(max(1, self._draws) if condition == "resample" else 1)
+
+    def _output(self, condition: str, heads: Sequence[Head], draw: int) -> Intervention:
+        """An ablation of head outputs."""
+        if condition == "resample":
+            order = derangement(self._run.prompts.tokens, self._seed, draw)
+            return ablate_heads(
+                self._model, heads, condition, values=self._outputs, order=order, draw=draw
+            )
+        values = self._means if condition == "mean" else None
+        return ablate_heads(self._model, heads, condition, values=values)
+
+    def _edge(self, condition: str, heads: Sequence[Head], place: int) -> Intervention:
+        """The edge from later queries to one key dropped."""
+        values = None
+        if not self._run.capabilities.edits["pattern"]:
+            values = self._reads(heads, place)
+        return ablate_heads(self._model, heads, condition, values=values, position=place)
+
+    def _reads(self, heads: Sequence[Head], place: int) -> HeadValues:
+        """What heads read from a key once the edges of earlier layers are gone.
+
+        A delegated pattern shows itself only after z was used, so it is read in a run before: one
+        run for every layer, with the edits of the layers below in place.
+        """
+        values: HeadValues = {}
+        for layer in sorted({layer for layer, _ in heads}):
+            below = [head for head in heads if head[0] < layer]
+            edit = None
+            if below:
+                edit = ablate_heads(
+                    self._model, below, "drop_edge_unnormalised", values=values, position=place
+                )
+            values[layer] = read_under(
+                self._model,
+                self._run.prompts,
+                edit,
+                SinkReads(self._model, layer, place),
+                last_layer=layer,
+                batch_size=self._run.config.batch_size,
+                memory=self._run.config.memory,
+            ).values
+            self._run.count(1)
+        return values
+
+    def _keep(self, what: str, condition: str, draws: Sequence[Sequence[Head]]) -> None:
+        """Keep which heads a condition's draws took."""
+        self._taken.setdefault(what, {})[condition] = [[*map(head_label, one)] for one in draws]
+        self._run.drawn(**self._taken)

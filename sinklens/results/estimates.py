@@ -1,0 +1,201 @@
+"""The vocabulary of every experiment: a number beside its null, and what it is set against.
+
+A `Sample` is one number per prompt beside its null, an `Effect` what an intervention does to a
+number beside the clean run, a `Share` how many of so many tokens. Each can be set against
+`Reference`s: matched controls, or empirical nulls. `rows_of` makes the rows of a result:
+
+    the sample        value beside its null
+    each reference    value beside its own null (kind `control` or `null`)
+    each contrast     distance of the sample from its null, against that of the reference,
+                      paired by prompt and tested by sign flips
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from scipy import stats
+from torch import Tensor
+
+from ..stats.effects import Row, Values, paired_row
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a number is; declared once for every metric of an experiment.
+
+    Attributes:
+        unit: The unit of values, nulls and differences.
+        null: What the null is, in words: `uniform attention`, `Gaussian entries`.
+        form: How a value is written, such as `.3g` or `.1%`.
+        signed: Whether a difference from the null can have either sign. A sign-flip test of one
+            that cannot (a divergence) says nothing, so there is none.
+    """
+
+    unit: str
+    null: str = "0"
+    form: str = ".3g"
+    signed: bool = True
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A measured number beside its null.
+
+    Attributes:
+        values: One number per prompt; a plain number where it does not depend on the prompts, which
+            has no spread and so no interval.
+        null: What no mechanism would give: one number, or one per prompt.
+        draws: How many draws are averaged in each value.
+    """
+
+    values: Any
+    null: Any = 0.0
+    draws: int = 1
+    kind: ClassVar[str] = "measurement"
+
+    def distance(self, prompts: int) -> Values:
+        """The distance from the null, by prompt."""
+        distance: Values = _numbers(self.values, prompts) - _numbers(self.null, prompts)
+        return distance
+
+
+@dataclass(frozen=True)
+class Effect(Sample):
+    """What an intervention does: values of the run with it, `null` those of the clean run."""
+
+    kind: ClassVar[str] = "treatment"
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of the tokens that were tried: a share with Wilson's interval over tokens.
+
+    Attributes:
+        hits: How many.
+        of: Of how many.
+        null: The share that no mechanism would give.
+    """
+
+    hits: int
+    of: int
+    null: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A matched control, or an empirical null.
+
+    Attributes:
+        sample: Its values beside their own null.
+        name: Its name in tables (`later_position`), and with blanks in sentences.
+        kind: `control` (the same elsewhere) or `null` (the same without a mechanism).
+        own: The value that it is set against, where that is not the sample itself: read at the same
+            queries, or over as many heads.
+    """
+
+    sample: Sample
+    name: str
+    kind: Literal["control", "null"] = "control"
+    own: Sample | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the model and the prompts a row is about, as far as it is about one place.
+
+    Attributes:
+        layer: The layer.
+        head: The query head.
+        queries: The range of queries, such as `1:8`.
+    """
+
+    layer: int | None = None
+    head: int | None = None
+    queries: str | None = None
+
+
+def rows_of(
+    metric: str,
+    measure: Measure,
+    condition: str,
+    sample: Sample,
+    *references: Reference,
+    prompts: int,
+    seed: int,
+    place: Place | None = None,
+) -> Iterator[Row]:
+    """The row of a sample, and for each reference its row and the contrast.
+
+    Args:
+        metric: What was measured.
+        measure: What kind of number it is.
+        condition: Under what.
+        sample: The values.
+        references: What it is set against.
+        prompts: How many prompts there are.
+        seed: Decides the resamples of the tests.
+        place: What the rows are about, if it is one layer, head or range of queries.
+    """
+    named: dict[str, Any] = {"unit": measure.unit, "seed": seed, **vars(place or Place())}
+    values, nulls = (_numbers(part, prompts) for part in (sample.values, sample.null))
+    tested = sample.kind == "treatment" and measure.signed
+    row = paired_row(
+        metric,
+        condition,
+        sample.kind,
+        values,
+        nulls,
+        tested=tested,
+        n_draws=sample.draws,
+        **named,
+    )
+    yield _without_spread(row) if np.ndim(sample.values) == 0 else row
+    for one in references:
+        its, own = one.sample, one.own or sample
+        named["against"] = one.name
+        values, nulls = (_numbers(part, prompts) for part in (its.values, its.null))
+        yield paired_row(metric, condition, one.kind, values, nulls, n_draws=its.draws, **named)
+        yield paired_row(
+            metric,
+            condition,
+            "contrast",
+            own.distance(prompts),
+            its.distance(prompts),
+            tested=True,
+            n_draws=max(its.draws, one.own.draws if one.own else 1),
+            **named,
+        )
+
+
+def share_row(metric: str, measure: Measure, condition: str, share: Share) -> Row:
+    """The row of a share of tokens, whose resampling unit is the token."""
+    hits = np.arange(share.of) < share.hits
+    row = paired_row(
+        metric,
+        condition,
+        "measurement",
+        hits,
+        np.full(share.of, share.null),
+        unit=measure.unit,
+        resampled="token",
+    )
+    ends = stats.binomtest(share.hits, share.of).proportion_ci(method="wilson")
+    low, high = float(ends.low) - share.null, float(ends.high) - share.null
+    return replace(row, effect=replace(row.effect, ci_low=low, ci_high=high))
+
+
+def _without_spread(row: Row) -> Row:
+    """A row of a number that does not depend on the prompts."""
+    return replace(row, effect=replace(row.effect, ci_low=None, ci_high=None))
+
+
+def _numbers(values: Any, prompts: int) -> Values:
+    """One float64 number per prompt."""
+    if isinstance(values, Tensor):
+        values = values.detach().double().cpu().numpy()
+    numbers = np.asarray(values, float)
+    return np.full(prompts, float(numbers)) if numbers.ndim == 0 else numbers

@@ -1,0 +1,134 @@
+"""What a result holds: rows, arrays, findings, settings and where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from ..core.errors import SinklensError, UsageError
+from ..stats.effects import EffectSize
+from .estimates import Measure
+
+
+@dataclass(frozen=True)
+class Array:
+    """A tensor whose axes have names, and labels where numbers alone do not say what is meant.
+
+    Attributes:
+        values: The numbers.
+        dims: One name an axis, such as `("layer", "head")`.
+        coords: By name of an axis its labels, such as thresholds, stages or conditions.
+    """
+
+    values: Tensor
+    dims: tuple[str, ...]
+    coords: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse names and labels that do not fit."""
+        if self.values.ndim != len(self.dims):
+            raise ValueError(f"{len(self.dims)} names for {self.values.ndim} axes")
+        for name, labels in self.coords.items():
+            if name not in self.dims or len(labels) != self.values.shape[self.dims.index(name)]:
+                raise ValueError(f"{len(labels)} labels do not fit axis {name} of {self.dims}")
+
+    def labels(self, dim: str) -> list[str]:
+        """The labels of an axis; the numbers of its places where it has none."""
+        size = self.values.shape[self.dims.index(dim)]
+        return [str(label) for label in self.coords.get(dim, range(size))]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The outcome of one experiment on one model, as data.
+
+    Attributes:
+        experiment: The experiment's name.
+        effects: The rows.
+        summary: At most 12 sentences.
+        arrays: Named tensors, such as the sink mass by layer and head.
+        per_prompt: `value` and `baseline`, `[effect, prompt]`, in the order of `effects`; NaN in
+            rows whose resampling unit is not the prompt.
+        settings: The configuration, `left_out` (conditions and metrics, with reasons) and `notes`.
+        provenance: Model, weights hash, dtype, device, BOS, text hash, seed, versions, fire counts.
+        findings: What was found besides rows and arrays, such as the layer of a step.
+        draws: What was drawn (tokens, positions, heads), for whoever repeats it.
+        measures: By metric its unit, the words of its null and how it is written.
+        figure: What `plot` draws.
+        run: Times and machine; not part of the result proper.
+    """
+
+    experiment: str
+    effects: list[EffectSize]
+    summary: list[str]
+    arrays: dict[str, Array]
+    per_prompt: dict[str, Tensor]
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+    findings: dict[str, Any] = field(default_factory=dict)
+    draws: dict[str, Any] = field(default_factory=dict)
+    measures: dict[str, Measure] = field(default_factory=dict)
+    figure: dict[str, Any] = field(default_factory=lambda: {"kind": "Forest"})
+    run: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """All rows in long form, one column a field of `EffectSize`."""
+        return pd.DataFrame([asdict(effect) for effect in self.effects])
+
+    def to_xarray(self) -> dict[str, Any]:
+        """The arrays by name, as `xarray.DataArray` with names and labels of their axes.
+
+        Raises:
+            SinklensError: xarray is not installed.
+        """
+        try:
+            from xarray import DataArray
+        except ImportError as error:
+            raise SinklensError("to_xarray needs xarray: pip install 'sinklens[xarray]'") from error
+        return {
+            name: DataArray(array.values.numpy(), dict(array.coords), array.dims, name)
+            for name, array in self.arrays.items()
+        }
+
+    def find(self, **fields: Any) -> EffectSize:
+        """The one row with these fields, such as `find(metric="loss", condition="zero", kind=...)`.
+
+        Raises:
+            UsageError: No row or several rows have them.
+        """
+        rows = [
+            effect
+            for effect in self.effects
+            if all(getattr(effect, name) == value for name, value in fields.items())
+        ]
+        if len(rows) != 1:
+            raise UsageError(f"{len(rows)} rows have {fields}; one was asked for")
+        return rows[0]
+
+    def references(self, row: EffectSize) -> list[tuple[EffectSize, EffectSize]]:
+        """Each control or null that a row is set against, with the contrast."""
+        mine = [other for other in self.effects if _same_row(other, row) and other.against]
+        contrasts = {other.against: other for other in mine if other.kind == "contrast"}
+        return [
+            (other, contrasts[other.against])
+            for other in mine
+            if other.kind != "contrast" and other.against in contrasts
+        ]
+
+    def measure(self, metric: str) -> Measure:
+        """What kind of number a metric is."""
+        if metric in self.measures:
+            return self.measures[metric]
+        return Measure(next(row.unit for row in self.effects if row.metric == metric))
+
+
+def _same_row(one: EffectSize, other: EffectSize) -> bool:
+    """Whether two rows differ in their reference alone."""
+    return all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("metric", "condition", "layer", "head", "queries")
+    )

@@ -1,0 +1,256 @@
+"""Sentences from the rows of a result, and the one rule for every verdict.
+
+    against a null      by the interval of the distance: above, below, not distinguishable from;
+                        without an interval (a single prompt, a number without spread) it says so
+    against a control   by q of the contrast: more than, less than, not significantly different from
+
+An experiment declares `says`: templates and functions. A template names rows and findings:
+
+    "Position 0 gets {sink_mass/position0}."          value, verdict and null, references
+    "... {sink_mass/position0|value} of attention"    one part, as in `phrase`
+    "Written by {step_up/*}."                         every such row, with its condition
+    "... at queries {share/all@1:8}"                  a row about some queries
+    "Entering layer {layer}, ..."                     a finding, with a format if it has one
+
+A sentence is said only if everything that it names is there.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.labels import head_label
+from ..stats.effects import EffectSize, is_significant
+from .estimates import Measure
+from .record import Record
+
+ROUNDING = 1e-6
+LONGEST_SUMMARY = 12
+Says = Sequence["str | Callable[[Record], Iterable[str]]"]
+
+
+def null_verdict(row: EffectSize) -> str:
+    """On which side of its null a value lies, beyond float rounding; by the interval."""
+    if row.ci_low is None or row.ci_high is None:
+        return "without an interval beside"
+    if row.ci_low > ROUNDING:
+        return "above"
+    return "below" if row.ci_high < -ROUNDING else "not distinguishable from"
+
+
+def control_verdict(contrast: EffectSize) -> str:
+    """Whether a value is more than its control; by q of the contrast."""
+    if not is_significant(contrast):
+        return "not significantly different from"
+    return "more than" if contrast.effect > 0 else "less than"
+
+
+def verdict(row: EffectSize, contrast: EffectSize) -> str:
+    """The verdict on a control or empirical null, by its kind."""
+    return control_verdict(contrast) if row.kind == "control" else null_verdict(contrast)
+
+
+def say(result: Record, says: Says) -> list[str]:
+    """The sentences of a result, at most 12.
+
+    Args:
+        result: With its rows and findings.
+        says: Templates, and functions that give sentences.
+    """
+    lines: list[str] = []
+    for part in says:
+        lines += _from_template(result, part) if isinstance(part, str) else part(result)
+    return lines[:LONGEST_SUMMARY]
+
+
+class Missing(Exception):
+    """A sentence names a row or a finding that is not there."""
+
+
+class _Template(string.Formatter):
+    """Fills a template from the rows and findings of a result."""
+
+    def __init__(self, result: Record) -> None:
+        self._result = result
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
+        """A row, all rows of a metric, or a finding."""
+        name = field_name
+        if "/" in name:
+            return _Rows(self._result, name), name
+        if name not in self._result.findings or self._result.findings[name] is None:
+            raise Missing(name)
+        return self._result.findings[name], name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        """A part of a row, or a finding with its format."""
+        return value.said(format_spec) if isinstance(value, _Rows) else format(value, format_spec)
+
+    def parse(self, text: str) -> Iterator[tuple[str, str | None, str | None, str | None]]:
+        """As usual, but the name of a row may hold colons, and its part stands behind a bar."""
+        for literal, name, spec, conversion in super().parse(text):
+            if name is not None and "/" in name:
+                name, _, spec = (f"{name}:{spec}" if spec else name).partition("|")
+            yield literal, name, spec, conversion
+
+
+def _from_template(result: Record, template: str) -> list[str]:
+    try:
+        return [_Template(result).format(template)]
+    except Missing:
+        return []
+
+
+class _Rows:
+    """What a name such as `sink_mass/position0@1:8` stands for."""
+
+    def __init__(self, result: Record, name: str) -> None:
+        metric, _, rest = name.partition("/")
+        condition, _, queries = rest.partition("@")
+        self._result, self._every = result, condition == "*"
+        self._rows = [
+            row
+            for row in result.effects
+            if row.metric == metric
+            and row.against is None
+            and (self._every or row.condition == condition)
+            and (not queries or row.queries == queries)
+        ]
+        if not self._rows:
+            raise Missing(name)
+
+    def said(self, part: str) -> str:
+        """One part of the rows, or all of it."""
+        if not self._every:
+            return phrase(self._result, self._rows[0], part)
+        return "; ".join(
+            f"{row.condition.replace('_', ' ')} {phrase(self._result, row, part)}"
+            for row in self._rows
+        )
+
+
+def phrase(result: Record, row: EffectSize, part: str = "") -> str:
+    """A row in words.
+
+    Args:
+        result: The result that it is of.
+        row: A treatment or a measurement.
+        part: `value`, `null` (its value), `verdict` (with the words of the null and its value),
+            `effect` (the difference with its interval), `against` (every reference); empty for
+            value, verdict and references.
+    """
+    measure = result.measure(row.metric)
+    beside = f"{null_verdict(row)} {measure.null} ({number(measure, row.baseline)})"
+    parts = {
+        "value": lambda: quantity(measure, row.value),
+        "null": lambda: number(measure, row.baseline),
+        "verdict": lambda: beside,
+        "effect": lambda: describe(row),
+        "against": lambda: "; ".join(references(result, row)),
+        "": lambda: "; ".join(
+            [f"{quantity(measure, row.value)}, {beside}", *references(result, row)]
+        ),
+    }
+    return parts[part]()
+
+
+def references(result: Record, row: EffectSize) -> Iterator[str]:
+    """For each control or null of a row the verdict, its words and its value."""
+    measure = result.measure(row.metric)
+    for reference, contrast in result.references(row):
+        words = f"{reference.against}".replace("_", "-")
+        yield (
+            f"{verdict(reference, contrast)} its {words} {reference.kind} "
+            f"({number(measure, reference.value)})"
+        )
+
+
+def number(measure: Measure, value: float) -> str:
+    """A value in the form of its measure."""
+    return f"{value:{measure.form}}"
+
+
+def quantity(measure: Measure, value: float) -> str:
+    """A value with its unit; a percentage says of what."""
+    unit = measure.unit.removeprefix("share ") if measure.form.endswith("%") else measure.unit
+    return f"{number(measure, value)} {unit}".strip()
+
+
+def describe(effect: EffectSize) -> str:
+    """An effect in words: `+0.021 nats [0.010, 0.032]`."""
+    return f"{effect.effect:+.3g} {effect.unit}{interval_of(effect)}"
+
+
+def interval_of(effect: EffectSize) -> str:
+    """The interval of an effect, empty where there is none: ` [0.010, 0.032]`."""
+    if effect.ci_low is None or effect.ci_high is None:
+        return ""
+    return f" [{effect.ci_low:.3g}, {effect.ci_high:.3g}]"
+
+
+def place_of(effect: EffectSize) -> str:
+    """The layer or head that a row is about: `L3`, `L3H4`, empty where it is about none."""
+    if effect.layer is None:
+        return ""
+    if effect.head is None:
+        return f"L{effect.layer}"
+    return head_label((effect.layer, effect.head))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A sentence for every condition of a metric: the effect, its controls, do they differ.
+
+    Where a condition has several rows (layers, heads), the one with the largest effect is said.
+
+    Attributes:
+        what: What was done, without the condition's name: `Replacing BOS by`.
+        metric: Whose effect.
+        conditions: Which conditions; empty means all.
+    """
+
+    what: str
+    metric: str
+    conditions: tuple[str, ...] = ()
+
+    def __call__(self, result: Record) -> Iterator[str]:
+        """The sentences."""
+        groups: dict[str, list[EffectSize]] = {}
+        for row in result.effects:
+            wanted = not self.conditions or row.condition in self.conditions
+            if (row.metric, row.kind) == (self.metric, "treatment") and wanted:
+                groups.setdefault(row.condition, []).append(row)
+        for rows in groups.values():
+            largest = max(rows, key=lambda row: abs(row.effect))
+            yield effect_sentence(result, self.what, largest, of=len(rows))
+
+
+def effect_sentence(result: Record, what: str, treatment: EffectSize, *, of: int = 1) -> str:
+    """One effect in words: against the clean run first, then against its controls.
+
+    Args:
+        result: The result.
+        what: What was done, without the condition's name.
+        treatment: The row.
+        of: Of how many rows it is the largest.
+    """
+    said = f"{what} {treatment.condition}"
+    if place_of(treatment):
+        said += f" at {place_of(treatment)}"
+    if of > 1:
+        said += f" (the largest of {of} rows)"
+    said += f": {treatment.metric} {describe(treatment)} against the clean run"
+    against = [
+        f"{control_verdict(contrast)} its {f'{control.against}'.replace('_', '-')} control "
+        f"({control.effect:+.3g}; difference {contrast.effect:+.3g}{interval_of(contrast)})"
+        for control, contrast in result.references(treatment)
+    ]
+    return f"{said}; {' and '.join(against) or 'there is no control'}."
+
+
+def measures_in(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Measure]:
+    """Measures as `result.json` holds them."""
+    return {name: Measure(**fields) for name, fields in content.items()}

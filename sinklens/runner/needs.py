@@ -1,0 +1,76 @@
+"""What an experiment needs of a model and of prompts, checked in one place before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ..core.errors import SinklensError, UsageError
+from ..models.capabilities import Capabilities
+from ..models.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class Need:
+    """One need, and what works without it.
+
+    Attributes:
+        what: What is needed, as it stands after "needs".
+        met: Whether a model and prompts have it.
+        instead: What would work where they have not.
+        of_prompts: Whether it is about the prompts, so that asking for it is wrong usage.
+    """
+
+    what: str
+    met: Callable[[Capabilities, Prompts], bool]
+    instead: str = ""
+    of_prompts: bool = False
+
+    def otherwise(self, instead: str) -> Need:
+        """The same need, with what would work for an experiment that has it."""
+        return replace(self, instead=instead)
+
+    def require(self, experiment: str, capabilities: Capabilities, prompts: Prompts) -> None:
+        """Refuse a model or prompts that do not meet it.
+
+        Raises:
+            SinklensError: The model does not.
+            UsageError: The prompts do not.
+        """
+        if self.met(capabilities, prompts):
+            return
+        if self.of_prompts:
+            given = f"these are {len(prompts)} of {prompts.length} tokens"
+            raise UsageError(f"{experiment} needs {self.what}; {given}. {self.instead}".strip())
+        raise SinklensError(
+            f"{experiment} needs {self.what}; {capabilities.architecture} is not one. "
+            f"{self.instead}".strip()
+        )
+
+
+CAUSAL = Need("a causal model, in which position 0 sees only itself", lambda model, _: model.causal)
+
+
+def at_least_layers(count: int, why: str) -> Need:
+    """A model with so many layers."""
+    return Need(f"a model of at least {count} layers, {why}", lambda m, _: m.n_layers >= count)
+
+
+def at_least_tokens(count: int) -> Need:
+    """Prompts that are so long."""
+    return Need(
+        f"prompts of at least {count} tokens",
+        lambda _, prompts: prompts.length >= count,
+        "Use longer prompts (--length).",
+        of_prompts=True,
+    )
+
+
+def at_least_prompts(count: int, why: str) -> Need:
+    """So many prompts."""
+    return Need(
+        f"at least {count} prompts, {why}",
+        lambda _, prompts: len(prompts) >= count,
+        "Use more prompts (--n-prompts).",
+        of_prompts=True,
+    )

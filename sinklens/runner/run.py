@@ -1,0 +1,317 @@
+"""A run of one experiment on one model: what its function reads, compares, adds and finds.
+
+    @experiment(paper="Gu et al. 2025 (2410.10781)", question="...", needs=(CAUSAL,), ...)
+    def my_experiment(run: Run[MyConfig]) -> None:
+        (scores,) = run.read(SinkScores(run.model))
+        run.add("sink_mass", "position0", Sample(scores.mass.mean((1, 2)), null=0.06))
+        run.compare(comparisons)
+        run.keep("sink_mass", scores.mass.mean(0), "layer head")
+
+`Run` knows model, prompts, settings and what the model can do; it counts forwards, announces them,
+keeps what hooks fired, and makes the result.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
+from ..engine import announce
+from ..engine.evaluate import Evaluation, evaluate
+from ..models.capabilities import Capabilities, check
+from ..models.prompts import Prompts
+from ..probes import Probe
+from ..results.estimates import Measure, Place, Reference, Sample, Share, rows_of, share_row
+from ..results.figures import to_json
+from ..results.record import Array
+from ..results.result import ExperimentResult, identity
+from ..results.wording import say
+from ..stats.effects import EffectSize, Row, with_q_values
+from .compare import Compared, Comparison, in_order, measure_of, without_control
+from .config import ExperimentConfig
+from .declaration import Experiment
+from .ranking import rank
+
+Config = TypeVar("Config", bound=ExperimentConfig)
+NOT_CAUSAL = "it is a next-token measure and this model attends in both directions"
+
+
+class Run(Generic[Config]):
+    """One run.
+
+    Attributes:
+        model: The model.
+        prompts: The prompts.
+        config: The settings.
+        capabilities: What can be edited and measured on the model.
+        conditions: The conditions to run.
+        metrics: The metrics to measure.
+        rows: The rows so far.
+    """
+
+    def __init__(
+        self, experiment: Experiment, model: HookedModel, prompts: Prompts, config: Config
+    ) -> None:
+        """Check needs, settings and metrics before any work.
+
+        Raises:
+            SinklensError: The model cannot do it.
+            UsageError: A setting or the prompts do not fit.
+        """
+        experiment.require_known(config)
+        self._experiment = experiment
+        self.model, self.prompts, self.config = model, prompts, config
+        self.capabilities: Capabilities = check(model)
+        for need in experiment.needs:
+            need.require(experiment.name, self.capabilities, prompts)
+        self.conditions = list(config.conditions or experiment.default_conditions(config))
+        self.metrics = self._choose_metrics()
+        self.rows: list[Row] = []
+        self._forwards, self._announced = 0, False
+        self._fired: Counter[str] = Counter()
+        self._shortcuts: dict[str, bool] = {}
+        self._arrays: dict[str, Array] = {}
+        self._measures: dict[str, Measure] = dict(experiment.measures)
+        self._notes: list[str] = []
+        self._footnotes: dict[str, str] = {}
+        self._findings: dict[str, Any] = {}
+        self._draws: dict[str, Any] = {}
+
+    def _choose_metrics(self) -> list[Any]:
+        """The metrics that the model has; one that was asked for by name has to be one of them."""
+        self._left_out: dict[str, str] = {}
+        resolved = self._experiment.resolve_metrics(self.config)
+        impossible = [m for m in resolved if m.causal_only and not self.capabilities.causal]
+        if impossible and self.config.metrics:
+            raise SinklensError(
+                f"{impossible[0].name} cannot be measured: {NOT_CAUSAL}; use metrics=kl"
+            )
+        self._left_out = {metric.name: NOT_CAUSAL for metric in impossible}
+        return [metric for metric in resolved if metric not in impossible]
+
+    def refuse(self, reasons: Mapping[str, str], *, none_is_fine: bool = False) -> None:
+        """Leave conditions out, with the reason why each cannot act here.
+
+        Args:
+            reasons: By condition.
+            none_is_fine: Whether the run goes on without any condition, for what it reads besides.
+
+        Raises:
+            SinklensError: One of them was asked for by name, or none is left.
+        """
+        refused = [condition for condition in self.conditions if condition in reasons]
+        if refused and self.config.conditions:
+            raise SinklensError(reasons[refused[0]])
+        self.conditions = [name for name in self.conditions if name not in refused]
+        self._left_out |= {name: reasons[name] for name in refused}
+        if not (self.conditions or none_is_fine):
+            said = "; ".join(dict.fromkeys(reasons[name] for name in refused))
+            raise SinklensError(f"nothing is left to do: {said}")
+
+    def left_out(self, what: str, reason: str) -> None:
+        """Say what else was left out and why."""
+        self._left_out[what] = reason
+
+    def announce(self, forwards: int) -> None:
+        """Say how many forwards the run takes, where progress is shown."""
+        announce(self._experiment.name, forwards, self.prompts, self.config.progress)
+        self._announced = True
+
+    def read(
+        self,
+        *probes: Probe,
+        model: HookedModel | None = None,
+        prompts: Prompts | None = None,
+    ) -> list[Any]:
+        """What probes compute on a clean run.
+
+        Args:
+            probes: What to read.
+            model: Another model than the run's.
+            prompts: Other prompts than the run's.
+        """
+        found = self.evaluate([], probes=probes, model=model, prompts=prompts)
+        return found.probes
+
+    def evaluate(
+        self,
+        interventions: Sequence[Any],
+        *,
+        metrics: Sequence[Any] = (),
+        probes: Sequence[Probe] = (),
+        model: HookedModel | None = None,
+        prompts: Prompts | None = None,
+    ) -> Evaluation:
+        """What the engine measures, counted; `compare` makes rows of it."""
+        found = evaluate(
+            model or self.model,
+            prompts or self.prompts,
+            interventions,
+            metrics,
+            probes=probes,
+            **self.config.for_engine(),
+        )
+        self.count(found.forwards)
+        self._shortcuts = self._shortcuts or found.shortcuts
+        return found
+
+    def count(self, forwards: int, fired: Mapping[str, int] | None = None) -> None:
+        """Count forwards, and hooks that fired, outside `read` and `compare`."""
+        self._forwards += forwards
+        self._fired.update(fired or {})
+
+    def compare(
+        self, comparisons: Sequence[Comparison], metrics: Sequence[Any] | None = None
+    ) -> Compared:
+        """Run all treatments and controls together and add their rows.
+
+        Args:
+            comparisons: The conditions.
+            metrics: What to measure; by default the run's metrics.
+
+        Raises:
+            UsageError: `screen` was asked for and there is nothing to rank.
+        """
+        metrics, ranking = list(self.metrics if metrics is None else metrics), None
+        if self.config.screen:
+            ranking = rank(self.model, self.prompts, self.config, comparisons, metrics)
+            comparisons = ranking.chosen
+            self.count(ranking.forwards)
+            self._arrays["screening_estimates"] = ranking.array()
+        if self.config.draws:
+            self._notes += without_control(comparisons)
+        order = in_order(comparisons)
+        if not self._announced:
+            self.announce(1 + len(order) + self._forwards)
+        found = self.evaluate(order, metrics=metrics)
+        for intervention, times in zip(order, found.fired, strict=True):
+            self._fired[intervention.name] += times
+        compared = Compared(found, order)
+        self._measures |= {metric.name: measure_of(metric) for metric in found.metrics}
+        self.rows += compared.rows(comparisons, self.config.seed)
+        draws = compared.control_draws(comparisons)
+        if draws is not None:
+            self._arrays["control_draws"] = draws
+        if ranking is not None:
+            self._findings["screening"] = ranking.settings([row.effect for row in self.rows])
+            self._notes.append(ranking.note(self._findings["screening"]))
+        return compared
+
+    def add(
+        self,
+        metric: str,
+        condition: str,
+        sample: Sample | Share,
+        *references: Reference,
+        layer: int | None = None,
+        head: int | None = None,
+        queries: str | None = None,
+    ) -> EffectSize:
+        """Add the row of a value, and for each reference its row and the contrast.
+
+        Args:
+            metric: What was measured; declared in the experiment's `measures`.
+            condition: Of what.
+            sample: The values beside their null.
+            references: Controls and empirical nulls that it is set against.
+            layer: The layer, if the row is about one.
+            head: The head, if the row is about one.
+            queries: The range of queries, if the row is about one.
+
+        Returns:
+            The row of the value.
+        """
+        measure = self._measures[metric]
+        if isinstance(sample, Share):
+            made = [share_row(metric, measure, condition, sample)]
+        else:
+            made = [
+                *rows_of(
+                    metric,
+                    measure,
+                    condition,
+                    sample,
+                    *references,
+                    prompts=len(self.prompts),
+                    seed=self.config.seed,
+                    place=Place(layer, head, queries),
+                )
+            ]
+        self.rows += made
+        return made[0].effect
+
+    def keep(self, name: str, values: Tensor, dims: str = "", **coords: Sequence[Any]) -> None:
+        """Keep an array.
+
+        Args:
+            name: Its name.
+            values: The numbers.
+            dims: The names of its axes, separated by blanks: `layer head`.
+            coords: By axis its labels, where the numbers of its places do not say what is meant.
+        """
+        self._arrays[name] = Array(values, tuple(dims.split()), coords)
+
+    def facts(self, **findings: Any) -> None:
+        """Keep what was found besides rows and arrays, ready for JSON; sentences may name it."""
+        self._findings |= findings
+
+    def drawn(self, **draws: Any) -> None:
+        """Keep what was drawn, for whoever repeats it."""
+        self._draws |= draws
+
+    def note(self, *lines: str) -> None:
+        """Add sentences to the foot of the table."""
+        self._notes += lines
+
+    def footnote(self, condition: str, line: str) -> None:
+        """Say what a reader of a condition's rows has to know; they get a star."""
+        self._footnotes[condition] = line
+
+    def result(self) -> ExperimentResult:
+        """The result, with its sentences."""
+        rows = with_q_values(self.rows)
+        notes = list(self._notes)
+        if not self.config.draws and self._experiment.draws_controls:
+            notes.append("No controls and no contrasts: draws is 0.")
+        settings = {
+            **self.config.recorded(),
+            "left_out": self._left_out,
+            "notes": notes,
+            "footnotes": self._footnotes,
+        }
+        named = dict.fromkeys(row.effect.metric for row in rows)
+        result = ExperimentResult(
+            experiment=self._experiment.name,
+            effects=[row.effect for row in rows],
+            summary=[],
+            arrays=self._arrays,
+            per_prompt={
+                side: torch.from_numpy(np.stack([self._by_prompt(getattr(r, of)) for r in rows]))
+                for side, of in (("value", "values"), ("baseline", "baselines"))
+            },
+            settings=settings,
+            findings=self._findings,
+            draws=self._draws,
+            measures={name: self._measures[name] for name in named},
+            figure=to_json(self._experiment.figure),
+            provenance={
+                **identity(self.model, self.prompts),
+                "seed": self.config.seed,
+                "fired": dict(self._fired),
+                "shortcuts": self._shortcuts,
+                "forwards": self._forwards,
+            },
+        )
+        return replace(result, summary=say(result, self._experiment.says))
+
+    def _by_prompt(self, values: np.ndarray) -> np.ndarray:
+        """The values of a row; NaN where they are not of the prompts."""
+        return values if len(values) == len(self.prompts) else np.full(len(self.prompts), np.nan)
