@@ -6,16 +6,17 @@ matched control and a null.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .core.lazy import on_first_use
 
 if TYPE_CHECKING:
     from .core.errors import SinklensError as SinklensError
     from .diagnosis import diagnose as diagnose
     from .engine.evaluate import evaluate as evaluate
     from .models.capabilities import check as check
-    from .models.load import load as load
-    from .models.origin import origin as origin
+    from .models.loading import load as load
+    from .models.origins import origin as origin
     from .models.prompts import Prompts as Prompts
     from .models.prompts import prompts as prompts
     from .models.prompts import random_prompts as random_prompts
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from .runner.registry import run as run
     from .stats.effects import EffectSize as EffectSize
 
-# Imported on first use, so that `import sinklens` costs nothing.
 _HOMES = {
     "diagnose": "diagnosis",
     "check": "models.capabilities",
@@ -50,14 +50,7 @@ _HOMES = {
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605  (a list of strings, made from the table above)
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = on_first_use(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 
@@ -45,6 +47,20 @@ def test_a_name_is_imported_on_first_use() -> None:
     assert "transformer_lens" not in loaded_by("import sinklens; sinklens.Prompts")
 
 
+@pytest.mark.parametrize("package", ["sinklens.models", "sinklens.zoo"])
+def test_a_package_costs_nothing(package: str) -> None:
+    modules = loaded_by(f"import {package}")
+    assert package in modules
+    assert not modules & {"torch", "transformer_lens", "transformers", "numpy"}
+
+
+@pytest.mark.parametrize("name", ["sinklens", "sinklens.models", "sinklens.zoo"])
+def test_no_module_takes_the_place_of_a_name(name: str) -> None:
+    package = import_module(name)
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    assert len(package._HOMES) > 3 and not modules & set(package._HOMES)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["diagnose", "--help"]])
 def test_help(arguments: list[str]) -> None:
     modules = loaded_by(command(*arguments))
@@ -57,6 +73,7 @@ def test_listing(name: str) -> None:
     modules = loaded_by(command(name))
     assert "sinklens.cli" in modules
     assert not modules & {"transformer_lens", "transformers"}
+    assert "torch" not in modules or name == "list"
 
 
 def test_list_names_the_experiments() -> None:

@@ -1,12 +1,34 @@
 """Models as sinklens takes them: loaded, with where they came from and what can be done on them."""
 
-from .gguf import cache_folder as cache_folder
-from .load import load as load
-from .load import load_like as load_like
-from .origin import Origin as Origin
-from .origin import bos_token_id as bos_token_id
-from .origin import ordinary_tokens as ordinary_tokens
-from .origin import origin as origin
-from .origin import require_eval_mode as require_eval_mode
-from .origin import weights_hash as weights_hash
-from .origin import weights_state as weights_state
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..core.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from .gguf import cache_folder as cache_folder
+    from .loading import load as load
+    from .loading import load_like as load_like
+    from .origins import Origin as Origin
+    from .origins import bos_token_id as bos_token_id
+    from .origins import ordinary_tokens as ordinary_tokens
+    from .origins import origin as origin
+    from .origins import require_eval_mode as require_eval_mode
+    from .origins import weights_hash as weights_hash
+    from .origins import weights_state as weights_state
+
+_HOMES = {
+    "cache_folder": "gguf",
+    "load": "loading",
+    "load_like": "loading",
+    "Origin": "origins",
+    "bos_token_id": "origins",
+    "ordinary_tokens": "origins",
+    "origin": "origins",
+    "require_eval_mode": "origins",
+    "weights_hash": "origins",
+    "weights_state": "origins",
+}
+
+__getattr__ = on_first_use(__name__, _HOMES)

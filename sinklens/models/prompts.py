@@ -27,7 +27,7 @@ from torch import Tensor
 from .. import zoo
 from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
-from . import bos_token_id, ordinary_tokens, origin
+from .origins import bos_token_id, ordinary_tokens, origin
 
 _cut_corpora: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 _cut_by_rules: dict[tuple[type, str], list[int]] = {}

@@ -8,7 +8,7 @@ import torch
 
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
-from . import load
+from .loading import load
 
 RANDOM_WEIGHTS = "random_weights"
 """What rows and arrays of it are named."""

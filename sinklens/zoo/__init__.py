@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module, resources
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import SinklensError, UsageError, unknown_name
+from ..core.lazy import on_first_use
 
 if TYPE_CHECKING:
     from ..models.prompts import Prompts
@@ -30,6 +31,8 @@ _HOMES = {
     "ConstructedSink": "constructed",
     "constructed_sink": "constructed",
 }
+
+__getattr__ = on_first_use(__name__, _HOMES)
 
 
 def names() -> list[str]:
@@ -169,10 +172,3 @@ def _require_whole(name: str, weights: Path, expected: str) -> None:
 
 def _listed(values: list[int]) -> str:
     return ", ".join(map(str, values))
-
-
-def __getattr__(name: str) -> Any:
-    """Import what needs torch or transformers only when it is asked for."""
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

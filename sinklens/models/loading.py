@@ -17,7 +17,7 @@ import torch
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
 from .gguf import convert_gguf, first_line, quiet_transformers
-from .origin import ORIGINS, Origin, require_eval_mode
+from .origins import ORIGINS, Origin, require_eval_mode
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
