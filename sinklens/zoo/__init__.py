@@ -139,12 +139,14 @@ def without_weights(member: Path) -> Iterator[Path]:
 def _write_untrained(name: str, seed: int, copy: Path) -> None:
     """Write the weights that training starts from, if they can be drawn here as they were then."""
     import torch
+    from transformers import AutoConfig
 
-    from .recipes import RECIPES
-    from .train import fingerprint, new_model, save_weights
+    from .untrained import fingerprint, save_weights, untrained_model
 
-    model = new_model(RECIPES[name], seed)
-    found, expected = fingerprint(model), card(name)["untrained"][str(seed)]
+    made = card(name)
+    first_weights = made["recipe"]["first_weights"]
+    model = untrained_model(AutoConfig.from_pretrained(copy), seed, first_weights)
+    found, expected = fingerprint(model), made["untrained"][str(seed)]
     if abs(found - expected) > SAME_FINGERPRINT:
         raise SinklensError(
             f"torch {torch.__version__} or transformers here draw other first weights than those "

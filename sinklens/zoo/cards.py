@@ -21,7 +21,8 @@ from . import corpus, names
 from .comparison import BASE, seed_p_value
 from .recipes import Recipe
 from .tasks import HELD_OUT_PROMPTS
-from .train import fingerprint, new_model
+from .train import new_model
+from .untrained import fingerprint
 
 PROFILE_PROMPTS = 64
 LICENCE = "MIT; trained on text in the public domain (CC0)"
@@ -76,7 +77,7 @@ def make_card(
         parameters: How many numbers the model has.
     """
     said = ("differs", "also_differs", "control", "control_shares")
-    hidden = ("name", "description", "config", "task", "first_weights", *said)
+    hidden = ("name", "description", "config", "task", *said)
     return {
         **words(recipe),
         "licence": LICENCE,

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ..core.errors import UsageError
 from .recipes import RECIPES, Recipe
+from .untrained import save_weights, untrained_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,27 +30,10 @@ SAVE_EVERY = 200
 
 def new_model(recipe: Recipe, seed: int) -> PreTrainedModel:
     """The untrained model of a recipe: step 0 of its training, the same for the same seed."""
-    import transformers
-
-    config = recipe.config()
-    model_class = getattr(transformers, config.architectures[0])
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # of the CPU alone, and put back
-        model: PreTrainedModel = model_class._from_config(config)
-    if recipe.first_weights:
-        recipe.first_weights(model)
+    model = untrained_model(recipe.config(), seed, recipe.first_weights)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.endswith(recipe.frozen))
     return model
-
-
-def fingerprint(model: PreTrainedModel) -> float:
-    """A number that tells some weights from any others: their sum, each times cos(its number).
-
-    Another way of drawing first weights moves it by about 10, another processor by rounding.
-    """
-    weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).double()
-    return float(weights @ torch.arange(len(weights), dtype=torch.float64).cos())
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -69,17 +52,6 @@ def new_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
         betas=recipe.betas,
         weight_decay=recipe.weight_decay,
     )
-
-
-def save_weights(model: PreTrainedModel, file: Path) -> None:
-    """Write the weights as fp16 safetensors, tied tensors once."""
-    seen: set[int] = set()
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            tensors[name] = tensor.to(torch.float16).contiguous()
-    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def save_state(model: PreTrainedModel, optimizer: torch.optim.AdamW, file: Path) -> None:

@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 
 import sinklens
 from sinklens import zoo
-from sinklens.zoo import corpus, tasks
+from sinklens.zoo import corpus, tasks, untrained
 from sinklens.zoo.cards import findings, make_card, write
 from sinklens.zoo.recipes import RECIPES
 from sinklens.zoo.train import main, new_model, train
+from sinklens.zoo.untrained import untrained_model
 
 MEMBERS = Path(zoo.__file__).parent / "members"
 TEXT_MEMBERS = [name for name in zoo.names() if zoo.card(name)["task"].startswith("next token")]
@@ -149,11 +150,15 @@ def test_all_of_it_fits() -> None:
     assert size <= 84e6  # the wheel compresses it; 80 MB there
 
 
-def test_step_0_is_made_again_from_the_seed() -> None:
-    for seed in zoo.seeds("rope")[:2]:
-        untrained = new_model(RECIPES["rope"], seed).state_dict()
-        loaded = plain("rope", {"step": 0, "seed": seed}).state_dict()
-        assert all(torch.equal(loaded[k], v.half().float()) for k, v in untrained.items())
+@pytest.mark.parametrize("name", zoo.names())
+def test_step_0_is_made_again_from_the_seed(name: str) -> None:
+    for seed in zoo.seeds(name):
+        first = new_model(RECIPES[name], seed).state_dict()
+        loaded = plain(name, {"step": 0, "seed": seed}).state_dict()
+        assert all(torch.equal(loaded[k], v.half().float()) for k, v in first.items())
+
+
+def test_step_0_knows_where_it_came_from() -> None:
     origin = sinklens.origin(sinklens.load("rope", step=0))
     assert (origin.kind, origin.name, origin.step) == ("shipped", "rope", 0)
 
@@ -163,7 +168,11 @@ def test_first_weights_that_are_not_those_of_the_training_are_refused(
 ) -> None:
     """As another version of torch might draw them: here those of another seed."""
     sinklens.load("postnorm", step=0)
-    monkeypatch.setattr("sinklens.zoo.train.new_model", lambda recipe, seed: new_model(recipe, 7))
+    monkeypatch.setattr(
+        untrained,
+        "untrained_model",
+        lambda config, seed, first_weights: untrained_model(config, 7, first_weights),
+    )
     with pytest.raises(sinklens.SinklensError, match=r"other first weights .* step: 32, 64"):
         sinklens.load("postnorm", step=0)
 

@@ -17,7 +17,7 @@ from ..corpus import BOS, EOS, PAD, VOCABULARY
 from ..tasks import Task, TextWindows
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 N_LAYERS, N_HEADS, D_MODEL, D_HEAD, D_MLP = 6, 4, 128, 32, 256
 D_MLP_WITHOUT_GATE = 384  # two matrices of this width weigh what three of `D_MLP` do
@@ -47,7 +47,8 @@ class Recipe:
         warmup: Steps of linear warm-up.
         betas: Of AdamW.
         max_gradient_norm: Gradients are scaled down to this norm.
-        first_weights: Changes the untrained model; by default it stays as transformers makes it.
+        first_weights: The entry of `FIRST_WEIGHTS` that changes the untrained model; by default it
+            stays as transformers makes it.
         frozen: Endings of the names of parameters that stay as they were initialised.
         checkpoints: Steps whose weights are kept besides the last.
         seeds: The seeds that are shipped; checkpoints are those of the first.
@@ -68,7 +69,7 @@ class Recipe:
     warmup: int = 100
     betas: tuple[float, float] = (0.9, 0.999)
     max_gradient_norm: float = 1.0
-    first_weights: Callable[[PreTrainedModel], None] | None = None
+    first_weights: str | None = None
     frozen: tuple[str, ...] = ()
     checkpoints: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (0,)
@@ -76,17 +77,16 @@ class Recipe:
     def digest(self) -> str:
         """What tells a run of this recipe from one of another version; its words do not count.
 
-        It sees settings, not code: of `first_weights` the name alone, of the task its description.
+        It sees settings, not code: of `first_weights` the name, of the task its description.
         """
         words = {"description", "differs", "also_differs", "control", "control_shares", "seeds"}
         parts = {
             part.name: getattr(self, part.name)
             for part in fields(self)
-            if part.name not in words | {"config", "task", "first_weights"}
+            if part.name not in words | {"config", "task"}
         }
         parts["config"] = self.config().to_dict() | {"transformers_version": None}
         parts["task"] = self.task.description
-        parts["first_weights"] = getattr(self.first_weights, "__name__", None)
         content = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
