@@ -78,11 +78,9 @@ def own_prompts(name: str, prompts: Prompts) -> Prompts:
     Text for most. `encoder` has [SEP] in place of the last token; the `backcopy` models get
     sequences of their task, which are no text at all.
     """
-    from .recipes import RECIPES
+    from ..models.shipped.prompts import OWN_PROMPTS
 
-    if name not in RECIPES:
-        raise unknown_name("shipped model", name, RECIPES)
-    return RECIPES[name].task.own_prompts(prompts)
+    return OWN_PROMPTS[card(name)["prompts"]](prompts)
 
 
 @contextmanager
@@ -141,7 +139,7 @@ def _write_untrained(name: str, seed: int, copy: Path) -> None:
     import torch
     from transformers import AutoConfig
 
-    from .untrained import fingerprint, save_weights, untrained_model
+    from ..models.shipped.untrained import fingerprint, save_weights, untrained_model
 
     made = card(name)
     first_weights = made["recipe"]["first_weights"]

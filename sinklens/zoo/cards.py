@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from . import corpus, names
+from ..models.shipped.prompts import OWN_PROMPTS
+from ..models.shipped.text import TEXT_SHA256
+from ..models.shipped.untrained import fingerprint
+from . import names
 from .comparison import BASE, seed_p_value
 from .recipes import Recipe
 from .tasks import HELD_OUT_PROMPTS
 from .train import new_model
-from .untrained import fingerprint
 
 PROFILE_PROMPTS = 64
 LICENCE = "MIT; trained on text in the public domain (CC0)"
@@ -45,7 +47,7 @@ def measure(model: Any, recipe: Recipe) -> dict[str, dict[str, float]]:
 
     task = recipe.task
     many, few = (
-        task.own_prompts(prompts(model, n=n, length=task.length, bos=task.bos))
+        OWN_PROMPTS[task.prompts](prompts(model, n=n, length=task.length, bos=task.bos))
         for n in (HELD_OUT_PROMPTS, PROFILE_PROMPTS)
     )
     peaks = ResidualPeaks(model)
@@ -83,7 +85,8 @@ def make_card(
         "licence": LICENCE,
         "bos": recipe.task.bos,
         "length": recipe.task.length,
-        "data": f"200 State of the Union addresses, SHA-256 {corpus.TEXT_SHA256}",
+        "prompts": recipe.task.prompts,
+        "data": f"200 State of the Union addresses, SHA-256 {TEXT_SHA256}",
         "recipe": {
             key: value for key, value in dataclasses.asdict(recipe).items() if key not in hidden
         },

@@ -1,18 +1,14 @@
-"""Text, tokenizer and token order for training the shipped models.
+"""Tokenizer and token order for training the shipped models.
 
-The training text is 200 State of the Union addresses; the 33 that `sinklens.prompts` reads are not
-among them (`data/SOURCES.md` has the rule). The text is locked by its SHA-256 and so are the tokens
-it gives, since a model's weights mean nothing without them.
+The tokens that the training text gives are locked by their SHA-256 as the text is, since a model's
+weights mean nothing without them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import lzma
 from collections.abc import Iterator, Sequence
 from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,28 +16,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..models.shipped.text import BOS, SPECIAL_TOKENS, require_hash, training_text
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TEXT_SHA256 = "6fe5e8a8b0180e6005be1feeb4c3d2471c86e84248e0b5a72977d8fcb42326ff"
 TOKENS_SHA256 = "1da4115ee43add0a0de092a9b42096267c07d541ba8cba5d3fb145b3101b12f7"
 VOCABULARY = 1024
-PAD, BOS, EOS, MASK = range(4)
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<mask>")
 WINDOW = 64
-GOLDEN = 2_654_435_769  # 2^32 over the golden ratio
-
-
-def training_text() -> str:
-    """The training text, checked against its hash.
-
-    Raises:
-        ValueError: The file that is installed is not the one the recipes were written for.
-    """
-    packed = resources.files("sinklens.zoo").joinpath("data/sotu_train.txt.xz").read_bytes()
-    text = lzma.decompress(packed)
-    _require_hash("training text", text, TEXT_SHA256)
-    return text.decode("utf-8")
 
 
 def train_tokenizer(text: str, special_tokens: Sequence[str] = SPECIAL_TOKENS) -> Tokenizer:
@@ -70,7 +52,7 @@ def training_tokens() -> tuple[int, ...]:
     """
     text = training_text()
     tokens = tuple(train_tokenizer(text).encode(text).ids)
-    _require_hash("tokens of the training text", np.asarray(tokens, "<u2").tobytes(), TOKENS_SHA256)
+    require_hash("tokens of the training text", np.asarray(tokens, "<u2").tobytes(), TOKENS_SHA256)
     return tokens
 
 
@@ -97,18 +79,3 @@ def _all_batches(
         order = torch.randperm(len(windows), generator=generator)
         for first in range(0, len(windows) - batch_size + 1, batch_size):
             yield windows[order[first : first + batch_size]]
-
-
-def generator_at(seed: int, step: int) -> torch.Generator:
-    """A generator of its own for each step of each seed, so that a stopped run can start anywhere.
-
-    torch's generator reads 32 bits of its seed. Multiples of the golden ratio lie far apart there:
-    the first thousand seeds and that of held-out tokens have a million steps each to themselves.
-    """
-    return torch.Generator().manual_seed((seed * GOLDEN + step) % 2**32)
-
-
-def _require_hash(what: str, content: bytes, expected: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise ValueError(f"the {what} has SHA-256 {found}, expected {expected}")

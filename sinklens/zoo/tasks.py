@@ -12,7 +12,7 @@ A task says the same tokens in the same order for the same seed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -20,8 +20,19 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..models.shipped.prompts import closed
+from ..models.shipped.text import (
+    BOS,
+    EOS,
+    HELD_OUT_SEED,
+    MASK,
+    PAD,
+    SPECIAL_TOKENS,
+    generator_at,
+    training_text,
+)
 from . import corpus
-from .corpus import BOS, EOS, MASK, PAD, SPECIAL_TOKENS, VOCABULARY, WINDOW
+from .corpus import VOCABULARY, WINDOW
 
 if TYPE_CHECKING:
     from ..core.protocol import HookedModel
@@ -30,7 +41,6 @@ if TYPE_CHECKING:
 IGNORED = -100  # the label without a loss, in Hugging Face as in torch
 MASKED_SHARE, SHOWN_AS_MASK, SHOWN_AS_OTHER = 0.4, 0.8, 0.1
 HELD_OUT_PROMPTS = 512
-HELD_OUT_SEED = 2**31 - 1  # no training seed
 
 
 class Batch(NamedTuple):
@@ -53,6 +63,10 @@ class Task(Protocol):
         """Positions in what is trained on."""
 
     @property
+    def prompts(self) -> str:
+        """What its model takes as prompts, an entry of `OWN_PROMPTS`."""
+
+    @property
     def description(self) -> str:
         """One line for the card."""
 
@@ -61,9 +75,6 @@ class Task(Protocol):
 
     def batches(self, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
         """Endless batches from number `start` on."""
-
-    def own_prompts(self, prompts: Prompts) -> Prompts:
-        """Prompts of the corpus as this task shows them to its model."""
 
     def held_out(self, model: HookedModel, prompts: Prompts) -> dict[str, float]:
         """The loss on held-out prompts, and whatever else tells how well the task is done."""
@@ -83,6 +94,11 @@ class TextWindows:
     def length(self) -> int:
         """One less without BOS."""
         return WINDOW - 1 + self.bos
+
+    @property
+    def prompts(self) -> str:
+        """Text as it is."""
+        return "text"
 
     @property
     def description(self) -> str:
@@ -105,10 +121,6 @@ class TextWindows:
         for tokens in corpus.batches(windows, batch_size, seed, start):
             yield Batch(tokens, tokens)
 
-    def own_prompts(self, prompts: Prompts) -> Prompts:
-        """The prompts as they are."""
-        return prompts
-
     def held_out(self, model: HookedModel, prompts: Prompts) -> dict[str, float]:
         """Next-token cross-entropy in nats of the predictions made at positions >= 1."""
         from ..engine import evaluate
@@ -129,6 +141,11 @@ class MaskedWindows:
     length: int = WINDOW
 
     @property
+    def prompts(self) -> str:
+        """Text that ends in [SEP]."""
+        return "closed"
+
+    @property
     def description(self) -> str:
         """One line for the card."""
         return (
@@ -146,10 +163,6 @@ class MaskedWindows:
         stream = corpus.batches(windows, batch_size, seed, start)
         for step, tokens in enumerate(stream, start):
             yield mask_tokens(closed(tokens), seed, step)
-
-    def own_prompts(self, prompts: Prompts) -> Prompts:
-        """The prompts with [SEP] in place of their last token."""
-        return replace(prompts, tokens=closed(prompts.tokens), source=f"{prompts.source}:sep")
 
     def held_out(self, model: HookedModel, prompts: Prompts) -> dict[str, float]:
         """Cross-entropy in nats at masked tokens, and that of frequencies without context."""
@@ -169,16 +182,9 @@ class MaskedWindows:
         }
 
 
-def closed(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-    """The tokens with [SEP] in place of the last."""
-    tokens = tokens.clone()
-    tokens[:, -1] = EOS
-    return tokens
-
-
 def mask_tokens(tokens: Int[Tensor, "batch pos"], seed: int, step: int) -> Batch:
     """Hide a share of the tokens between the first and the last."""
-    generator = corpus.generator_at(seed, step)
+    generator = generator_at(seed, step)
     chance = torch.rand(tokens.shape, generator=generator)
     chosen = chance < MASKED_SHARE
     chosen[:, [0, -1]] = False
@@ -226,7 +232,7 @@ def write_tokenizer(folder: Path, **roles: Any) -> None:
     else:
         roles["eos_token"] = names[EOS]
     PreTrainedTokenizerFast(
-        tokenizer_object=corpus.train_tokenizer(corpus.training_text(), names),
+        tokenizer_object=corpus.train_tokenizer(training_text(), names),
         name_or_path="sinklens-zoo",
         pad_token=names[PAD],
         mask_token=names[MASK],

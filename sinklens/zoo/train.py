@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..core.errors import UsageError
+from ..models.shipped.untrained import save_weights, untrained_model
 from .recipes import RECIPES, Recipe
-from .untrained import save_weights, untrained_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,11 +20,13 @@ from safetensors.torch import load_file
 
 import sinklens
 from sinklens import zoo
-from sinklens.zoo import corpus, tasks, untrained
+from sinklens.models.shipped import untrained
+from sinklens.models.shipped.text import HELD_OUT_SEED, training_text
+from sinklens.models.shipped.untrained import untrained_model
+from sinklens.zoo import tasks
 from sinklens.zoo.cards import findings, make_card, write
 from sinklens.zoo.recipes import RECIPES
 from sinklens.zoo.train import main, new_model, train
-from sinklens.zoo.untrained import untrained_model
 
 MEMBERS = Path(zoo.__file__).parent / "members"
 TEXT_MEMBERS = [name for name in zoo.names() if zoo.card(name)["task"].startswith("next token")]
@@ -56,7 +58,7 @@ def test_the_loss_is_that_of_the_card(name: str, run: dict[str, Any]) -> None:
     labels, shift = tokens.clone(), 1
     labels[:, :2] = tasks.IGNORED  # predictions made at positions >= 1
     if name == "encoder":
-        (tokens, labels), shift = tasks.mask_tokens(tokens, tasks.HELD_OUT_SEED, 0), 0
+        (tokens, labels), shift = tasks.mask_tokens(tokens, HELD_OUT_SEED, 0), 0
     logits = logits_of(plain(name, run), tokens)
     end = logits.shape[1] - shift
     loss = torch.nn.functional.cross_entropy(
@@ -146,7 +148,9 @@ def test_members_have_the_same_size_and_schedule(name: str) -> None:
 
 
 def test_all_of_it_fits() -> None:
-    size = sum(file.stat().st_size for file in MEMBERS.parent.rglob("*") if file.is_file())
+    text = Path(sinklens.__file__).parent / "data" / "sotu_train.txt.xz"
+    files = [text, *(file for file in MEMBERS.rglob("*") if file.is_file())]
+    size = sum(file.stat().st_size for file in files)
     assert size <= 84e6  # the wheel compresses it; 80 MB there
 
 
@@ -264,7 +268,7 @@ def test_a_damaged_file_is_named(
 
 
 def test_the_prompts_corpus_was_not_trained_on() -> None:
-    trained = set(corpus.training_text().splitlines())
+    trained = set(training_text().splitlines())
     shipped = sinklens.models.prompts.corpus().splitlines()
     assert len(shipped) == 33 and len(trained) == 200 and not trained & set(shipped)
 

@@ -11,15 +11,18 @@ import pytest
 import torch
 
 import sinklens
+from sinklens.models.shipped import prompts, text
+from sinklens.models.shipped.backcopy import FIRST, N_TRIGGERS, sample, statistics
+from sinklens.models.shipped.text import BOS, EOS, HELD_OUT_SEED, MASK
 from sinklens.zoo import backcopy, corpus, tasks
-from sinklens.zoo.corpus import BOS, EOS, MASK, WINDOW
+from sinklens.zoo.corpus import WINDOW
 
-TEXT = corpus.training_text()
+TEXT = text.training_text()
 
 
 def test_the_triggers_are_the_most_frequent_letters() -> None:
     counted = Counter(c for c in TEXT if c.isascii() and c.isalpha())
-    characters, unigram, bigram = backcopy.statistics()
+    characters, unigram, bigram = statistics()
     assert len(set(characters)) == len(characters) == len(bigram) == 52
     assert characters[:3] == "".join(c for c, _ in counted.most_common(3))
     kept = "".join(c for c in TEXT if c in set(characters))
@@ -34,12 +37,12 @@ def test_the_triggers_are_the_most_frequent_letters() -> None:
 
 
 def test_sequences_follow_the_rule() -> None:
-    tokens = backcopy.sample(200, backcopy.LENGTH, seed=3, step=5)
+    tokens = sample(200, backcopy.LENGTH, seed=3, step=5)
     assert tokens.shape == (200, backcopy.LENGTH)
-    triggers = set(range(backcopy.FIRST, backcopy.FIRST + backcopy.N_TRIGGERS))
+    triggers = set(range(FIRST, FIRST + N_TRIGGERS))
     copies = 0
     for row in tokens.tolist():
-        assert row[0] == BOS and row[1] not in triggers and min(row[1:]) >= backcopy.FIRST
+        assert row[0] == BOS and row[1] not in triggers and min(row[1:]) >= FIRST
         for before, here, after in zip(row[1:], row[2:], row[3:], strict=False):
             if here in triggers:
                 assert after == before and before not in triggers
@@ -52,42 +55,42 @@ def test_sequences_follow_the_rule() -> None:
         0.278, abs=0.01
     )
     # After an ordinary character comes a draw from its row.
-    bigram = backcopy.statistics().bigram
-    often = backcopy.FIRST + 5
+    bigram = statistics().bigram
+    often = FIRST + 5
     following = Counter(
         after for row in tokens.tolist() for here, after in itertools.pairwise(row) if here == often
     )
     count = sum(following.values())
     for token, seen in following.most_common(5):
-        p = float(bigram[5, token - backcopy.FIRST])
+        p = float(bigram[5, token - FIRST])
         assert seen / count == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / count))
 
 
 def test_the_optimum_is_the_loss_of_the_known_rule() -> None:
-    tokens = backcopy.sample(4, 32, seed=1, step=0)
-    bigram = backcopy.statistics().bigram
+    tokens = sample(4, 32, seed=1, step=0)
+    bigram = statistics().bigram
     best = backcopy.optimum(tokens)
     assert best.shape == (4, 30)
     for row, losses in zip(tokens.tolist(), best.tolist(), strict=True):
         for place, loss in enumerate(losses):
-            here, after = row[place + 1] - backcopy.FIRST, row[place + 2] - backcopy.FIRST
-            wanted = 0.0 if here < backcopy.N_TRIGGERS else -math.log(bigram[here, after])
+            here, after = row[place + 1] - FIRST, row[place + 2] - FIRST
+            wanted = 0.0 if here < N_TRIGGERS else -math.log(bigram[here, after])
             assert loss == pytest.approx(wanted)
 
 
 def test_sequences_are_the_same_for_the_same_seed_and_step() -> None:
-    first, again, other = (backcopy.sample(3, 20, 7, step) for step in (0, 0, 1))
+    first, again, other = (sample(3, 20, 7, step) for step in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert not torch.equal(first, backcopy.sample(3, 20, 8, 0))
-    assert not torch.equal(first, backcopy.sample(3, 20, tasks.HELD_OUT_SEED, 0))
+    assert not torch.equal(first, sample(3, 20, 8, 0))
+    assert not torch.equal(first, sample(3, 20, HELD_OUT_SEED, 0))
     stream = backcopy.BackcopyTask().batches(3, 7, 1)
-    assert torch.equal(next(stream).input_ids[:, :20], backcopy.sample(3, 256, 7, 1)[:, :20])
+    assert torch.equal(next(stream).input_ids[:, :20], sample(3, 256, 7, 1)[:, :20])
 
 
 def test_no_two_seeds_share_a_generator() -> None:
     """torch reads 32 bits of a seed: places there lie further apart than any run is long."""
-    seeds = [*range(1000), tasks.HELD_OUT_SEED]
-    places = sorted(corpus.generator_at(seed, 0).initial_seed() for seed in seeds)
+    seeds = [*range(1000), HELD_OUT_SEED]
+    places = sorted(text.generator_at(seed, 0).initial_seed() for seed in seeds)
     assert max(places) < 2**32
     gaps = [after - before for before, after in itertools.pairwise([*places, places[0] + 2**32])]
     assert min(gaps) > 1_000_000
@@ -112,7 +115,7 @@ def test_the_order_is_that_of_the_shipped_members(task: tasks.Task, digest: str)
 def test_masking_hides_what_it_should() -> None:
     windows = torch.randint(4, 1024, (400, WINDOW), generator=torch.Generator().manual_seed(0))
     windows[:, 0] = BOS
-    closed = tasks.closed(windows)
+    closed = prompts.closed(windows)
     assert (closed[:, -1] == EOS).all() and torch.equal(closed[:, :-1], windows[:, :-1])
     inputs, labels = tasks.mask_tokens(closed, seed=0, step=0)
     chosen = labels != tasks.IGNORED
@@ -167,9 +170,7 @@ def test_each_shipped_model_gets_prompts_of_its_own_kind() -> None:
     tokens = sinklens.prompts(encoder, n=4).tokens
     assert (tokens[:, 0] == BOS).all() and (tokens[:, -1] == EOS).all()
     own = sinklens.prompts(backcopy_model, n=4)
-    assert own.source == "backcopy" and torch.equal(
-        own.tokens, backcopy.sample(4, 64, tasks.HELD_OUT_SEED, 64)
-    )
+    assert own.source == "backcopy" and torch.equal(own.tokens, sample(4, 64, HELD_OUT_SEED, 64))
     without = sinklens.prompts(backcopy_model, n=4, bos=False)
     assert without.length == 64 and not (without.tokens == BOS).any()
     assert sinklens.prompts(backcopy_model, TEXT[:2000], n=4).source == "text"

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from ..corpus import BOS, EOS, PAD, VOCABULARY
+from ...models.shipped.text import BOS, EOS, PAD
+from ..corpus import VOCABULARY
 from ..tasks import Task, TextWindows
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The shelf of models that come with the package: what loading and prompting them needs."""
