@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from .core.lazy import on_first_use
 
 if TYPE_CHECKING:
+    from . import zoo as zoo
     from .core.errors import SinklensError as SinklensError
     from .diagnosis import diagnose as diagnose
     from .engine.evaluate import evaluate as evaluate
@@ -47,6 +48,7 @@ _HOMES = {
     "prompts": "models.prompts",
     "random_prompts": "models.prompts",
     "repeated_prompts": "models.prompts",
+    "zoo": "zoo",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605  (a list of strings, made from the table above)
 

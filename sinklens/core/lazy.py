@@ -11,7 +11,8 @@ from typing import Any
 def on_first_use(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """A package's `__getattr__`, which imports a public name from its module.
 
-    No name may be that of a module of the package, which would take its place once imported.
+    Importing a module puts it into its package under its own name. So a name that is its own home
+    is the module itself, and no other name may be that of a module.
 
     Args:
         package: `__name__` of the package.
@@ -21,7 +22,8 @@ def on_first_use(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]
     def find(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f".{homes[name]}", package), name)
+        module = import_module(f".{homes[name]}", package)
+        value = module if homes[name] == name else getattr(module, name)
         setattr(sys.modules[package], name, value)
         return value
 
