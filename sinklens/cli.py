@@ -119,10 +119,10 @@ def list_experiments() -> None:
 def models() -> None:
     """The models that come with the package."""
     with _prepared(None, False, True):
-        from . import zoo
+        from .models import shipped
 
-        for name in zoo.names():
-            print(f"{name:16}{zoo.card(name)['description']}")
+        for name in shipped.names():
+            print(f"{name:16}{shipped.card(name)['description']}")
 
 
 @app.command()

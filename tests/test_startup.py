@@ -47,7 +47,7 @@ def test_a_name_is_imported_on_first_use() -> None:
     assert "transformer_lens" not in loaded_by("import sinklens; sinklens.Prompts")
 
 
-@pytest.mark.parametrize("package", ["sinklens.models", "sinklens.zoo"])
+@pytest.mark.parametrize("package", ["sinklens.models", "sinklens.models.shipped", "sinklens.zoo"])
 def test_a_package_costs_nothing(package: str) -> None:
     modules = loaded_by(f"import {package}")
     assert package in modules

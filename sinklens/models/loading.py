@@ -16,6 +16,7 @@ import torch
 
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
+from . import shipped
 from .gguf import convert_gguf, first_line, quiet_transformers
 from .origins import ORIGINS, Origin, require_eval_mode
 
@@ -112,8 +113,6 @@ def _load_named(
     seed: int | None,
 ) -> TransformerBridge:
     """Load what a name or a path means: an existing path, a shipped name, then a hub id."""
-    from .. import zoo
-
     path = Path(source)
     if path.exists() and (step is not None or seed is not None):
         raise UsageError(f"step and seed pick a checkpoint of a shipped model; {path} is a path")
@@ -123,17 +122,17 @@ def _load_named(
         known = Origin(kind, path.name, revision)
         return _boot(str(folder), known, tokenizer, device, dtype, revision)
     name = str(source)
-    if name in zoo.names():
+    if name in shipped.names():
         known = Origin("shipped", name, step=step, seed=seed)
-        with zoo.folder(name, step=step, seed=seed) as folder:
+        with shipped.folder(name, step=step, seed=seed) as folder:
             bridge = _boot(str(folder), known, tokenizer, device, dtype, revision)
         # TransformerLens goes by the architecture; the card knows what this model was trained on.
-        bridge.cfg.default_prepend_bos = bool(zoo.card(name)["bos"])
+        bridge.cfg.default_prepend_bos = bool(shipped.card(name)["bos"])
         return bridge
     if "/" not in name:
         raise SinklensError(
-            f"{unknown_name('model', name, zoo.names())}; a model may also be a folder, a .gguf "
-            "file or a hub id of the form owner/name"
+            f"{unknown_name('model', name, shipped.names())}; a model may also be a folder, a "
+            ".gguf file or a hub id of the form owner/name"
         )
     if path.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
         raise SinklensError(f"there is no file or folder {name}")

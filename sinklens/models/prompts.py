@@ -4,7 +4,7 @@ The rule of `prompts`: tokenise the whole text without special tokens, cut conse
 do not overlap from the start (`length - 1` tokens each, `length` without BOS), put BOS in front,
 take the first `n`. Without a text it is the shipped corpus (33 State of the Union addresses), of
 whose M windows number floor(i M / n) is taken for i < n, so that prompts come from many documents;
-shipped models that were trained on something else get it instead (`zoo.own_prompts`).
+shipped models that were trained on something else get it instead (`shipped.own_prompts`).
 
 Also here: the control inputs `random_prompts` and `repeated_prompts`.
 """
@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .. import zoo
 from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
 from .origins import bos_token_id, ordinary_tokens, origin
+from .shipped import own_prompts
 
 _cut_corpora: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 _cut_by_rules: dict[tuple[type, str], list[int]] = {}
@@ -151,7 +151,7 @@ def prompts(
     windows = tokens[: count * width].view(count, width)[chosen]
     cut = Prompts(_prepend_bos(model, windows, use_bos), use_bos, source)
     known = origin(model)
-    return zoo.own_prompts(known.name, cut) if text is None and known.kind == "shipped" else cut
+    return own_prompts(known.name, cut) if text is None and known.kind == "shipped" else cut
 
 
 def random_prompts(

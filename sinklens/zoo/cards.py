@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from ..models.shipped import names
 from ..models.shipped.prompts import OWN_PROMPTS
 from ..models.shipped.text import TEXT_SHA256
 from ..models.shipped.untrained import fingerprint
-from . import names
 from .comparison import BASE, seed_p_value
 from .recipes import Recipe
 from .tasks import HELD_OUT_PROMPTS

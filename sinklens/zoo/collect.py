@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..core.errors import unknown_name
-from . import card, cards, names, without_weights
+from ..models import shipped
+from ..models.shipped import card, names, without_weights
+from . import cards
 from .recipes import RECIPES, Recipe
 
-MEMBERS = Path(__file__).parent / "members"
+MEMBERS = Path(shipped.__file__).parent / "members"
 
 
 def collect(recipe: Recipe, runs: Path) -> None:

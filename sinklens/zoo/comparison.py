@@ -18,8 +18,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from ..core.errors import SinklensError, UsageError, unknown_name
+from ..models.shipped import card, names, seeds
 from ..stats.effects import EffectSize, interval
-from . import card, names, seeds
 
 ROW = ("metric", "condition", "kind", "layer", "head", "queries")
 BASE = "rope"

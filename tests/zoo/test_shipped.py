@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import sinklens
 from sinklens import zoo
+from sinklens.models import shipped
 from sinklens.models.shipped import untrained
 from sinklens.models.shipped.text import HELD_OUT_SEED, training_text
 from sinklens.models.shipped.untrained import untrained_model
@@ -28,7 +29,7 @@ from sinklens.zoo.cards import findings, make_card, write
 from sinklens.zoo.recipes import RECIPES
 from sinklens.zoo.train import main, new_model, train
 
-MEMBERS = Path(zoo.__file__).parent / "members"
+MEMBERS = Path(shipped.__file__).parent / "members"
 TEXT_MEMBERS = [name for name in zoo.names() if zoo.card(name)["task"].startswith("next token")]
 RUNS = [
     pytest.param(name, run, id=f"{name}-{run['file'].removesuffix('.safetensors')}")
@@ -259,7 +260,7 @@ def test_a_damaged_file_is_named(
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    monkeypatch.setattr(zoo.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(shipped.resources, "files", lambda _: tmp_path)
     with pytest.raises(sinklens.SinklensError, match=f"{file}.safetensors .* rope is damaged"):
         sinklens.load("rope", **arguments)
     weights.unlink()

@@ -14,12 +14,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ... import zoo
 from ...core.errors import SinklensError, UsageError
 from ...core.protocol import HookedModel
 from ...engine import evaluate
 from ...metrics import SINK_THRESHOLDS, mean_sink_mass, sink_rate
-from ...models import Origin, load_like, origin, weights_hash
+from ...models import Origin, load_like, origin, shipped, weights_hash
 from ...models.capabilities import check
 from ...models.prompts import Prompts
 from ...probes import ResidualPeaks, SinkScores
@@ -58,11 +57,11 @@ def matched_models(
         )
     others: list[tuple[str, HookedModel]] = [(_full_name(own), model)]
     for source in dict.fromkeys(sources):
-        if source not in zoo.names():
+        if source not in shipped.names():
             others.append((source, load_like(model, source)))
             continue
-        seeds = zoo.seeds(source)
-        ended = own.step in (None, zoo.card(source)["recipe"]["steps"])
+        seeds = shipped.seeds(source)
+        ended = own.step in (None, shipped.card(source)["recipe"]["steps"])
         for seed in seeds:
             name = source if len(seeds) == 1 else f"{source}, seed {seed}"
             same = (own.kind, own.name, own.seed or seeds[0]) == ("shipped", source, seed)
@@ -88,7 +87,7 @@ def _against(mine: Row, other: Row, seed: int) -> Row:
 
 def _full_name(own: Origin) -> str:
     """A model's name, and which of its checkpoints it is."""
-    last = own.step if own.kind != "shipped" else zoo.card(own.name)["recipe"]["steps"]
+    last = own.step if own.kind != "shipped" else shipped.card(own.name)["recipe"]["steps"]
     step = "" if own.step in (None, last) else f", step {own.step}"
     revision = f", revision {own.revision}" if own.revision else ""
     seed = f", seed {own.seed}" if own.seed is not None else ""

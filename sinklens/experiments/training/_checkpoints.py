@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ... import zoo
 from ...core.errors import SinklensError, UsageError
 from ...core.protocol import HookedModel
-from ...models import origin
+from ...models import origin, shipped
 
 
 class Checkpoint(NamedTuple):
@@ -43,7 +42,7 @@ def find_checkpoints(model: HookedModel, asked: Sequence[str]) -> list[Checkpoin
     if asked and all(Path(name).is_dir() for name in asked):
         found = [Checkpoint(_step_of(name, i), name, {}) for i, name in enumerate(asked)]
     elif own.kind == "shipped":
-        steps = zoo.steps(own.name, own.seed)
+        steps = shipped.steps(own.name, own.seed)
         chosen = [_step_of(name, -1) for name in asked] or steps
         missing = [step for step in chosen if step not in steps]
         if missing:
