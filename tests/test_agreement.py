@@ -122,7 +122,7 @@ def test_bos_replacement(smollm2: Any, prompts: sinklens.Prompts, plain_smollm2:
         seed=1,
         conditions=["mean", "zero", "random_token", "gaussian"],
     )
-    drawn = result.settings["draws_made"]
+    drawn = result.draws
     directions = [
         replace_bos_embedding(smollm2, "gaussian", seed=1, draw=draw)
         .fwd_hooks[0][1]
@@ -150,7 +150,7 @@ def test_bos_replacement(smollm2: Any, prompts: sinklens.Prompts, plain_smollm2:
 def test_sink_head_ablation(smollm2: Any, prompts: sinklens.Prompts, plain_smollm2: Any) -> None:
     result = sinklens.run("sink_head_ablation", smollm2, prompts, draws=1, seed=2)
     heads = plain_hf.sink_heads(plain_smollm2, prompts.tokens)
-    drawn = result.settings["draws_made"]
+    drawn = result.draws
     assert drawn["heads"] == [f"L{layer}H{head}" for layer, head in heads]
     order = derangement(prompts.tokens, 2, 0)
     assert sorted(order.tolist()) == list(range(N_PROMPTS))

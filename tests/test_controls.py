@@ -64,7 +64,7 @@ def test_a_control_head_is_no_sink_head(each: bool) -> None:
     )
     mass = result.arrays["sink_mass"].values
     labels = [
-        label for draw in result.settings["draws_made"]["control_heads"]["zero"] for label in draw
+        label for draw in result.draws["control_heads"]["zero"] for label in draw
     ]
     assert labels
     for label in labels:

@@ -36,7 +36,7 @@ def test_the_shipped_model_has_sinks_and_loses_them() -> None:
         assert row.ci_high is not None and row.ci_high < -0.1
     page = str(card)
     assert page.startswith("rope: 6 layers of 4 heads, 16 prompts of 64 tokens with BOS from sotu.")
-    assert "uniform attention" in page and "against its control" in page
+    assert "uniform attention" in page and "its later-position control" in page
     assert len(card.to_dataframe()) == sum(len(r.effects) for r in card.results.values())
 
 

@@ -156,7 +156,7 @@ def test_drop_edge_unnormalised_on_opt(
         draws=1,
         seed=_seed_with_control_at(2),
     )
-    assert result.settings["draws_made"]["control_positions"] == [2]
+    assert result.draws["control_positions"] == [2]
     eager = modeling_opt.eager_attention_forward
 
     def dropped(module: Any, query: Any, keys: Any, value: Tensor, *args: Any, **more: Any) -> Any:
@@ -207,7 +207,7 @@ def test_other_token_at_layer_0_is_another_prompt(name: str, boot_family: Boot) 
         "position0_patching", model, prompts, conditions=["other_token"], layers=[0], draws=0
     )
     other = prompts.tokens.clone()
-    other[:, 0] = torch.tensor(result.settings["draws_made"]["other_tokens"])
+    other[:, 0] = torch.tensor(result.draws["other_tokens"])
     assert bool((other[:, 0] != prompts.tokens[:, 0]).all())
     expected = plain_loss(families.FAMILIES[name](), other, prompts.tokens)
     mine = per_prompt(result, metric="loss", kind="treatment")
@@ -228,7 +228,7 @@ def test_position0_with_a_control_at_1(condition: str, part: str, boot_family: B
         draws=1,
         seed=_seed_with_control_at(1),
     )
-    assert result.settings["draws_made"]["control_positions"] == [1]
+    assert result.draws["control_positions"] == [1]
     assert {"treatment", "control", "contrast"} == {effect.kind for effect in result.effects}
 
 

@@ -25,7 +25,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sink_head_ablation": {"heads": "L0H1,L1H2"},
 }
 FIELDS = [
-    *("metric", "condition", "kind", "layer", "head", "queries", "baseline", "value", "effect"),
+    *("metric", "condition", "kind", "against", "resampled", "layer", "head", "queries"),
+    *("baseline", "value", "effect"),
     *("ci_low", "ci_high", "p_value", "q_value", "d_z", "n_prompts", "n_draws", "unit"),
 ]
 
@@ -61,11 +62,15 @@ def test_round_trip(result: sinklens.ExperimentResult, tmp_path: Path) -> None:
     assert loaded.effects == result.effects and len(loaded.effects) > 2
     assert loaded.summary == result.summary and loaded.summary
     assert loaded.settings == result.settings
+    assert loaded.findings == result.findings and loaded.draws == result.draws
+    assert loaded.measures == result.measures and loaded.measures
+    assert loaded.figure == result.figure
     assert loaded.provenance == result.provenance
     assert loaded.run == result.run
     assert loaded.arrays.keys() == result.arrays.keys() and loaded.arrays
     for name, array in result.arrays.items():
         assert loaded.arrays[name].dims == array.dims
+        assert loaded.arrays[name].coords == array.coords
         assert len(array.dims) == array.values.ndim
         same = torch.allclose(loaded.arrays[name].values, array.values, 0, 0, equal_nan=True)
         assert same and loaded.arrays[name].values.dtype == array.values.dtype
@@ -224,7 +229,7 @@ def test_no_draws_says_so(boot_family: Callable[[str], Any]) -> None:
     assert {effect.kind for effect in result.effects} == {"treatment"}
     assert all(effect.n_draws == 1 for effect in result.effects)
     assert "No controls" in str(result) and "No controls" in result._repr_html_()
-    assert "No single loss treatment can be significant" in str(result)
+    assert "smallest attainable p is 0.5, so no row can be significant" in str(result)
 
 
 def test_one_prompt_has_no_interval(boot_family: Callable[[str], Any], tmp_path: Path) -> None:

@@ -192,27 +192,27 @@ def with_q_values(rows: Sequence[Row]) -> list[Row]:
 
 
 def underpowered_families(effects: Sequence[EffectSize]) -> list[str]:
-    """A sentence for each family of tests in which one row alone cannot be significant.
+    """A sentence for each number of prompts, and family of tests, that can show little.
 
     Under Benjamini-Hochberg k of m rows at the smallest attainable p have q = p m / k, so that
     several small p-values carry each other.
     """
-    sizes: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+    sizes: defaultdict[tuple[int, str, str], int] = defaultdict(int)
     for effect in effects:
         if effect.p_value is not None:
-            sizes[effect.metric, effect.kind, effect.n_prompts] += 1
+            sizes[effect.n_prompts, effect.metric, effect.kind] += 1
     lines = []
-    for (metric, kind, n), size in sizes.items():
+    for (n, metric, kind), size in sizes.items():
         least = math.ceil(smallest_p(n) * size / LEVEL - 1e-9)
-        if least > 1:
-            few = f"at least {least} of the {size} {metric} {kind} rows have to reach it for a q of"
-            if least > size:
-                few = f"none of the {size} {metric} {kind} rows can have a q of"
+        smallest = f"Underpowered: with {n} prompts the smallest attainable p is {smallest_p(n):.2g}"
+        if least > size:
+            lines.append(f"{smallest}, so no row can be significant.")
+        elif least > 1:
             lines.append(
-                f"Underpowered: with {n} prompts the smallest attainable p is {smallest_p(n):.2g}; "
-                f"{few} {LEVEL} after FDR correction."
+                f"{smallest}; at least {least} of the {size} {metric} {kind} rows have to reach it "
+                f"for a q of {LEVEL} after FDR correction."
             )
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def is_significant(effect: EffectSize) -> bool:

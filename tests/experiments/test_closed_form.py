@@ -2,7 +2,7 @@
 
 A case is a run of an experiment; its `expect` says, in `ConstructedSink` formulas alone, what each
 intervention does to each prompt. Which tokens, positions and heads were drawn is read from
-`settings["draws_made"]`; draws that are not recorded there (directions, derangements, the tokens of
+`draws`; draws that are not recorded there (directions, derangements, the tokens of
 `mean_token` and of control runs) are drawn again by the makers that users have, `seeded` included.
 That repeats a draw, never a measurement: what follows from it is computed from the formulas.
 """
@@ -101,7 +101,7 @@ class Case:
 
 
 def draws_made(result: ExperimentResult) -> dict[str, Any]:
-    drawn: dict[str, Any] = result.settings["draws_made"]
+    drawn: dict[str, Any] = result.draws
     return drawn
 
 

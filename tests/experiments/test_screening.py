@@ -90,7 +90,7 @@ def test_only_the_largest_rows_run_and_both_values_are_reported() -> None:
                 kind="treatment", condition=condition, layer=row.layer, head=row.head
             )
             assert row.effect == pytest.approx(exact.effect, abs=1e-5)
-    said = screened.settings["screening"]
+    said = screened.findings["screening"]
     guesses = screened.arrays["screening_estimates"].values
     assert len(said["ranked"]) == len(guesses) == 48 and said["run"] == 10
     by_label = dict(zip(said["ranked"], guesses.tolist(), strict=True))
@@ -118,7 +118,7 @@ def test_positions_and_layers_are_ranked_together() -> None:
     )
     found = run(screen=True, top=4)
     rows = [e for e in found.effects if e.kind == "treatment"]
-    said = found.settings["screening"]
+    said = found.findings["screening"]
     assert len(said["ranked"]) == 2 * 14 * 6 and said["run"] == len(rows) == 8
     guesses = dict(
         zip(said["ranked"], found.arrays["screening_estimates"].values.tolist(), strict=True)
@@ -132,7 +132,7 @@ def test_positions_and_layers_are_ranked_together() -> None:
         with torch.no_grad():
             written = torch.zeros(())
             if name.startswith("other_token"):
-                drawn = found.settings["draws_made"]
+                drawn = found.draws
                 others = drawn["place_tokens"][at - 1] if at else drawn["other_tokens"]
                 wrote[:, at] = torch.tensor(others)
                 _, cache = model.run_with_cache(wrote)
@@ -248,7 +248,7 @@ def test_what_cannot_share_a_gradient(boot_family: Boot) -> None:
     [
         ("sink_head_ablation", {"screen": True}, "nothing to rank"),
         ("bos_replacement", {"screen": True}, "nothing to rank"),
-        ("sink_profile", {"screen": True}, "nothing to screen"),
+        ("sink_profile", {"screen": True}, "takes no screen"),
         ("position0_patching", {"screen": True, "metrics": ("kl",)}, "signed metric"),
         ("position0_patching", {"screen": True, "top": 0}, "top must be at least 1"),
     ],
