@@ -63,9 +63,7 @@ def test_a_control_head_is_no_sink_head(each: bool) -> None:
         progress=False,
     )
     mass = result.arrays["sink_mass"].values
-    labels = [
-        label for draw in result.draws["control_heads"]["zero"] for label in draw
-    ]
+    labels = [label for draw in result.draws["control_heads"]["zero"] for label in draw]
     assert labels
     for label in labels:
         layer, head = map(int, label[1:].split("H"))

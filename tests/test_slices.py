@@ -14,7 +14,7 @@ import sinklens
 from sinklens.engine import shortcuts, sizes
 from sinklens.engine.attention import in_slices
 from sinklens.models.capabilities import check, hook_name
-from sinklens.models.prompts import Prompts
+from sinklens.models.prompts import Prompts, random_prompts
 from sinklens.probes import KeyMass, ResidualNorms, SinkScores
 from tests.families import FAMILIES
 
@@ -28,7 +28,7 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def some_prompts(model: TransformerBridge) -> Prompts:
-    return sinklens.models.prompts.random_prompts(model, n=3, length=12, bos=True)
+    return random_prompts(model, n=3, length=12, bos=True)
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))

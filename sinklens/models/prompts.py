@@ -4,7 +4,7 @@ The rule of `prompts`: tokenise the whole text without special tokens, cut conse
 do not overlap from the start (`length - 1` tokens each, `length` without BOS), put BOS in front,
 take the first `n`. Without a text it is the shipped corpus (33 State of the Union addresses), of
 whose M windows number floor(i M / n) is taken for i < n, so that prompts come from many documents;
-shipped models that were trained on something else get it instead (`shipped.own_prompts`).
+shipped models that were trained on something else get it instead (`own_prompts`).
 
 Also here: the control inputs `random_prompts` and `repeated_prompts`.
 """
@@ -27,7 +27,8 @@ from torch import Tensor
 from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
 from .origins import bos_token_id, ordinary_tokens, origin
-from .shipped import own_prompts
+from .shipped import card
+from .shipped.prompts import OWN_PROMPTS
 
 _cut_corpora: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 _cut_by_rules: dict[tuple[type, str], list[int]] = {}
@@ -152,6 +153,29 @@ def prompts(
     cut = Prompts(_prepend_bos(model, windows, use_bos), use_bos, source)
     known = origin(model)
     return own_prompts(known.name, cut) if text is None and known.kind == "shipped" else cut
+
+
+def own_prompts(name: str, prompts: Prompts) -> Prompts:
+    """Prompts of the shipped corpus, as the task that a shipped model was trained on has them.
+
+    Text for most. `encoder` has [SEP] in place of the last token; the `backcopy` models get
+    sequences of their task, which are no text at all.
+
+    Raises:
+        UsageError: There is no shipped model of that name.
+    """
+    return prompts_of(card(name)["prompts"], prompts)
+
+
+def prompts_of(task: str, prompts: Prompts) -> Prompts:
+    """Prompts as a task has them.
+
+    Args:
+        task: An entry of `OWN_PROMPTS`.
+        prompts: Windows of text.
+    """
+    own = OWN_PROMPTS[task](prompts.tokens, prompts.source, bos=prompts.bos)
+    return replace(prompts, tokens=own.tokens, source=own.source)
 
 
 def random_prompts(

@@ -204,7 +204,9 @@ def underpowered_families(effects: Sequence[EffectSize]) -> list[str]:
     lines = []
     for (n, metric, kind), size in sizes.items():
         least = math.ceil(smallest_p(n) * size / LEVEL - 1e-9)
-        smallest = f"Underpowered: with {n} prompts the smallest attainable p is {smallest_p(n):.2g}"
+        smallest = (
+            f"Underpowered: with {n} prompts the smallest attainable p is {smallest_p(n):.2g}"
+        )
         if least > size:
             lines.append(f"{smallest}, so no row can be significant.")
         elif least > 1:

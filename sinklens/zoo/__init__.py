@@ -14,11 +14,11 @@ from ..core.lazy import on_first_use
 from ..models.shipped import card as card
 from ..models.shipped import folder as folder
 from ..models.shipped import names as names
-from ..models.shipped import own_prompts as own_prompts
 from ..models.shipped import seeds as seeds
 from ..models.shipped import steps as steps
 
 if TYPE_CHECKING:
+    from ..models.prompts import own_prompts as own_prompts
     from .comparison import MemberComparison as MemberComparison
     from .comparison import compare as compare
     from .constructed import ConstructedSink as ConstructedSink
@@ -29,6 +29,7 @@ _HOMES = {
     "compare": "comparison",
     "ConstructedSink": "constructed",
     "constructed_sink": "constructed",
+    "own_prompts": ".models.prompts",
 }
 
 __getattr__ = on_first_use(__name__, _HOMES)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from ..models.shipped import names
-from ..models.shipped.prompts import OWN_PROMPTS
 from ..models.shipped.text import TEXT_SHA256
 from ..models.shipped.untrained import fingerprint
 from .comparison import BASE, seed_p_value
@@ -41,13 +40,13 @@ SIGNIFICANT = 0.05
 def measure(model: Any, recipe: Recipe) -> dict[str, dict[str, float]]:
     """Every figure of a model's card: `value`, and `uniform` where there is an analytic null."""
     from ..engine import evaluate
-    from ..models.prompts import prompts
+    from ..models.prompts import prompts, prompts_of
     from ..probes import ResidualPeaks
     from ..runner.registry import run
 
     task = recipe.task
     many, few = (
-        OWN_PROMPTS[task.prompts](prompts(model, n=n, length=task.length, bos=task.bos))
+        prompts_of(task.prompts, prompts(model, n=n, length=task.length, bos=task.bos))
         for n in (HELD_OUT_PROMPTS, PROFILE_PROMPTS)
     )
     peaks = ResidualPeaks(model)

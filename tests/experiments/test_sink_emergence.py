@@ -33,7 +33,7 @@ from sinklens.experiments.training._traits import (
 from sinklens.experiments.training.sink_emergence import SinkEmergenceConfig
 from sinklens.hooks.matching import control_positions
 from sinklens.models import weights_hash
-from sinklens.models.prompts import Prompts
+from sinklens.models.prompts import Prompts, random_prompts
 from sinklens.probes.patterns import MeanPatterns, PatternReader
 from sinklens.zoo import folder
 from tests import families
@@ -397,7 +397,7 @@ def test_steps_are_read_from_names() -> None:
 def test_a_model_of_unknown_origin_is_refused() -> None:
     model = families.boot("llama")
     with pytest.raises(SinklensError, match="where a model came from"):
-        run(model, sinklens.models.prompts.random_prompts(model, n=3, length=8))
+        run(model, random_prompts(model, n=3, length=8))
     one = sinklens.load("nope")
     with pytest.raises(UsageError, match="no checkpoint"):
         run(one, sinklens.prompts(one, n=3, length=8), checkpoints=("32", "64"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sinklens
+from sinklens.models.prompts import corpus
 from tests import families
 
 STORED = Path(__file__).parent / "results.json.gz"
@@ -82,7 +83,7 @@ def model_and_prompts(name: str) -> tuple[Any, sinklens.Prompts]:
     """A shipped model or a tiny family, with its prompts."""
     if name in families.FAMILIES:
         model: Any = families.boot(name)
-        text = sinklens.models.prompts.corpus()[:2000]
+        text = corpus()[:2000]
         return model, sinklens.prompts(model, text, n=N_PROMPTS, length=LENGTH, bos=True)
     model = sinklens.load(name)
     return model, sinklens.prompts(model, n=N_PROMPTS, length=LENGTH)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import sinklens
 from sinklens import zoo
 from sinklens.models import shipped
+from sinklens.models.prompts import Prompts, corpus
 from sinklens.models.shipped import untrained
 from sinklens.models.shipped.text import HELD_OUT_SEED, training_text
 from sinklens.models.shipped.untrained import untrained_model
@@ -210,7 +211,7 @@ def test_bad_names(arguments: dict[str, Any], message: str) -> None:
 def test_bad_names_without_loading() -> None:
     with pytest.raises(sinklens.SinklensError, match="no seed 9; there is: 0, 1, 2"):
         zoo.steps("rope", 9)
-    prompts = sinklens.models.prompts.Prompts(torch.ones(2, 8, dtype=torch.long), False, "strings")
+    prompts = Prompts(torch.ones(2, 8, dtype=torch.long), False, "strings")
     with pytest.raises(sinklens.SinklensError, match="did you mean rope"):
         zoo.own_prompts("ropes", prompts)
 
@@ -270,7 +271,7 @@ def test_a_damaged_file_is_named(
 
 def test_the_prompts_corpus_was_not_trained_on() -> None:
     trained = set(training_text().splitlines())
-    shipped = sinklens.models.prompts.corpus().splitlines()
+    shipped = corpus().splitlines()
     assert len(shipped) == 33 and len(trained) == 200 and not trained & set(shipped)
 
 

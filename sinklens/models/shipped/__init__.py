@@ -11,12 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...core.errors import SinklensError, UsageError, unknown_name
-
-if TYPE_CHECKING:
-    from ..prompts import Prompts
 
 SAME_FINGERPRINT = 0.01
 
@@ -56,17 +53,6 @@ def steps(name: str, seed: int | None = None) -> list[int]:
 def seeds(name: str) -> list[int]:
     """The training seeds of a shipped model."""
     return sorted({run["seed"] for run in card(name)["weights"]})
-
-
-def own_prompts(name: str, prompts: Prompts) -> Prompts:
-    """Prompts of the shipped corpus, as the task that a shipped model was trained on has them.
-
-    Text for most. `encoder` has [SEP] in place of the last token; the `backcopy` models get
-    sequences of their task, which are no text at all.
-    """
-    from .prompts import OWN_PROMPTS
-
-    return OWN_PROMPTS[card(name)["prompts"]](prompts)
 
 
 @contextmanager

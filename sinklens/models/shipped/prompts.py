@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from jaxtyping import Int
 from torch import Tensor
@@ -12,8 +11,12 @@ from torch import Tensor
 from .backcopy import sample
 from .text import EOS, HELD_OUT_SEED
 
-if TYPE_CHECKING:
-    from ..prompts import Prompts
+
+class OwnTokens(NamedTuple):
+    """What a shipped model reads in place of windows of text, and what it is."""
+
+    tokens: Int[Tensor, "prompt pos"]
+    source: str
 
 
 def closed(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
@@ -23,27 +26,27 @@ def closed(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
     return tokens
 
 
-def as_they_are(prompts: Prompts) -> Prompts:
-    """The prompts, which are text."""
-    return prompts
+def text_windows(tokens: Int[Tensor, "prompt pos"], source: str, *, bos: bool) -> OwnTokens:
+    """The windows of text as they are."""
+    return OwnTokens(tokens, source)
 
 
-def closed_prompts(prompts: Prompts) -> Prompts:
-    """The prompts with [SEP] in place of their last token."""
-    return replace(prompts, tokens=closed(prompts.tokens), source=f"{prompts.source}:sep")
+def closed_windows(tokens: Int[Tensor, "prompt pos"], source: str, *, bos: bool) -> OwnTokens:
+    """The windows with [SEP] in place of their last token."""
+    return OwnTokens(closed(tokens), f"{source}:sep")
 
 
-def backcopy_prompts(prompts: Prompts) -> Prompts:
-    """Sequences of the Bigram-Backcopy task, as many and as long as the prompts."""
-    missing = 0 if prompts.bos else 1
-    length = prompts.length + missing
-    tokens = sample(len(prompts), length, HELD_OUT_SEED, length)[:, missing:]
-    return replace(prompts, tokens=tokens.to(prompts.tokens.device), source="backcopy")
+def backcopy_sequences(tokens: Int[Tensor, "prompt pos"], source: str, *, bos: bool) -> OwnTokens:
+    """Sequences of the Bigram-Backcopy task, as many and as long as the windows."""
+    missing = 0 if bos else 1
+    length = tokens.shape[1] + missing
+    sequences = sample(len(tokens), length, HELD_OUT_SEED, length)[:, missing:]
+    return OwnTokens(sequences.to(tokens.device), "backcopy")
 
 
-OWN_PROMPTS: dict[str, Callable[[Prompts], Prompts]] = {
-    "text": as_they_are,
-    "closed": closed_prompts,
-    "backcopy": backcopy_prompts,
+OWN_PROMPTS: dict[str, Callable[..., OwnTokens]] = {
+    "text": text_windows,
+    "closed": closed_windows,
+    "backcopy": backcopy_sequences,
 }
 """How prompts are made, by what a card says under `prompts`."""
