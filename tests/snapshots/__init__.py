@@ -1,4 +1,4 @@
-"""What every experiment says, as text that a reviewer can read: `python -m tests.snapshots --store`.
+"""What every experiment says, as text that a reviewer can read: `python -m tests.snapshots`.
 
 Each on `rope`, on `learned-sink` (which has no sink), on `encoder` where it applies, and with one
 prompt. `test_snapshots.py` compares the words exactly and the numbers to what rounding needs.
