@@ -6,11 +6,13 @@ once, with the embeddings. A group's share of the trace stands beside its share 
 a gradient of the same size everywhere would give. 2508.02546 correlates the trace with depth; the
 rank correlation here is taken within each prompt.
 
-The loss is next-token cross-entropy; in a model that sees both ways it is that of 15 % of the
-tokens, replaced by the mask token, as the paper does. Prompts have no padding, so none is a label.
+The loss is next-token cross-entropy; in a bidirectional model it is that of 15 % of the tokens,
+replaced by the mask token, as the paper does. Prompts have no padding, so none is a label.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,50 +25,54 @@ from ...core.protocol import HookedModel
 from ...core.seeds import content_seed
 from ...engine.gradients import NO_LABEL, squared_gradients
 from ...models.prompts import Prompts
-from ...results.record import Array
-from ...stats.effects import paired_row
-from ._table import Table
+from ...results.estimates import Measure, Sample
+from ...runner.run import Run
 
 GROUPS = ("attention", "mlp", "embedding", "other")
 MASKED = 0.15
+MEASURES = {
+    "fisher_share": Measure("share of trace", "its share of the weights", ".1%"),
+    "fisher_depth": Measure("rank correlation", "no correlation", "+.2f"),
+}
 Groups = dict[tuple[str, int], list[Tensor]]
+Tokens = Int[Tensor, "prompt pos"]
 
 
-def fisher_rows(
-    table: Table,
-    model: HookedModel,
-    prompts: Prompts,
-    *,
-    causal: bool,
-    seed: int,
-    progress: bool | None,
-) -> None:
-    """Shares of the groups, the correlation with depth, and the traces by layer.
+def inputs_and_labels(run: Run[Any]) -> tuple[Tokens, Tokens]:
+    """What the model reads and what it should predict, by position.
 
     Raises:
-        SinklensError: The model sees both ways and has no mask token.
+        SinklensError: The model is bidirectional and has no mask token.
     """
-    groups = weight_groups(model)
-    inputs, labels = _masked(model, prompts, seed) if not causal else _next_tokens(prompts)
-    norms = squared_gradients(model, inputs, labels, groups, progress=progress).double()
-    sizes = {key: sum(weight.numel() for weight in group) for key, group in groups.items()}
-    total = norms.sum(1)
+    if run.capabilities.causal:
+        labels = run.prompts.tokens.roll(-1, 1)
+        labels[:, -1] = NO_LABEL
+        return run.prompts.tokens, labels
+    mask = getattr(run.model.tokenizer, "mask_token_id", None)
+    if mask is None:
+        raise SinklensError(
+            "fisher=True needs a loss: this model is bidirectional, and its tokenizer has no mask "
+            "token to hide the tokens that it should predict; the other parts work without"
+        )
+    return _masked(run.prompts, mask, run.config.seed)
+
+
+def add_fisher(run: Run[Any], inputs: Tokens, labels: Tokens) -> None:
+    """Shares of the groups, the rank correlation with depth, and the traces by layer."""
+    groups = weight_groups(run.model)
+    progress = run.config.progress
+    norms = squared_gradients(run.model, inputs, labels, groups, progress=progress).double()
+    sizes = np.array([sum(weight.numel() for weight in group) for group in groups.values()])
     for name in GROUPS:
-        mine = [place for place, (group, _) in enumerate(groups) if group == name]
-        share = (norms[:, mine].sum(1) / total).numpy()
-        weights = sum(size for (group, _), size in sizes.items() if group == name)
-        null = np.full_like(share, weights / sum(sizes.values()))
-        row = paired_row("fisher_share", name, "measurement", share, null, unit="share of trace")
-        table.rows.append(row)
-    for name in ("attention", "mlp"):
-        trace = norms[:, [place for place, (group, _) in enumerate(groups) if group == name]]
-        table.arrays[f"fisher_trace:{name}"] = Array(trace.mean(0).float(), ("layer",))
-        slope = _rank_correlation(trace)
-        if slope is not None:
-            row = paired_row(
-                "fisher_depth", name, "measurement", slope, 0 * slope, unit="rank correlation"
-            )
-            table.rows.append(row)
+        members = [place for place, (group, _) in enumerate(groups) if group == name]
+        share = norms[:, members].sum(1) / norms.sum(1)
+        null = float(sizes[members].sum() / sizes.sum())
+        run.add("fisher_share", name, Sample(share, null))
+        if name in ("attention", "mlp"):
+            run.keep(f"fisher_trace:{name}", norms[:, members].mean(0).float(), "layer")
+            slope = _rank_correlation(norms[:, members])
+            if slope is not None:
+                run.add("fisher_depth", name, Sample(slope))
 
 
 def weight_groups(model: HookedModel) -> Groups:
@@ -92,23 +98,8 @@ def weight_groups(model: HookedModel) -> Groups:
     return groups
 
 
-def _next_tokens(prompts: Prompts) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, "prompt pos"]]:
-    """Prompts, and at each position the next token."""
-    labels = prompts.tokens.roll(-1, 1)
-    labels[:, -1] = NO_LABEL
-    return prompts.tokens, labels
-
-
-def _masked(
-    model: HookedModel, prompts: Prompts, seed: int
-) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, "prompt pos"]]:
+def _masked(prompts: Prompts, mask: int, seed: int) -> tuple[Tokens, Tokens]:
     """Prompts with some tokens behind position 0 masked, and labels there alone."""
-    mask = getattr(model.tokenizer, "mask_token_id", None)
-    if mask is None:
-        raise SinklensError(
-            "fisher needs a loss: this model sees both ways, and its tokenizer has no mask token "
-            "to hide what it should predict"
-        )
     inputs, labels = prompts.tokens.clone(), torch.full_like(prompts.tokens, NO_LABEL)
     count = max(1, round(MASKED * (prompts.length - 1)))
     for row, tokens in enumerate(prompts.tokens):
@@ -123,4 +114,4 @@ def _rank_correlation(trace: Float[Tensor, "prompt layer"]) -> Float[np.ndarray,
     if trace.shape[1] < 3 or bool((trace.amax(1) == trace.amin(1)).any()):
         return None
     layers = np.arange(trace.shape[1])
-    return np.array([stats.spearmanr(layers, one).statistic for one in trace.numpy()])
+    return np.array([stats.spearmanr(layers, depth).statistic for depth in trace.numpy()])

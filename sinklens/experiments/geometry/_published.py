@@ -5,15 +5,15 @@ Reproduced without its libraries, on the model as it is loaded (the paper's code
     graph     self-loops on, seven absolute thresholds, dense arithmetic (its code drops keys
               without edges for more than 50 tokens)
     topology  ripser on 1 - A as it stands, first 30 tokens, in the layers 0, L/4, L/2, 3L/4 and
-              the last: for a causal A it sees the masked half
-              alone, so "Betti 0" is the number of tokens, "Betti 1" is 0, and the mean persistence
-              is the mean weight of queries i >= 1 on themselves
+              the last: of a causal A it sees the masked half alone, so that "Betti 0" is the number
+              of tokens, "Betti 1" is 0, and the mean persistence is the mean weight of queries
+              i >= 1 on themselves
     head_kl   "KL reduction" = before - after, on every other layer and, above 20 tokens, 20 rows;
               a row of which nothing is left is spread over all other tokens, later ones too
     spectrum  absolute eigenvalues: ratio of the first two, participation ratio. Those of a causal
               matrix are its diagonal, so that the ratio is 1 over the largest A_ii, i >= 1
 
-Topology and spectrum have no such closed form in models that see both ways and are left out there.
+Topology and spectrum have no such closed form in bidirectional models and are left out there.
 Its values stand beside uniform attention, which it does not do. Not reproduced are its p-values,
 which treat layers as independent, its correlations, the figures of hidden states (transformation
 magnitude, cosines), the cosine and difference of reference points, and the comparison with random
@@ -22,6 +22,8 @@ matrices.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -29,13 +31,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...core.protocol import HookedModel
 from ...functional.divergence import head_divergence, sink_columns
 from ...functional.graphs import GRAPH_METRICS, graph_metrics, threshold_graph
 from ...models.capabilities import hook_name
 from ...probes.base import Gathered
-from ...probes.patterns import ATTENTION, UNIFORM, PatternReader
-from ._table import Read, Table
+from ...probes.patterns import MeanPatterns, PatternReader
+from ...results.estimates import Measure, Sample
+from ...results.record import Record
+from ...results.wording import null_verdict
+from ...runner.run import Run
+from ._nulls import BesideNulls, at
 
 THRESHOLDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 PERCENTILES = (0.8, 0.9, 0.95)
@@ -43,12 +48,21 @@ SHOWN = ("star_likeness", "combined_star", "centralisation", "fiedler")
 TOPOLOGY = ("betti0", "betti1", "mean_persistence")
 SPECTRUM = ("eigenvalue_ratio", "eigenvalue_participation")
 TOKENS, ROWS, EVERY = 30, 20, 2
+MEASURES = {
+    "kl_reduction": Measure("nats", "no reduction"),
+    "betti0": Measure("points in the diagram", "uniform attention"),
+    "betti1": Measure("points in the diagram", "uniform attention"),
+    "mean_persistence": Measure("bar length", "uniform attention"),
+    "eigenvalue_ratio": Measure("ratio", "uniform attention"),
+    "eigenvalue_participation": Measure("eigenvalues", "uniform attention"),
+}
 DIFFERENCE = (
     "Rows named published follow the published code: self-loops on, absolute thresholds alone, "
     "persistence of 1 - A unsymmetrised, eigenvalues of a triangular matrix, and rows with no key "
-    "left spread over later tokens; of the paper's other figures (p-values, correlations, hidden "
-    "states, random matrices) there is none. The others have self-loops off, thresholds relative "
-    "to uniform attention, a symmetric distance, singular values, and leave such rows alone."
+    "left spread over later tokens; the paper's p-values, correlations, hidden-state figures and "
+    "comparison with random matrices are not reproduced. The other rows have self-loops off, "
+    "thresholds relative to uniform attention, a symmetric distance and singular values, and leave "
+    "attention rows with no key left as they are."
 )
 
 
@@ -59,17 +73,16 @@ def published_reduction(
     n = pattern.shape[-1]
     thresholds = torch.tensor(THRESHOLDS, device=pattern.device)[:, None, None].expand(-1, n, n)
     edges = threshold_graph(pattern, thresholds, self_loops=True)
-    graph = graph_metrics(edges, visible, self_loops=True)
-    found = {f"published:{name}": graph[name] for name in GRAPH_METRICS}
+    figures = graph_metrics(edges, visible, self_loops=True)
     if causal:
         values = pattern.double().diagonal(dim1=-2, dim2=-1).sort(-1, descending=True).values
-        found["published:eigenvalue_ratio"] = values[:, 0] / values[:, 1].clamp_min(1e-9)
-        found["published:eigenvalue_participation"] = values.sum(-1) ** 2 / (values**2).sum(-1)
+        figures["eigenvalue_ratio"] = values[:, 0] / values[:, 1].clamp_min(1e-9)
+        figures["eigenvalue_participation"] = values.sum(-1) ** 2 / (values**2).sum(-1)
         itself = pattern[:, :TOKENS, :TOKENS].diagonal(dim1=-2, dim2=-1)
-        found["published:betti0"] = torch.full_like(itself[:, 0], itself.shape[1])
-        found["published:betti1"] = torch.zeros_like(itself[:, 0])
-        found["published:mean_persistence"] = itself[:, 1:].mean(-1)
-    return found
+        figures["betti0"] = torch.full_like(itself[:, 0], itself.shape[1])
+        figures["betti1"] = torch.zeros_like(itself[:, 0])
+        figures["mean_persistence"] = itself[:, 1:].mean(-1)
+    return figures
 
 
 def published_layers(n_layers: int) -> list[int]:
@@ -80,8 +93,8 @@ def published_layers(n_layers: int) -> list[int]:
 class PublishedReductions:
     """The "KL reduction" as published, by prompt and percentile."""
 
-    def __init__(self, model: HookedModel, reader: PatternReader) -> None:
-        """Read the pattern of every other layer of `model`."""
+    def __init__(self, reader: PatternReader) -> None:
+        """Read the pattern of every other layer."""
         self._reader = reader
         self._layers = range(0, reader.capabilities.n_layers, EVERY)
         self._seen = Gathered()
@@ -114,28 +127,49 @@ class PublishedReductions:
         self._seen.clear()
 
 
-def published_rows(
-    table: Table, read: Read, reductions: Float[Tensor, "prompt percentile"]
-) -> None:
-    """All of it, beside uniform attention; heads that are all uniform have no KL."""
+def add_published(run: Run[Any], nulls: BesideNulls) -> None:
+    """All of it, from a run of its own; graph, topology and spectrum beside uniform attention."""
+    causal = run.capabilities.causal
+    reader = PatternReader(run.model, run.capabilities, run.prompts.tokens)
+    reduction = partial(published_reduction, causal=causal)
+    patterns = MeanPatterns(run.model, reader, [reduction])
+    read, reductions = run.read(patterns, PublishedReductions(reader))
+    values: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for (source, name), by_layer in read.items():
+        values[name][source] = by_layer
     for name in SHOWN:
         for place, threshold in enumerate(THRESHOLDS):
-            value, even = (
-                read[source, f"published:{name}"][..., place].double().mean(1)
-                for source in (ATTENTION, UNIFORM)
-            )
-            table.beside_nulls(name, f"published:above_{threshold:g}", value, even)
+            nulls.add_mean(name, f"published:above_{threshold:g}", at(values[name], place))
     for name in GRAPH_METRICS:
-        table.by_layer(f"published:{name}", read, f"published:{name}", ("threshold",))
-    for name in (*TOPOLOGY, *SPECTRUM):
-        if (ATTENTION, f"published:{name}") in read:
-            value, even = (
-                read[source, f"published:{name}"].double() for source in (ATTENTION, UNIFORM)
-            )
-            layers = published_layers(value.shape[1]) if name in TOPOLOGY else slice(None)
-            value, even = value[:, layers].mean(1), even[:, layers].mean(1)
-            table.beside_nulls(name, "published", value, even)
+        nulls.keep(f"published:{name}", values[name], "threshold", threshold=THRESHOLDS)
+    if causal:
+        layers = published_layers(run.capabilities.n_layers)
+        for name in TOPOLOGY:
+            chosen = {source: by_layer[:, layers] for source, by_layer in values[name].items()}
+            nulls.add_mean(name, "published", chosen)
+        for name in SPECTRUM:
+            nulls.add_mean(name, "published", values[name])
+    else:
+        run.left_out(
+            "published topology and eigenvalues",
+            "they have no closed form for a bidirectional model",
+        )
     for place, percentile in enumerate(PERCENTILES):
-        value = reductions[:, place]
         condition = f"published:percentile_{percentile:g}"
-        table.beside_nulls("kl_reduction", condition, value, torch.zeros_like(value))
+        run.add("kl_reduction", condition, Sample(reductions[:, place]))
+    run.note(DIFFERENCE)
+
+
+def as_published(result: Record) -> Iterator[str]:
+    """At which thresholds the published star-likeness lies on which side of uniform attention."""
+    thresholds: dict[str, list[str]] = {}
+    for row in result.effects:
+        _, _, threshold = row.condition.partition("published:above_")
+        if row.metric == "star_likeness" and threshold:
+            thresholds.setdefault(null_verdict(row), []).append(threshold)
+    if thresholds:
+        sides = "; ".join(
+            f"{side} uniform attention at thresholds {', '.join(where)}"
+            for side, where in thresholds.items()
+        )
+        yield f"As published, star-likeness is {sides}; the notes say what differs."

@@ -157,14 +157,21 @@ def test_rope_agrees_with_plain_hugging_face() -> None:
     assert len(result.summary) <= 12
     heat, *curves = result.plot().data
     torch.testing.assert_close(torch.tensor(heat.z), result.arrays["columns"].values)
-    sources = ["attention", "uniform", "row_permuted", "random_weights"]
-    assert [curve.name for curve in curves] == sources
+    names = ["largest column", "uniform", "row permuted", "random weights"]
+    assert [curve.name for curve in curves] == names
     assert curves[0].y == tuple(result.arrays["largest_column"].values.tolist())
     assert len(result.table()) <= 44
-    for source in sources[1:]:
+    for source in ("uniform", "row_permuted", "random_weights"):
         shape = result.arrays[f"singular_values:{source}"].values.shape
         assert shape == result.arrays["singular_values"].values.shape
     assert result.find(metric="persistence0", condition="symmetric", kind="null").n_draws == 2
+    # Axes say what their places are.
+    labels = result.arrays["star_likeness:row_permuted"].labels("threshold")
+    assert labels[0] == "above_0.001" and labels[-1] == "above_10x_uniform"
+    draws = result.arrays["control_draws"]
+    place = draws.labels("null_row").index("largest_column attention")
+    permuted = result.find(metric="largest_column", against="row_permuted", kind="null")
+    assert float(draws.values[place].mean()) == pytest.approx(permuted.value)
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
@@ -184,9 +191,12 @@ def test_every_family_works_or_refuses(name: str) -> None:
         ({"shown": (0.3,)}, "shown"),
         ({"percentiles": (1.0,)}, "percentiles"),
         ({"percentiles": ()}, "at least one"),
-        ({"reference": 2.0}, "reference lies"),
-        ({"metrics": ("loss",)}, "metrics of its own"),
+        ({"reference": 2.0}, "reference must be above 0 and below 1"),
+        ({"metrics": ("loss",)}, "takes no metrics"),
         ({"column_sets": -1}, "column_sets"),
+        ({"relative": (0.0, 2.0)}, "relative must be above 0"),
+        ({"screen": True}, "takes no screen"),
+        ({"positions": (3,)}, "takes no positions"),
         ({"preset": "publishd"}, "did you mean published"),
     ],
 )
@@ -207,7 +217,7 @@ def test_the_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*command.split(), str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     loaded = sinklens.ExperimentResult.load(tmp_path / "out")
-    assert loaded.find(metric="largest_column", condition="attention", kind="null").n_draws == 1
+    assert loaded.find(metric="largest_column", against="row_permuted", kind="null").n_draws == 1
 
 
 def in_words(result: Any) -> str:
@@ -404,9 +414,10 @@ def test_shares_and_heads_agree_with_plain_hugging_face(plain_rope: Any) -> None
         torch.testing.assert_close(mine.float(), shares[:, place], atol=1e-5, rtol=0)
     mine = row_value(result, condition="without_sinks:0.9", kind="treatment")
     torch.testing.assert_close(mine.float(), without, atol=1e-5, rtol=0)
-    for suffix in ("", ":nearby"):
-        contrast = result.find(condition=f"without_sinks:0.9{suffix}", kind="contrast")
-        control = result.find(condition=f"without_sinks:0.9{suffix}", kind="control")
+    for against in ("random_columns", "nearby_columns"):
+        where = {"condition": "without_sinks:0.9", "against": against}
+        contrast = result.find(**where, kind="contrast")
+        control = result.find(**where, kind="control")
         assert control.n_draws == 4
         assert contrast.effect == pytest.approx(float(mine.mean()) - control.value, abs=1e-6)
 
@@ -417,9 +428,9 @@ def test_no_name_without_its_null(boot_family: Any) -> None:
     prompts = sinklens.prompts(model, n=3, length=32)
     named, bare = (run(model, prompts, conditions=("frame",), draws=draws) for draws in (2, 0))
     assert named.summary[0].startswith("Frame: centralised")
-    assert bare.summary[0].startswith("Frame: no name without row-permuted attention")
-    assert "random weights" in named.summary[1]
-    row = {"metric": "largest_column", "condition": "random_weights"}
+    assert bare.summary[0].startswith("Frame: not classified, for lack of row-permuted")
+    assert "its random-weights null" in named.summary[1]
+    row = {"metric": "largest_column", "against": "random_weights"}
     value = row_value(named, metric="largest_column", condition="attention", kind="measurement")
     differences = value - row_value(named, **row, kind="null")
     assert named.find(**row, kind="contrast").effect == pytest.approx(float(differences.mean()))
@@ -427,15 +438,15 @@ def test_no_name_without_its_null(boot_family: Any) -> None:
     tiny = boot_family("llama")
     result = run(tiny, random_prompts(tiny, n=6, length=16), conditions=("frame",), draws=2)
     assert result.summary[0].startswith("Frame: none")
-    assert "not above row-permuted attention" in result.summary[0]
+    assert "not distinguishable from its row-permuted null" in result.summary[0]
 
 
 def test_a_single_prompt_tells_nothing_apart() -> None:
     model = sinklens.load("rope")
     result = run(model, sinklens.prompts(model, n=1, length=16), draws=1, preset="published")
-    assert result.summary[0].startswith("Frame: no name from a single prompt")
-    assert "not told apart from uniform attention" in in_words(result)
-    assert not re.search(r"(above|below) (its|uniform|keys|row|random|that)", in_words(result))
+    assert result.summary[0].startswith("Frame: not classified, since a single prompt")
+    assert "without an interval beside uniform attention" in in_words(result)
+    assert not re.search(r"(above|below) (its|uniform|keys|the)", in_words(result))
     assert "KL reduction" not in in_words(result)
 
 
@@ -544,7 +555,7 @@ def test_the_published_preset(plain_rope: Any) -> None:
             reductions[prompt] += (before - after) / len(attentions[::2])
     mine = row_value(result, metric="kl_reduction", condition="published:percentile_0.9")
     torch.testing.assert_close(mine.float(), reductions, atol=1e-5, rtol=0)
-    assert "not above that of uniform attention at thresholds" in in_words(result)
+    assert "not distinguishable from uniform attention at thresholds" in in_words(result)
     assert any("self-loops on" in note for note in result.notes())
 
 
@@ -562,9 +573,9 @@ def test_ripser_on_what_was_published() -> None:
     bars = tree.persistence_intervals_in_dimension(0)
     finite = bars[np.isfinite(bars[:, 1])]
     found = published_reduction(pattern[None], visible_keys(7), 0, causal=True)
-    assert len(bars) == float(found["published:betti0"])
+    assert len(bars) == float(found["betti0"])
     mean = float((finite[:, 1] - finite[:, 0]).mean())
-    assert float(found["published:mean_persistence"]) == pytest.approx(mean, abs=1e-6)
+    assert float(found["mean_persistence"]) == pytest.approx(mean, abs=1e-6)
 
 
 def test_windows_and_their_nulls(boot_family: Any) -> None:
@@ -572,7 +583,7 @@ def test_windows_and_their_nulls(boot_family: Any) -> None:
     prompts = random_prompts(model, n=3, length=12)
     result = run(model, prompts, conditions=("frame",), draws=2)
     conditions = {row.condition for row in result.effects if row.metric == "largest_column"}
-    assert conditions == {"attention", "attention:full", "attention:window", "random_weights"}
+    assert conditions == {"attention", "attention:full", "attention:window"}
     with torch.no_grad():
         attentions = families.gemma2()(prompts.tokens, output_attentions=True).attentions
     seen = [(attentions[layer].mean((0, 1)) > 0).sum(0) for layer in (0, 1)]
@@ -635,10 +646,10 @@ def test_random_weights_leave_the_model_alone(boot_family: Any) -> None:
     result = run(model, random_prompts(model, n=2, length=8), conditions=("frame",), draws=0)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[name], w) for name, w in model.state_dict().items())
-    random = result.find(metric="effective_anchors", condition="random_weights", kind="null")
+    random = result.find(metric="effective_anchors", against="random_weights", kind="null")
     # Hugging Face draws small weights, so that attention is nearly uniform.
     assert random.value == pytest.approx(random.baseline, rel=0.05)
-    assert "same configuration" in result.settings["draws_made"]["random_weights"]
+    assert "same configuration" in result.findings["random_weights"]
 
 
 def test_a_random_twin_that_cannot_be_made(boot_family: Any, monkeypatch: Any) -> None:
@@ -691,8 +702,9 @@ def test_smollm2_is_centralised_and_sinks_hold_heads_together(smollm2_gguf: Path
         conditions=("frame", "head_kl"),
     )
     assert result.summary[0].startswith("Frame: centralised")
-    contrast = result.find(metric="centralised", kind="contrast")
+    contrast = result.find(metric="centralised", kind="contrast", against="row_permuted")
     assert contrast.ci_low > 0.1
     # Against the paper's direction: without the sink columns the heads are less alike.
-    assert result.find(condition="without_sinks:0.9", kind="contrast").ci_low > 0
+    more = result.find(condition="without_sinks:0.9", against="random_columns", kind="contrast")
+    assert more.ci_low > 0
     assert "there is no KL reduction" in in_words(result)

@@ -1,0 +1,278 @@
+"""The parts of `reference_frame`: what each makes of attention, and its rows.
+
+frame     columns c_j, the mean attention that key j gets, and their scores (`functional.frames`)
+graph     edges where head-averaged attention exceeds a threshold (`functional.graphs`)
+spectrum  singular values of head-averaged attention (`functional.graphs`)
+topology  persistent homology of 1 - max(A, A^T) (`functional.persistence`)
+shares    the share of what queries read that comes from reference points
+          (`probes.reference_points`)
+head_kl   KL of heads to their mean without the sink columns (`functional.divergence`), against
+          random sets of as many columns and sets of others nearby
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...core.protocol import HookedModel
+from ...functional.frames import COLUMN_METRICS, FRAME_METRICS, column_metrics, frame_metrics
+from ...functional.graphs import (
+    GRAPH_METRICS,
+    SPECTRUM_METRICS,
+    graph_metrics,
+    received,
+    singular_values,
+    spectrum_metrics,
+    threshold_graph,
+    uniform_attention,
+)
+from ...functional.persistence import BETTI_CURVES, PERSISTENCE_METRICS, SCALES, persistence
+from ...probes import Probe
+from ...probes.divergences import DivergenceValues
+from ...probes.patterns import (
+    ATTENTION,
+    ROW_PERMUTED,
+    UNIFORM,
+    MeanPatterns,
+    PatternReader,
+    Reduction,
+)
+from ...probes.reference_points import SPACES, ReferenceShares
+from ...results.estimates import Effect, Measure, Reference, Sample
+from ...results.record import Record
+from ...results.wording import describe, null_verdict, phrase
+from ...runner.run import Run
+from ._nulls import BesideNulls, BySource, at
+
+Read = dict[str, dict[str, Tensor]]
+"""By name what was read of attention and its nulls, by source `[prompt, layer, ...]`."""
+# The graph metrics that have a row of their own; the others are in the arrays.
+SHOWN = ("star_likeness", "gini", "combined_star", "centralisation", "density", "fiedler")
+COLUMN_SETS = {"random_columns": "without_random", "nearby_columns": "without_nearby"}
+_beside_uniform = partial(Measure, null="uniform attention")
+MEASURES = {
+    "largest_column": _beside_uniform("share of attention", form=".1%"),
+    "effective_anchors": _beside_uniform("keys"),
+    "first_share": _beside_uniform("share of the columns", form=".1%"),
+    "last_share": _beside_uniform("share of the columns", form=".1%"),
+    "stability": Measure("share of layer pairs", "keys drawn at random", ".1%"),
+    "centralised": _beside_uniform("share of the columns", form=".1%"),
+    "distributed": _beside_uniform("share of the columns", form=".1%"),
+    "bidirectional": _beside_uniform("share of the columns", form=".1%"),
+    "star_likeness": _beside_uniform("share of queries", form=".1%"),
+    "gini": _beside_uniform("1"),
+    "combined_star": _beside_uniform("1"),
+    "centralisation": _beside_uniform("1"),
+    "density": _beside_uniform("share of pairs", form=".1%"),
+    "fiedler": _beside_uniform("eigenvalue"),
+    "participation_ratio": _beside_uniform("singular values"),
+    "stable_rank": _beside_uniform("singular values"),
+    "singular_gap": _beside_uniform("share of the largest", form=".1%"),
+    "persistence0": _beside_uniform("sum of bar lengths"),
+    "persistence1": _beside_uniform("sum of bar lengths"),
+    "reference_share": _beside_uniform("share of the norm", form=".0%"),
+    "head_kl": Measure("nats", "the value with all columns"),
+    "kl_reduction_z": Measure("standard deviations", "random columns"),
+}
+
+
+def columns_of(pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Tensor]:
+    """The mean attention that every key gets."""
+    return {"columns": received(pattern, visible)}
+
+
+def spectrum(pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Tensor]:
+    """The singular values and their figures."""
+    values = singular_values(pattern)
+    return {**spectrum_metrics(values), "singular_values": values}
+
+
+def topology(pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Tensor]:
+    """Persistence sums and Betti curves."""
+    return persistence(pattern)
+
+
+def graph(
+    pattern: Tensor,
+    visible: Tensor,
+    layer: int,
+    *,
+    absolute: Sequence[float],
+    relative: Sequence[float],
+    self_loops: bool,
+) -> dict[str, Tensor]:
+    """All graph metrics at all thresholds, those relative to uniform attention last."""
+    uniform = uniform_attention(visible)
+    levels = [torch.full_like(uniform, level) for level in absolute]
+    thresholds = torch.stack([*levels, *(uniform * multiple for multiple in relative)])
+    edges = threshold_graph(pattern, thresholds, self_loops=self_loops)
+    return graph_metrics(edges, visible, self_loops=self_loops)
+
+
+def reductions(run: Run[Any], names: Sequence[str]) -> list[Reduction]:
+    """What the parts of these names make of every head-averaged pattern."""
+    config = run.config
+    known: dict[str, Reduction] = {
+        "frame": columns_of,
+        "graph": partial(
+            graph,
+            absolute=config.thresholds,
+            relative=config.relative,
+            self_loops=config.self_loops,
+        ),
+        "spectrum": spectrum,
+        "topology": topology,
+    }
+    return [known[name] for name in known if name in names]
+
+
+def read_attention(
+    run: Run[Any], model: HookedModel, parts: Sequence[str], *beside: Probe, draws: int = 0
+) -> Read:
+    """What the parts read of the attention of a model, and of its nulls.
+
+    Args:
+        run: Knows prompts and settings.
+        model: Its model, or one with the same masks.
+        parts: Their names.
+        beside: Probes that read the same run.
+        draws: Row-permuted patterns.
+    """
+    seed, tokens = run.config.seed, run.prompts.tokens
+    reader = PatternReader(model, run.capabilities, tokens, draws=draws, seed=seed)
+    patterns = MeanPatterns(model, reader, reductions(run, parts))
+    shares = ReferenceShares(model, reader, threshold=run.config.reference)
+    with_shares = "shares" in parts
+    run.read(patterns, *([shares] if with_shares else []), *beside, model=model)
+    read: Read = defaultdict(dict)
+    for (source, name), values in patterns.compute().items():
+        read[name][source] = values
+    if with_shares:
+        read["reference_share"] = shares.compute()
+        del read["reference_share"]["points"]
+    return read
+
+
+def above(threshold: float) -> str:
+    """The condition of an absolute threshold."""
+    return f"above_{threshold:g}"
+
+
+def above_uniform(multiple: float) -> str:
+    """The condition of a threshold relative to uniform attention."""
+    return f"above_{multiple:g}x_uniform"
+
+
+def add_frame(run: Run[Any], nulls: BesideNulls, columns: BySource) -> None:
+    """Scores of the columns, for all layers and for layers with and without a window."""
+    for kind, layers in run.capabilities.layer_groups(run.prompts.length):
+        uniform = columns[UNIFORM][:, layers]
+        scores = {
+            source: frame_metrics(by_layer[:, layers].transpose(1, 2), uniform[:, None])
+            if source == ROW_PERMUTED
+            else frame_metrics(by_layer[:, layers], uniform)
+            for source, by_layer in columns.items()
+        }
+        # Uniform attention has no leading key; those of two layers agree by chance.
+        scores[UNIFORM]["stability"] = torch.full((len(uniform),), 1 / uniform.shape[-1])
+        for metric in FRAME_METRICS:
+            if metric in scores[ATTENTION]:
+                values = {source: by_metric[metric] for source, by_metric in scores.items()}
+                nulls.add(metric, f"{ATTENTION}{kind}", values)
+    nulls.keep("columns", columns, "key")
+    by_column = {source: column_metrics(by_layer) for source, by_layer in columns.items()}
+    for metric in COLUMN_METRICS:
+        nulls.keep(metric, {source: scores[metric] for source, scores in by_column.items()})
+
+
+def add_graph(run: Run[Any], nulls: BesideNulls, read: Read) -> None:
+    """The shown metrics at the leading threshold, star-likeness at some others, curves for all."""
+    config, lead = run.config, above_uniform(run.config.lead)
+    names = [*map(above, config.thresholds), *map(above_uniform, config.relative)]
+    for metric in SHOWN:
+        nulls.add_mean(metric, lead, at(read[metric], names.index(lead)))
+    for name in map(above, config.shown):
+        nulls.add_mean("star_likeness", name, at(read["star_likeness"], names.index(name)))
+    for metric in GRAPH_METRICS:
+        nulls.keep(metric, read[metric], "threshold", threshold=names)
+
+
+def add_spectrum(nulls: BesideNulls, read: Read) -> None:
+    """The figures of the singular values."""
+    for metric in SPECTRUM_METRICS:
+        nulls.add_mean(metric, ATTENTION, read[metric])
+        nulls.keep(metric, read[metric])
+    nulls.keep("singular_values", read["singular_values"], "rank")
+
+
+def add_topology(nulls: BesideNulls, read: Read) -> None:
+    """Persistence sums; Betti curves over scales are arrays."""
+    for metric in PERSISTENCE_METRICS:
+        nulls.add_mean(metric, "symmetric", read[metric])
+        nulls.keep(metric, read[metric])
+    for metric in BETTI_CURVES:
+        nulls.keep(metric, read[metric], "scale", scale=SCALES)
+
+
+def add_shares(nulls: BesideNulls, shares: BySource) -> None:
+    """The share of the reference points in every space."""
+    for place, space in enumerate(SPACES):
+        nulls.add_mean("reference_share", space, at(shares, place))
+    nulls.keep("reference_share", shares, "space", space=SPACES)
+
+
+def add_divergences(run: Run[Any], values: DivergenceValues, sets: int) -> None:
+    """KL of heads to their mean without sink columns; a reduction is a negative effect.
+
+    Args:
+        run: Takes rows and arrays.
+        values: What was read.
+        sets: How many sets of columns are averaged in each control.
+    """
+    percentiles = run.config.percentiles
+    whole = values.whole.double().mean(1)
+    for place, percentile in enumerate(percentiles):
+        condition = f"without_sinks:{percentile:g}"
+        controls = [
+            Reference(Effect(_mean(getattr(values, removed), place), whole, sets), name)
+            for name, removed in COLUMN_SETS.items()
+            if sets
+        ]
+        without = Effect(_mean(values.without_sinks, place), whole)
+        run.add("head_kl", condition, without, *controls)
+        if sets > 1:
+            run.add("kl_reduction_z", condition, Sample(_mean(z_scores(values), place)))
+    run.keep("head_kl", values.whole.mean(0), "layer")
+    for name in ("without_sinks", *COLUMN_SETS.values(), "deviation"):
+        mean = getattr(values, name).mean(0)
+        run.keep(f"head_kl:{name}", mean, "layer percentile", percentile=percentiles)
+
+
+def z_scores(values: DivergenceValues) -> Float[Tensor, "prompt layer percentile"]:
+    """How far the reduction lies above that of random sets; 0 where all sets do the same."""
+    more = values.without_random - values.without_sinks
+    return torch.where(values.deviation > 1e-6, more / values.deviation.clamp_min(1e-6), 0.0)
+
+
+def _mean(values: Float[Tensor, "prompt layer place"], place: int) -> Float[Tensor, " prompt"]:
+    """The mean over layers at one place."""
+    return values[..., place].double().mean(1)
+
+
+def without_sinks(result: Record) -> Iterator[str]:
+    """What removing the sink columns does to the KL of heads, at the middle percentile."""
+    rows = [row for row in result.effects if (row.metric, row.kind) == ("head_kl", "treatment")]
+    for row in rows[len(rows) // 2 :][:1]:
+        share = 1 - float(row.condition.partition(":")[2])
+        reduction = "; there is no KL reduction" if null_verdict(row) == "above" else ""
+        yield (
+            f"Removing the top {share:.0%} of columns changes the mean KL of heads to their mean "
+            f"by {describe(row)}: {phrase(result, row)}{reduction}."
+        )
