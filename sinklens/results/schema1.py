@@ -38,6 +38,7 @@ BY_CONDITION = {
     "both": "both_controls",
     "interaction": "both_controls",
 }
+UNITS = {"share of the columns": "share of received attention"}
 FINDINGS = (
     "checks",
     "mask_window",
@@ -66,6 +67,7 @@ def upgraded(
     for number, row in enumerate(rows):
         condition, against = _renamed(experiment, row, leads)
         new = {**row, "condition": condition, "against": against, "resampled": "prompt"}
+        new["unit"] = UNITS.get(row["unit"], row["unit"])
         key = tuple(
             new[name]
             for name in ("metric", "condition", "kind", "against", "layer", "head", "queries")
