@@ -205,6 +205,10 @@ class Run(Generic[Config]):
             self._notes.append(ranking.note(self._findings["screening"]))
         return compared
 
+    def declare(self, metric: str, measure: Measure) -> None:
+        """Say what kind of number a metric is whose name the run finds out."""
+        self._measures[metric] = measure
+
     def add(
         self,
         metric: str,
