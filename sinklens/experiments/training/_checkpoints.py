@@ -18,11 +18,11 @@ from ...models import origin, shipped
 
 
 class Checkpoint(NamedTuple):
-    """Where a checkpoint is: a step, and what `load` takes."""
+    """A step, and what `load` takes."""
 
     step: int
     source: str
-    how: dict[str, Any]
+    options: dict[str, Any]
 
 
 def find_checkpoints(model: HookedModel, asked: Sequence[str]) -> list[Checkpoint]:
@@ -40,7 +40,7 @@ def find_checkpoints(model: HookedModel, asked: Sequence[str]) -> list[Checkpoin
             f"and it can from {numbered[0]}; name all by their step, or none, in their order"
         )
     if asked and all(Path(name).is_dir() for name in asked):
-        found = [Checkpoint(_step_of(name, i), name, {}) for i, name in enumerate(asked)]
+        checkpoints = [Checkpoint(_step_of(name, i), name, {}) for i, name in enumerate(asked)]
     elif own.kind == "shipped":
         steps = shipped.steps(own.name, own.seed)
         chosen = [_step_of(name, -1) for name in asked] or steps
@@ -50,14 +50,14 @@ def find_checkpoints(model: HookedModel, asked: Sequence[str]) -> list[Checkpoin
                 f"{own.name} has no checkpoint of step {asked[chosen.index(missing[0])]}; there "
                 f"is: {', '.join(map(str, steps))}"
             )
-        found = [Checkpoint(s, own.name, {"step": s, "seed": own.seed}) for s in chosen]
+        checkpoints = [Checkpoint(s, own.name, {"step": s, "seed": own.seed}) for s in chosen]
     elif own.kind == "hub":
         if not asked:
             raise SinklensError(
                 f"name the revisions of {own.name} to follow: checkpoints=step1000,step4000 "
                 "(Pythia's are called so)"
             )
-        found = [
+        checkpoints = [
             Checkpoint(_step_of(name, i), own.name, {"revision": name})
             for i, name in enumerate(asked)
         ]
@@ -66,19 +66,17 @@ def find_checkpoints(model: HookedModel, asked: Sequence[str]) -> list[Checkpoin
             "sink_emergence finds checkpoints by where a model came from, and this one came as "
             f"{own.kind}; load a shipped model or one of the hub, or give folders in checkpoints="
         )
-    found = sorted(found, key=lambda checkpoint: checkpoint.step)
-    known = {checkpoint.step for checkpoint in found}
-    if len(known) < len(found):
+    if len({checkpoint.step for checkpoint in checkpoints}) < len(checkpoints):
         raise UsageError(
             f"two of these checkpoints are of the same step: {', '.join(asked)}; a step is the "
             "number after `step` in a name, else the one at its end"
         )
-    if len(known) < 2:
+    if len(checkpoints) < 2:
         raise SinklensError(
             f"emergence needs at least two checkpoints, and {own.name} is given with "
-            f"{len(found)}; rope and postnorm ship with several"
+            f"{len(checkpoints)}; rope and postnorm ship with several"
         )
-    return found
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
 def _step_of(name: str, number: int) -> int:

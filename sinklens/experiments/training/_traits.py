@@ -1,26 +1,27 @@
-"""Traits of a model that training brings about, each beside a null and something to set against it.
+"""Traits of a model that training brings about, each beside a null and references.
 
     sink_mass        mean weight of key 0 over later queries; null: uniform attention
     value_drain      norm of the value at position 0 over the mean one of later positions, mean over
                      layers and heads; falls where sinks read nothing; null: 1
-    spike            largest entry of the stream over the median one; null: Gaussian entries
+    spike            largest entry of the residual stream over the median one; null: Gaussian
+                     entries
     largest_column   mean attention that the most attended key gets, head average by layer, keys up
                      to T / 2 (a central frame, 2508.02546); null: uniform attention
 
 `value_drain` follows 2410.13835, which takes the value behind W_O; here it is the value itself.
 
-Set against them: for the first three the same at a later position p, in 1 .. T / 4 (its weight over
-the queries after it; its value; the largest entry at p against the largest at position 0, over the
-same streams), for `largest_column` the same of attention whose rows are permuted among the keys
-that a query sees, since the largest of many columns was chosen. Each has a null of its own. What it
-cannot show: a key near the front gets more under any causal mask, which a null takes into account
-only where attention is uniform.
+The control of the first three is the same at a later position p, in 1 .. T / 4: its weight over the
+queries after it; its value; the largest entry at p against the largest at position 0, over the same
+streams. `largest_column` has an empirical null, attention whose rows are permuted among the keys
+that a query sees, since the largest of many columns was chosen. What it cannot show: a key near the
+front gets more under any causal mask, which a null takes into account only where attention is
+uniform.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,163 +29,121 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...core.protocol import HookedModel
-from ...engine import evaluate
 from ...hooks.matching import control_positions
 from ...metrics import mean_sink_mass
 from ...models.capabilities import Capabilities, check
-from ...models.prompts import Prompts
 from ...probes import KeyMass, PositionValues, ResidualPeaks, SinkScores, ValueNorms
 from ...probes.patterns import ROW_PERMUTED, MeanPatterns, PatternReader
-from ...runner.config import ExperimentConfig
+from ...probes.positions import PartValues
+from ...results.estimates import Measure, Reference, Sample
+from ...runner.run import Run
 from ...stats.nulls import gaussian_peak_ratio, uniform_sink_mass, uniform_sink_scores
 
-TRAITS = ("sink_mass", "value_drain", "spike", "largest_column")
-LATER = "later_position"
-Values = Float[np.ndarray, " prompt"]
+SIDES = {"sink_mass": 1, "value_drain": -1, "spike": 1, "largest_column": 1}
+"""Where a trait lies once it has appeared: 1 above its null, -1 below."""
+TRAIT_MEASURES = {
+    "sink_mass": Measure("share of attention", "uniform attention", ".1%"),
+    "value_drain": Measure("times later positions", "equal norms"),
+    "spike": Measure("times the median", "Gaussian entries"),
+    "largest_column": Measure("share of attention", "uniform attention", ".1%"),
+}
 
 
-class Other(NamedTuple):
-    """What a trait is set against.
-
-    Attributes:
-        name: What it is: `later_position`, `row_permuted` or `random_weights`.
-        kind: Of its row: `control` or `null`.
-        values: One number a prompt, mean over draws.
-        null: What no mechanism would give there.
-        own: What it is compared with: the trait, or for a later spike that at position 0.
-        own_null: The null of that.
-        draws: Draws that were averaged.
-    """
-
-    name: str
-    kind: str
-    values: Values
-    null: float | Values
-    own: Values
-    own_null: float | Values
-    draws: int
-
-
-class Trait(NamedTuple):
-    """One trait of one model, by prompt.
-
-    Attributes:
-        values: One number a prompt.
-        null: What no mechanism would give; one number a prompt where each has its own.
-        unit: The unit.
-        side: Where the trait lies once it has appeared: 1 above the null, -1 below, 0 either.
-        others: What it is set against.
-    """
-
-    values: Values
-    null: float | Values
-    unit: str
-    side: int
-    others: tuple[Other, ...] = ()
-
-
-def read_traits(
-    model: HookedModel, prompts: Prompts, config: ExperimentConfig, wanted: Sequence[str]
-) -> dict[str, Trait]:
+def read_traits(run: Run[Any], model: HookedModel) -> dict[str, Sample]:
     """The traits of one model, in one forward."""
-    capabilities, length = check(model), prompts.length
-    sinks, norms, peaks = SinkScores(model), ValueNorms(model), ResidualPeaks(model)
-    evaluate(model, prompts, [], [], probes=[sinks, norms, peaks], **config.for_engine())
-    scores, values, ratio = sinks.compute(), norms.compute(), peaks.compute().ratio
+    capabilities, length = check(model), run.prompts.length
+    scores, norms, peaks = run.read(
+        SinkScores(model), ValueNorms(model), ResidualPeaks(model), model=model
+    )
     half = length // 2 + 1
     uniform = [
         uniform_sink_scores(length, window=window, causal=capabilities.causal)[:half].max()
-        for window in _windows(capabilities, length)
+        for window in capabilities.visible_keys(length)
     ]
     columns = scores.scores.mean(2)[..., :half].amax(-1).mean(1)
-    entries = ratio.shape[1] * length * int(model.cfg.d_model)
-    attention = "share of attention"
+    drain = (norms.position0 / norms.others).flatten(1).mean(1)
+    entries = peaks.ratio.shape[1] * length * int(model.cfg.d_model)
     traits = {
-        "sink_mass": Trait(
-            _array(mean_sink_mass(scores)), _uniform_mass(capabilities, length, 0), attention, 1
-        ),
-        "value_drain": Trait(
-            _array((values.position0 / values.others).flatten(1).mean(1)),
-            1.0,
-            "times later positions",
-            -1,
-        ),
-        "spike": Trait(_array(ratio.amax(1)), gaussian_peak_ratio(entries), "times the median", 1),
-        "largest_column": Trait(_array(columns), float(np.mean(uniform)), attention, 1),
+        "sink_mass": Sample(mean_sink_mass(scores), _uniform(capabilities, length, 0)),
+        "value_drain": Sample(drain, 1.0),
+        "spike": Sample(peaks.ratio.amax(1), gaussian_peak_ratio(entries)),
+        "largest_column": Sample(columns, float(np.mean(uniform))),
     }
-    return {name: traits[name] for name in wanted}
+    return {name: traits[name] for name in run.conditions}
 
 
-def with_others(
-    traits: Mapping[str, Trait], model: HookedModel, prompts: Prompts, config: ExperimentConfig
-) -> tuple[dict[str, Trait], int]:
-    """The traits of a model with what each is set against, and the forwards that it took.
+def references(
+    run: Run[Any], model: HookedModel, traits: Mapping[str, Sample]
+) -> dict[str, list[Reference]]:
+    """What the traits of a model are set against besides random weights.
 
-    They stay as they are where draws is 0, or no later position is left.
+    There is nothing where draws is 0, and no control where no later position is left.
     """
-    places = control_positions(prompts.length, config.draws, config.seed)
-    others: dict[str, Other] = {}
-    forwards = 0
-    if places and traits.keys() & {"sink_mass", "value_drain", "spike"}:
-        others |= _at_later_positions(traits, model, prompts, config, places)
-        forwards += 1
-    if config.draws and "largest_column" in traits:
-        others["largest_column"] = _with_permuted_rows(
-            traits["largest_column"], model, prompts, config
-        )
-        forwards += 1
-    found = {
-        name: trait._replace(others=(others[name],)) if name in others else trait
-        for name, trait in traits.items()
-    }
-    return found, forwards
+    beside: dict[str, list[Reference]] = {name: [] for name in traits}
+    places = control_positions(run.prompts.length, run.config.draws, run.config.seed)
+    if places and traits.keys() - {"largest_column"}:
+        run.drawn(control_positions=places)
+        for name, control in _at_later_positions(run, model, places).items():
+            if name in traits:
+                beside[name].append(control)
+    if run.config.draws and "largest_column" in traits:
+        null = traits["largest_column"].null
+        beside["largest_column"].append(_with_permuted_rows(run, model, null))
+    return beside
 
 
 def _at_later_positions(
-    traits: Mapping[str, Trait],
-    model: HookedModel,
-    prompts: Prompts,
-    config: ExperimentConfig,
-    places: Sequence[int],
-) -> dict[str, Other]:
+    run: Run[Any], model: HookedModel, places: list[int]
+) -> dict[str, Reference]:
     """The weight of a later key, its value's norm and the largest entry there, mean over draws."""
-    capabilities = check(model)
-    masses, norms, peaks = KeyMass(model, places), ValueNorms(model), ResidualPeaks(model)
-    positions = {p: _AtPosition(model, p) for p in {0, *places}}
-    reading = [probe for one in positions.values() for probe in one.probes]
-    probes: list[Any] = [masses, norms, peaks, *reading]
-    evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
-    received, usual, medians = masses.compute(), norms.compute().others, peaks.compute().median
-    mass_null = np.mean([_uniform_mass(capabilities, prompts.length, p) for p in places])
+    capabilities, length = check(model), run.prompts.length
+    layers = range(capabilities.n_layers)
+    sites = ["value", "residual", "resid_post"]
+    positions = {p: PositionValues(model, sites, layers, p) for p in {0, *places}}
+    probes: list[Any] = [KeyMass(model, places), ValueNorms(model), ResidualPeaks(model)]
+    received, norms, peaks, *values = run.read(*probes, *positions.values(), model=model)
+    read = dict(zip(positions, values, strict=True))
+    mass_null = np.mean([_uniform(capabilities, length, place) for place in places])
     spike_null = gaussian_peak_ratio((capabilities.n_layers + 1) * int(model.cfg.d_model))
-    at_position0 = _array(positions[0].peak(medians))
-    figures: dict[str, tuple[Callable[[int], Tensor], float]] = {
-        "sink_mass": (lambda p: received[p].mean((1, 2)), float(mass_null)),
-        "value_drain": (lambda p: positions[p].drain(usual), 1.0),
-        "spike": (lambda p: positions[p].peak(medians), spike_null),
+    position0 = Sample(_peak(read[0], peaks.median), spike_null)
+    if "spike" in run.conditions:
+        run.facts(spike_at_position0=float(position0.values.mean()))
+
+    def control(values: list[Tensor], null: float, own: Sample | None = None) -> Reference:
+        mean = torch.stack(values).mean(0)
+        return Reference(Sample(mean, null, len(places)), "later_position", own=own)
+
+    return {
+        "sink_mass": control([received[p].mean((1, 2)) for p in places], float(mass_null)),
+        "value_drain": control([_drain(read[p], norms.others) for p in places], 1.0),
+        # The largest entry of all may lie anywhere: it is position 0's that is compared.
+        "spike": control([_peak(read[p], peaks.median) for p in places], spike_null, position0),
     }
-    others = {}
-    for name, (read, null) in figures.items():
-        if name in traits:
-            values = _array(torch.stack([read(p) for p in places]).mean(0))
-            own, own_null = traits[name].values, traits[name].null
-            if name == "spike":  # whose largest entry may lie anywhere
-                own, own_null = at_position0, spike_null
-            others[name] = Other(LATER, "control", values, null, own, own_null, len(places))
-    return others
 
 
-def _with_permuted_rows(
-    trait: Trait, model: HookedModel, prompts: Prompts, config: ExperimentConfig
-) -> Other:
+def _drain(
+    values: PartValues, usual: Float[Tensor, "prompt layer head"]
+) -> Float[Tensor, " prompt"]:
+    """Norm of the value at a position over the mean one of later positions."""
+    here = [value.norm(dim=-1) for (site, _), value in values.items() if site == "value"]
+    return (torch.stack(here, 1) / usual).flatten(1).mean(1)
+
+
+def _peak(values: PartValues, medians: Float[Tensor, "prompt site"]) -> Float[Tensor, " prompt"]:
+    """The largest entry at a position over the median one of the same stream."""
+    streams = [stream for (site, _), stream in values.items() if site == "residual"]
+    streams.append(values["resid_post", len(streams) - 1])
+    return (torch.stack([s.abs().amax(-1) for s in streams], 1) / medians).amax(1)
+
+
+def _with_permuted_rows(run: Run[Any], model: HookedModel, null: float) -> Reference:
     """The largest column of attention whose rows are permuted, mean over draws."""
-    reader = PatternReader(
-        model, check(model), prompts.tokens, draws=config.draws, seed=config.seed
-    )
-    columns = MeanPatterns(model, reader, [largest_column], uniform=False)
-    evaluate(model, prompts, [], [], probes=[columns], **config.for_engine())
-    drawn = _array(columns.compute()[ROW_PERMUTED, "largest"].mean((1, 2)))
-    return Other(ROW_PERMUTED, "null", drawn, trait.null, trait.values, trait.null, config.draws)
+    draws, seed = run.config.draws, run.config.seed
+    reader = PatternReader(model, check(model), run.prompts.tokens, draws=draws, seed=seed)
+    probe = MeanPatterns(model, reader, [largest_column], uniform=False)
+    (columns,) = run.read(probe, model=model)
+    values = columns[ROW_PERMUTED, "largest"].mean((1, 2))
+    return Reference(Sample(values, null, draws), ROW_PERMUTED, "null")
 
 
 def largest_column(pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Tensor]:
@@ -194,43 +153,10 @@ def largest_column(pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Te
     return {"largest": scores[..., : length // 2 + 1].amax(-1)}
 
 
-class _AtPosition:
-    """Values and streams at one position, reduced to one number a prompt."""
-
-    def __init__(self, model: HookedModel, position: int) -> None:
-        layers = range(int(model.cfg.n_layers))
-        self._values = PositionValues(model, ["value"], layers, position)
-        self._streams = PositionValues(model, ["residual"], layers, position)
-        self._last = PositionValues(model, ["resid_post"], layers[-1:], position)
-        self.probes = [self._values, self._streams, self._last]
-
-    def drain(self, usual: Float[Tensor, "prompt layer head"]) -> Float[Tensor, " prompt"]:
-        """Norm of the value over the mean one of later positions."""
-        values = self._values.compute().values()
-        here = torch.stack([one.float().norm(dim=-1) for one in values], 1)
-        return (here / usual).flatten(1).mean(1)
-
-    def peak(self, medians: Float[Tensor, "prompt site"]) -> Float[Tensor, " prompt"]:
-        """The largest entry over the median one of the same stream."""
-        streams = [*self._streams.compute().values(), *self._last.compute().values()]
-        here = torch.stack([one.float().abs().amax(-1) for one in streams], 1)
-        return (here / medians).amax(1)
-
-
-def _windows(capabilities: Capabilities, length: int) -> list[int | None]:
-    """By layer how many keys a query sees, None for all of them."""
-    return [None if w is None or w >= length else w for w in capabilities.windows]
-
-
-def _uniform_mass(capabilities: Capabilities, length: int, key: int) -> float:
+def _uniform(capabilities: Capabilities, length: int, key: int) -> float:
     """The weight of a key over the queries after it under uniform attention, mean over layers."""
-    windows = _windows(capabilities, length)
-    found = [
+    masses = [
         uniform_sink_mass(length, window=window, causal=capabilities.causal, key=key)
-        for window in windows
+        for window in capabilities.visible_keys(length)
     ]
-    return float(np.mean(found))
-
-
-def _array(values: Tensor) -> Values:
-    return np.asarray(values.double())
+    return float(np.mean(masses))

@@ -1,53 +1,38 @@
 """In which order do sinks, drained values, spikes and frames appear in training?
 
-Every trait (`emergence_traits`: sink_mass, value_drain, spike, largest_column) is read at every
-checkpoint on the same prompts, beside what no mechanism would give. At the last one its distance
-from that is set against that of two others: the same at a later position (or with attention's rows
-permuted), and the same trait of the model with weights that were never trained (`random_weights`).
-
-With `experiment=`, rows of any experiment are followed too. Each trait that appears has an onset,
-the step at which it is half way from the first checkpoint to the last, with a jackknife interval
-over prompts (`onsets`), and a row for its place in the order.
+Every trait (`_traits`) is read at every checkpoint on the same prompts, beside its null; with
+`experiment=`, rows of any experiment are followed too (`_followed`). At the last checkpoint a
+trait's distance from its null is set against that of two references: the same at a later position
+(or with attention's rows permuted), and the same of weights that were never trained. Each trait
+that appears has an onset with an interval (`_onsets`), and a row for its place in the order.
 
 What it cannot show: intervals are over prompts, for one training run. Another seed may order traits
-otherwise, and an onset is known no better than the checkpoints lie apart. The half-way rule is
-sinklens's own reconstruction; the papers show curves.
+otherwise, and an onset is known no better than the checkpoints lie apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from ...core.errors import SinklensError, UsageError
 from ...core.protocol import HookedModel
-from ...engine import announce
+from ...functional.onset import share_of_change
 from ...models import load_like, weights_hash
-from ...models.prompts import Prompts
 from ...models.random_weights import RANDOM_WEIGHTS, random_twin
-from ...results.old_figures import lines
-from ...results.record import Array
-from ...results.result import ExperimentResult, assemble
-from ...runner import registry
+from ...results.estimates import Reference, Sample
+from ...results.figures import Lines
 from ...runner.config import ExperimentConfig
 from ...runner.registry import experiment
-from ...stats.effects import Row, paired_row, with_q_values
+from ...runner.run import Run
 from ._checkpoints import Checkpoint, find_checkpoints
-from ._onsets import described, onset_rows, onset_values
-from ._traits import TRAITS, Other, Trait, read_traits, with_others
-from ._words import summary
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-BESIDE = (
-    "Rows named later_position, row_permuted and random_weights are of the last checkpoint: their "
-    "column `more than control` holds its distance from its null less that of the row; for spike "
-    "it is position 0 that is set against a later one."
-)
+from ._followed import follow_rows, require_rows
+from ._onsets import ONSET_MEASURES, Curve, add_onsets, order_of_onsets, traits_over_training
+from ._traits import SIDES, TRAIT_MEASURES, read_traits, references
 
 
 @dataclass(frozen=True)
@@ -71,241 +56,107 @@ class SinkEmergenceConfig(ExperimentConfig):
     random_weights: bool | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings that mean nothing here."""
+        """Refuse rows that no experiment has."""
         super().__post_init__()
-        if self.metrics or self.screen or self.positions is not None:
-            raise UsageError(
-                "sink_emergence follows traits (conditions=); it takes no metrics, no positions "
-                "and no screening"
-            )
-        if self.rows and not self.experiment:
-            raise UsageError("rows= names rows of experiment=, which is missing")
-        if self.experiment == "sink_emergence":
+        if self.experiment == sink_emergence.__name__:
             raise UsageError("sink_emergence cannot follow itself")
+        if self.experiment:
+            require_rows(self.experiment, self.rows)
+        elif self.rows:
+            raise UsageError("rows= names rows of experiment=, which is missing")
 
 
 @experiment(
-    paper="2508.02546",
+    paper="Ruscio et al. 2025 (2508.02546)",
     question="When in training do sinks, drained values, spikes and frames appear?",
-    summary=summary,
-    plot=lambda result: plot(result),
+    conditions=tuple(SIDES),
+    measures={**TRAIT_MEASURES, **ONSET_MEASURES},
+    says=(
+        order_of_onsets,
+        "One training run; another seed may order them otherwise.",
+        traits_over_training,
+        "The later-position control of spike is compared with position 0, where the largest entry "
+        "is {spike_at_position0:.3g} times the median.",
+    ),
+    figure=Lines(
+        ("share_of_change",),
+        "Traits over training",
+        "training step",
+        "share of the way from first to last",
+    ),
+    draws_controls=False,
+    smallest={"checkpoints": ("0", "256", "4000")},
 )
-def sink_emergence(
-    model: HookedModel, prompts: Prompts, config: SinkEmergenceConfig
-) -> ExperimentResult:
+def sink_emergence(run: Run[SinkEmergenceConfig]) -> None:
     """Follow traits over the training checkpoints of a model.
 
     Raises:
         SinklensError: It is not known where the model came from, or it has no checkpoints.
     """
-    wanted = config.conditions or TRAITS
-    unknown = [name for name in wanted if name not in TRAITS]
-    if unknown:
-        raise UsageError(f"there is no trait {unknown[0]!r}; there is {', '.join(TRAITS)}")
-    checkpoints = find_checkpoints(model, config.checkpoints)
-    more = 2 * bool(config.draws) + (config.random_weights is not False)
-    announce("sink_emergence", len(checkpoints) + more, prompts, config.progress)
-    followed, last, weights, left_out, forwards = _follow(
-        model, prompts, config, wanted, checkpoints
-    )
-    traits = {name: curve[max(curve)] for name, curve in followed.items() if name in TRAITS}
-    beside, taken = with_others(traits, last, prompts, config)
-    random, how = random_twin(model, config.random_weights, config.seed)
+    config = run.config
+    checkpoints = find_checkpoints(run.model, config.checkpoints)
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    run.announce(len(steps) + 2 * bool(config.draws) + (config.random_weights is not False))
+    curves, last = _follow(run, checkpoints)
+    beside = references(run, last, {name: curves[name][steps[-1]] for name in run.conditions})
+    random, origin = random_twin(run.model, config.random_weights, config.seed)
     if random is not None:
-        beside = _beside_random_weights(beside, random, prompts, config)
-    elif how:
-        left_out[RANDOM_WEIGHTS] = how
-    forwards += taken + (random is not None)
-    rows = [row for name, curve in followed.items() for row in _measured(name, curve)]
-    rows += with_q_values(
-        [row for name, trait in beside.items() for row in _against(name, trait, config.seed)]
+        for name, untrained in read_traits(run, random).items():
+            beside[name].append(Reference(untrained, RANDOM_WEIGHTS, "null"))
+    elif origin:
+        run.left_out(RANDOM_WEIGHTS, origin)
+    for name, curve in curves.items():
+        for step, sample in curve.items():
+            at_last = beside.get(name, []) if step == steps[-1] else []
+            run.add(name, f"step{step}", sample, *at_last)
+    appeared = add_onsets(run, curves, SIDES)
+    _keep_shares(run, curves, steps, appeared)
+    run.facts(steps=steps, random_weights=None if random is None else origin)
+    run.note(
+        "One training run: intervals are over prompts, not over seeds.",
+        "Onset (half-maximum): the first step at which half of the change from the first to the "
+        "last checkpoint is reached. The rule is a reconstruction; the papers show curves.",
     )
-    onsets = {name: onset_values(curve) for name, curve in followed.items()}
-    rows += onset_rows(onsets, followed)
-    settings = {
-        **config.recorded(),
-        "left_out": left_out,
-        "notes": [
-            "One training run: intervals are over prompts, not over seeds.",
-            "The half-way rule of an onset is a reconstruction; the papers show curves.",
-            *([BESIDE] if any(trait.others for trait in beside.values()) else []),
-            *([] if config.draws else ["No later positions, no permuted rows: draws is 0."]),
-        ],
-        "random_weights": None if random is None else how,
-        "steps": [checkpoint.step for checkpoint in checkpoints],
-        "weights": weights,
-        "onsets": described(onsets, followed),
-    }
-    return assemble(
-        "sink_emergence",
-        model,
-        prompts,
-        rows,
-        arrays=_arrays(followed, checkpoints),
-        settings=settings,
-        forwards=forwards,
-    )
-
-
-def _rows_of(result: ExperimentResult, wanted: Sequence[str]) -> dict[str, Trait]:
-    """Model-level rows of another experiment: the contrast where there is one, by prompt."""
-    found: dict[str, Trait] = {}
-    rank = {"contrast": 0, "treatment": 1, "measurement": 2}
-    order = sorted(range(len(result.effects)), key=lambda i: rank.get(result.effects[i].kind, 3))
-    for number in order:
-        row = result.effects[number]
-        name = f"{row.metric}:{row.condition}" + (f"@{row.queries}" if row.queries else "")
-        one_place = row.layer is not None or row.head is not None
-        spread = row.ci_low is not None or row.n_prompts == 1
-        if row.kind not in rank or one_place or not spread or name in found:
-            continue
-        if wanted and name not in wanted:
-            continue
-        if not wanted and any(other.split(":")[0] == row.metric for other in found):
-            continue
-        values, baselines = (
-            result.per_prompt[side][number].double().numpy() for side in ("value", "baseline")
-        )
-        if row.kind == "measurement":
-            found[name] = Trait(values, baselines, row.unit, 0)
-        else:
-            found[name] = Trait(values - baselines, 0.0, row.unit, 0)
-    return found
-
-
-def _measured(name: str, curve: dict[int, Trait]) -> Iterator[Row]:
-    """A trait at every checkpoint beside its null."""
-    for step, trait in sorted(curve.items()):
-        nulls = np.full_like(trait.values, trait.null)
-        condition = f"step{step}"
-        yield paired_row(name, condition, "measurement", trait.values, nulls, unit=trait.unit)
+    if len(appeared) < len(curves):
+        missing = [name for name in curves if name not in appeared]
+        run.note(f"Without an onset, and not in the figure: {', '.join(missing)}.")
+    if not config.draws:
+        run.note("No later positions and no permuted rows: draws is 0.")
 
 
 def _follow(
-    model: HookedModel,
-    prompts: Prompts,
-    config: SinkEmergenceConfig,
-    wanted: Sequence[str],
-    checkpoints: Sequence[Checkpoint],
-) -> tuple[dict[str, dict[int, Trait]], HookedModel, dict[str, str], dict[str, str], int]:
-    """The curve of each trait, the last model, hashes of all, what was left out, the forwards."""
-    followed: dict[str, dict[int, Trait]] = {}
+    run: Run[SinkEmergenceConfig], checkpoints: Sequence[Checkpoint]
+) -> tuple[dict[str, dict[int, Sample]], HookedModel]:
+    """The curve of each trait, and the model of the last checkpoint."""
+    config, model = run.config, run.model
+    curves: dict[str, dict[int, Sample]] = {}
     weights: dict[str, str] = {}
-    left_out: dict[str, str] = {}
-    forwards, at = 0, model
     for checkpoint in checkpoints:
-        at = load_like(model, checkpoint.source, **checkpoint.how)
-        weights[str(checkpoint.step)] = weights_hash(at)
-        if int(at.cfg.d_vocab) <= int(prompts.tokens.max()):
-            raise SinklensError(f"checkpoint {checkpoint.step} does not know the prompts' tokens")
-        traits = read_traits(at, prompts, config, wanted)
-        forwards += 1
-        if config.experiment:
-            try:
-                result = registry.run(
-                    config.experiment,
-                    at,
-                    prompts,
-                    seed=config.seed,
-                    batch_size=config.batch_size,
-                    memory=config.memory,
-                    progress=False,
-                )
-                traits |= _rows_of(result, config.rows)
-                forwards += int(result.provenance["forwards"])
-            except UsageError:
-                raise
-            except SinklensError as error:
-                left_out[f"{config.experiment} at step {checkpoint.step}"] = str(error)
-        for name in config.rows:
-            if name not in traits:
-                left_out.setdefault(
-                    f"{name} at step {checkpoint.step}",
-                    "the experiment has no such row with an interval",
-                )
-        for name, trait in traits.items():
-            followed.setdefault(name, {})[checkpoint.step] = trait
-    never = [name for name in config.rows if name not in followed]
-    if never:
-        raise UsageError(
-            f"{config.experiment} has no row {never[0]} at any checkpoint; rows are named "
-            "metric:condition, as in its table, with @1:8 behind it where they name queries"
-        )
-    return followed, at, weights, left_out, forwards
+        model = load_like(run.model, checkpoint.source, **checkpoint.options)
+        weights[str(checkpoint.step)] = weights_hash(model)
+        if int(model.cfg.d_vocab) <= int(run.prompts.tokens.max()):
+            raise SinklensError(
+                f"checkpoint {checkpoint.step} has a vocabulary of {model.cfg.d_vocab} tokens, "
+                "which lacks some of the prompts; use prompts of its own tokenizer"
+            )
+        traits = read_traits(run, model) | follow_rows(run, model, checkpoint.step)
+        for name, sample in traits.items():
+            curves.setdefault(name, {})[checkpoint.step] = sample
+    for name in config.rows:
+        if name not in curves:
+            raise UsageError(f"{config.experiment} has no row {name} at any checkpoint")
+    run.facts(weights=weights)
+    return curves, model
 
 
-def _beside_random_weights(
-    traits: Mapping[str, Trait],
-    random: HookedModel,
-    prompts: Prompts,
-    config: SinkEmergenceConfig,
-) -> dict[str, Trait]:
-    """The traits, set against those of weights that were never trained as well."""
-    untrained = read_traits(random, prompts, config, list(traits))
-    found = {}
-    for name, trait in traits.items():
-        drawn = untrained[name]
-        other = Other(RANDOM_WEIGHTS, "null", drawn.values, drawn.null, trait.values, trait.null, 1)
-        found[name] = trait._replace(others=(*trait.others, other))
-    return found
-
-
-def _against(name: str, trait: Trait, seed: int) -> Iterator[Row]:
-    """A trait's distance from its null against that of everything that it is set against."""
-    for other in trait.others:
-        nulls = np.full_like(other.values, other.null)
-        how: dict[str, Any] = {"unit": trait.unit, "n_draws": other.draws}
-        yield paired_row(name, other.name, other.kind, other.values, nulls, **how)
-        yield paired_row(
-            name,
-            other.name,
-            "contrast",
-            other.own - other.own_null,
-            other.values - nulls,
-            tested=True,
-            seed=seed,
-            **how,
-        )
-
-
-def _arrays(
-    followed: dict[str, dict[int, Trait]], checkpoints: Sequence[Checkpoint]
-) -> dict[str, Array]:
-    """The curves, and their nulls; NaN where a trait could not be read."""
-    import torch
-
-    curves = {}
-    for name, curve in followed.items():
-        means = [
-            (float(curve[c.step].values.mean()), float(np.mean(curve[c.step].null)))
-            if c.step in curve
-            else (float("nan"), float("nan"))
-            for c in checkpoints
-        ]
-        curves[name.replace(":", "_")] = Array(torch.tensor(means), ("step", "value_and_null"))
-    return curves
-
-
-def plot(result: ExperimentResult) -> Figure:
-    """Every trait that appears on its way from its first to its last value."""
-    curves = {}
-    appeared = {name.replace(":", "_") for name, onset in _onsets(result) if onset is not None}
-    for name, array in result.arrays.items():
-        if name in appeared:  # others would be noise, blown up to the same height
-            means = array.values[:, 0]
-            known = means[~means.isnan()]
-            curves[name] = (means - known[0]) / (known[-1] - known[0])
-    missing = ", ".join(name for name, onset in _onsets(result) if onset is None)
-    never = f"<br>without an onset: {missing}" if missing else ""
-    return lines(
-        curves,
-        [f"{step:,}" for step in result.settings["steps"]],
-        title=f"Traits over training, {result.provenance['model']['name']}{never}",
-        x_title="training step",
-        y_title="share of the way from first to last",
-    )
-
-
-def _onsets(result: ExperimentResult) -> list[tuple[str, Any]]:
-    """Every trait and its onset, None where it has none."""
-    return list(result.settings["onsets"].items())
+def _keep_shares(
+    run: Run[Any], curves: Mapping[str, Curve], steps: list[int], appeared: list[str]
+) -> None:
+    """How far the traits with an onset are on their way; NaN where one could not be read."""
+    shares = torch.full((len(steps), len(appeared)), torch.nan)
+    for column, name in enumerate(appeared):  # others would be noise, blown up to the same height
+        means = [np.asarray(sample.values, float).mean() for sample in curves[name].values()]
+        known = [row for row, step in enumerate(steps) if step in curves[name]]
+        shares[known, column] = torch.from_numpy(share_of_change(np.array(means))).float()
+    if appeared:
+        run.keep("share_of_change", shares, "step trait", step=steps, trait=appeared)

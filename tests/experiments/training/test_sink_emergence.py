@@ -22,19 +22,16 @@ from sinklens import SinklensError
 from sinklens.cli import app
 from sinklens.core.errors import UsageError
 from sinklens.experiments.training._checkpoints import _number_in
-from sinklens.experiments.training._onsets import onset, onset_values
-from sinklens.experiments.training._traits import (
-    TRAITS,
-    Trait,
-    largest_column,
-    read_traits,
-    with_others,
-)
-from sinklens.experiments.training.sink_emergence import SinkEmergenceConfig
+from sinklens.experiments.training._onsets import onset_values
+from sinklens.experiments.training._traits import largest_column, read_traits, references
+from sinklens.functional.onset import onset
 from sinklens.hooks.matching import control_positions
 from sinklens.models import weights_hash
 from sinklens.models.prompts import Prompts, random_prompts
 from sinklens.probes.patterns import MeanPatterns, PatternReader
+from sinklens.results.estimates import Sample
+from sinklens.runner import registry
+from sinklens.runner.run import Run
 from sinklens.zoo import folder
 from tests import families
 
@@ -72,18 +69,18 @@ def test_onset_of_known_curves() -> None:
     assert onset(STEPS, np.array([0.0, 6, 0, 10, 10])) == pytest.approx(5 / 6)  # the first time
 
 
-def trait(curves: np.ndarray, null: float = 0.0, side: int = 1) -> dict[int, Trait]:
+def trait(curves: np.ndarray, null: float = 0.0) -> dict[int, Sample]:
     """A trait of prompts `[step, prompt]`."""
-    return {int(s): Trait(row, null, "", side) for s, row in zip(STEPS, curves, strict=True)}
+    return {int(s): Sample(row, null) for s, row in zip(STEPS, curves, strict=True)}
 
 
 def test_onsets_of_prompts_that_agree_have_no_spread() -> None:
     curves = np.outer([0.0, 0, 1, 1, 1], [1.0, 2, 3, 4])
-    values = onset_values(trait(curves))
+    values = onset_values(trait(curves), 1)
     assert values is not None
     np.testing.assert_allclose(values, 1.5)
     mixed = curves + np.outer([0.0, 1, 0, 0, 0], [0.3, 0, 0, 0])
-    found = onset_values(trait(mixed))
+    found = onset_values(trait(mixed), 1)
     whole = onset(STEPS, mixed.mean(1))
     without = [onset(STEPS, np.delete(mixed, p, 1).mean(1)) for p in range(4)]
     assert found is not None
@@ -96,25 +93,25 @@ def test_onsets_of_prompts_that_agree_have_no_spread() -> None:
 
 def test_what_does_not_appear_has_no_onset() -> None:
     rising = np.outer([0.0, 0, 1, 1, 1], [1.0, 2, 3, 4])
-    assert onset_values(trait(rising)) is not None
-    assert onset_values(trait(rising, null=9.0)) is None  # ends below its null
-    assert onset_values(trait(rising, side=-1)) is None  # goes the other way
-    assert onset_values(trait(-rising, side=-1)) is not None
+    assert onset_values(trait(rising), 1) is not None
+    assert onset_values(trait(rising, null=9.0), 1) is None  # ends below its null
+    assert onset_values(trait(rising), -1) is None  # goes the other way
+    assert onset_values(trait(-rising), -1) is not None
     falling = (
         1 - np.outer([0.0, 0.2, 0.5, 0.9, 1.0], np.ones(4)) + np.outer(np.ones(5), [-1, 1, -2, 2])
     )
-    assert onset_values(trait(falling, side=0)) is None  # vanishes
+    assert onset_values(trait(falling), 0) is None  # vanishes
     flat = np.tile([1.0, 2, 3, 4], (5, 1))
-    assert onset_values(trait(flat)) is None
+    assert onset_values(trait(flat), 1) is None
     noisy = np.outer([0.0, 0, 1, 1, 1], [1.0, -1, 2, -2])
-    assert onset_values(trait(noisy)) is None
-    assert onset_values({0: Trait(rising[0], 0, "", 1), 1: Trait(rising[4], 0, "", 1)}) is None
+    assert onset_values(trait(noisy), 1) is None
+    assert onset_values({0: Sample(rising[0]), 1: Sample(rising[4])}, 1) is None
 
 
 def test_traits_are_those_of_each_checkpoint(result: Any, prompts: Prompts) -> None:
     """Against plain Hugging Face on the same file: attention, values and hidden states."""
-    assert result.settings["steps"] == [0, 32, 64, 128, 256, 512, 1024, 2048, 4000]
-    assert result.settings["weights"]["64"] == weights_hash(sinklens.load("rope", step=64))
+    assert result.findings["steps"] == [0, 32, 64, 128, 256, 512, 1024, 2048, 4000]
+    assert result.findings["weights"]["64"] == weights_hash(sinklens.load("rope", step=64))
     for step in (32, 4000):
         with folder("rope", step=step) as path:
             plain = transformers.LlamaForCausalLM.from_pretrained(
@@ -165,25 +162,25 @@ def test_traits_are_those_of_each_checkpoint(result: Any, prompts: Prompts) -> N
         }
         uniform = np.mean([np.mean([1 / (i + 1) for i in range(p + 1, 24)]) for p in places])
         for name, values_at in later.items():
-            row = result.find(metric=name, condition="later_position", kind="control")
+            row = result.find(metric=name, against="later_position", kind="control")
             found = result.per_prompt["value"][result.effects.index(row)].float()
             torch.testing.assert_close(found, torch.stack(values_at).mean(0), rtol=1e-5, atol=1e-5)
-            contrast = result.find(metric=name, condition="later_position", kind="contrast")
+            contrast = result.find(metric=name, against="later_position", kind="contrast")
             own = wanted[name] if name != "spike" else peaks[:, 0]
-            null = result.find(metric=name, condition="step4000").baseline
+            null = result.find(metric=name, condition="step4000", against=None).baseline
             if name == "spike":
                 null = row.baseline
             assert contrast.value == pytest.approx(float(own.mean()) - null, rel=1e-5)
             assert contrast.baseline == pytest.approx(row.effect)
-        mass = result.find(metric="sink_mass", condition="later_position", kind="control")
+        mass = result.find(metric="sink_mass", against="later_position", kind="control")
         assert mass.baseline == pytest.approx(float(uniform))
 
 
 def test_the_largest_column_stands_beside_permuted_rows(result: Any) -> None:
     """Which keep how peaked a row is, and have no column that all queries share."""
-    null = result.find(metric="largest_column", condition="row_permuted", kind="null")
-    contrast = result.find(metric="largest_column", condition="row_permuted", kind="contrast")
-    last = result.find(metric="largest_column", condition="step4000")
+    null = result.find(metric="largest_column", against="row_permuted", kind="null")
+    contrast = result.find(metric="largest_column", against="row_permuted", kind="contrast")
+    last = result.find(metric="largest_column", condition="step4000", against=None)
     assert null.baseline == last.baseline < null.value < last.value / 1.5
     assert contrast.effect == pytest.approx(last.effect - null.effect) and contrast.ci_low > 0
 
@@ -193,9 +190,10 @@ def test_what_traits_are_set_against_is_measured_as_they_are(name: str) -> None:
     """Also where a query does not see all keys before it, or sees those after it."""
     model = sinklens.load(name)
     prompts = sinklens.prompts(model, n=2, length=40)
-    config = SinkEmergenceConfig(draws=2, progress=False)
-    traits = read_traits(model, prompts, config, TRAITS)
-    found, _ = with_others(traits, model, prompts, config)
+    declared = registry.get("sink_emergence")
+    run = Run(declared, model, prompts, declared.config(draws=2, progress=False))
+    traits = read_traits(run, model)
+    beside = references(run, model, traits)
     reader = PatternReader(model, sinklens.check(model), prompts.tokens)
     probe = MeanPatterns(model, reader, [largest_column], uniform=True)
     sinklens.evaluate(model, prompts, [], [], probes=[probe], progress=False)
@@ -204,9 +202,9 @@ def test_what_traits_are_set_against_is_measured_as_they_are(name: str) -> None:
     np.testing.assert_allclose(traits["largest_column"].values, own, atol=1e-6)
     even = float(read["uniform", "largest"].double().mean())
     assert traits["largest_column"].null == pytest.approx(even, abs=1e-6)
-    for trait in found.values():
-        (other,) = trait.others
-        assert other.values.shape == (2,) and np.isfinite(other.values).all()
+    for (reference,) in beside.values():
+        values = reference.sample.values
+        assert values.shape == (2,) and torch.isfinite(values).all()
 
 
 def test_the_last_checkpoint_stands_beside_random_weights(
@@ -214,16 +212,17 @@ def test_the_last_checkpoint_stands_beside_random_weights(
 ) -> None:
     """Which are like those of step 0: a fresh draw has no trait, and the summary says the rest."""
     for name in ("sink_mass", "spike", "largest_column"):
-        null = result.find(metric=name, condition="random_weights", kind="null")
+        null = result.find(metric=name, against="random_weights", kind="null")
         first = result.find(metric=name, condition="step0")
-        last = result.find(metric=name, condition="step4000")
-        contrast = result.find(metric=name, condition="random_weights", kind="contrast")
+        last = result.find(metric=name, condition="step4000", against=None)
+        contrast = result.find(metric=name, against="random_weights", kind="contrast")
         assert null.value == pytest.approx(first.value, rel=0.25)
         assert contrast.effect == pytest.approx(last.effect - null.effect)
         assert contrast.ci_low > 0 and contrast.p_value is not None
-    # With five prompts no single row can be significant, and the summary says so.
+    # Five prompts allow no significant contrast alone; an empirical null goes by the interval.
     line = next(line for line in result.summary if line.startswith("sink_mass"))
-    assert "; at a later position 0." in line and "; random weights 0." in line
+    assert "its later-position control (" in line
+    assert "above its random-weights null (" in line
     few = {"checkpoints": ("0", "256", "4000"), "conditions": ("sink_mass",)}
     bare = run(rope, prompts, **few, random_weights=False, draws=0)
     assert {row.kind for row in bare.effects} == {"measurement"}
@@ -272,27 +271,33 @@ def test_rows_of_some_queries_and_without_an_interval(rope: Any) -> None:
 
 def test_a_row_that_shrinks_does_not_appear() -> None:
     falling = np.outer([5.0, 4, 3, 2, 1], [1.0, 1.1, 0.9, 1])
-    assert onset_values(trait(falling, side=0)) is None
-    assert onset_values(trait(-falling, side=0)) is None
-    assert onset_values(trait(falling[::-1], side=0)) is not None
+    assert onset_values(trait(falling), 0) is None
+    assert onset_values(trait(-falling), 0) is None
+    assert onset_values(trait(falling[::-1]), 0) is not None
 
 
 def test_sinks_of_rope_appear_late_and_after_the_values_drain(result: Any) -> None:
-    onsets = result.settings["onsets"]
+    onsets = result.findings["onsets"]
     assert onsets["value_drain"]["step"] < onsets["sink_mass"]["step"]
     assert onsets["sink_mass"]["between"] == [1024, 2048]
     order = result.find(metric="onset_order", condition="spike after value_drain")
     assert order.ci_low > 0
-    assert any(line == "spike after value_drain: yes." for line in result.summary)
+    said = result.summary[0]
+    assert said.startswith("Order of onsets: ") and "spike after value_drain (+" in said
     # Two onsets between the same checkpoints are apart by the line drawn there alone.
-    orders = [row.condition for row in result.effects if row.metric == "onset_order"]
-    near = [c for c in orders if len({str(onsets[n]["between"]) for n in c.split(" after ")}) == 1]
-    assert near and all(
-        f"{condition}: not told apart, both may lie between the same two checkpoints."
-        in result.summary
-        for condition in near
-    )
-    steps = result.settings["steps"]
+    orders = [
+        row.condition.split(" after ") for row in result.effects if row.metric == "onset_order"
+    ]
+    near = [pair for pair in orders if len({str(onsets[name]["between"]) for name in pair}) == 1]
+    assert near
+    for second, first in near:
+        clause = f"{second} and {first} not resolved, since their bracketing checkpoints overlap"
+        assert clause in said
+    assert "One training run; another seed may order them otherwise." in result.summary
+    late = next(line for line in result.summary if line.startswith("sink_mass goes from"))
+    assert "Half-maximum reached at step 1" in late
+    assert late.endswith("; bracketing checkpoints 1024, 2048).")
+    steps = result.findings["steps"]
     middle = (math.log2(1 + steps[0]) + math.log2(1 + steps[-1])) / 2
     assert result.find(metric="onset", condition="spike").baseline == pytest.approx(middle)
     assert len(result.summary) <= 12 and len(result.plot().data) == 4
@@ -301,8 +306,11 @@ def test_sinks_of_rope_appear_late_and_after_the_values_drain(result: Any) -> No
 def test_a_trait_that_stays_at_its_null_is_said_not_to_appear() -> None:
     model = sinklens.load("postnorm")
     found = run(model, sinklens.prompts(model, n=5, length=24), conditions=("sink_mass",))
-    assert found.settings["onsets"] == {"sink_mass": None}
-    assert "does not appear" in found.summary[0]
+    assert found.findings["onsets"] == {"sink_mass": None}
+    line = next(line for line in found.summary if line.startswith("sink_mass"))
+    assert line.endswith("No onset: it does not appear.")
+    assert any("Without an onset" in note and "sink_mass" in note for note in found.notes())
+    assert "share_of_change" not in found.arrays and found.plot().data
 
 
 def test_rows_of_another_experiment_are_followed(rope: Any, prompts: Prompts) -> None:
@@ -315,12 +323,18 @@ def test_rows_of_another_experiment_are_followed(rope: Any, prompts: Prompts) ->
         conditions=("sink_mass",),
     )
     other = sinklens.run("sink_profile", rope, prompts, progress=False)
-    row = found.find(metric="sink_rate:gu", condition="step4000")
+    row = found.find(metric="sink_rate:gu", condition="step4000", against=None)
     assert row.value == pytest.approx(other.find(metric="sink_rate", condition="gu").value)
     edits = {"experiment": "sink_head_ablation", "checkpoints": ("0", "2048", "4000")}
     refused = run(rope, prompts, **edits, conditions=("sink_mass",))
     assert "no head" in refused.settings["left_out"]["sink_head_ablation at step 0"]
     assert {row.metric for row in refused.effects} >= {"loss:zero", "kl:zero"}
+    # A row that has a control is followed as the contrast with it.
+    ablation = sinklens.run("sink_head_ablation", rope, prompts, progress=False)
+    contrast = ablation.find(metric="loss", condition="zero", kind="contrast")
+    followed = refused.find(metric="loss:zero", condition="step4000")
+    assert followed.value == pytest.approx(contrast.effect, rel=1e-5)
+    assert followed.unit == "nats" and refused.measure("loss:zero").null == "no effect"
 
 
 def test_folders_are_checkpoints_of_any_model(prompts: Prompts, tmp_path: Path) -> None:
@@ -330,7 +344,7 @@ def test_folders_are_checkpoints_of_any_model(prompts: Prompts, tmp_path: Path) 
             paths.append(shutil.copytree(path, tmp_path / f"step{step}"))
     model = sinklens.load(paths[1])
     found = run(model, prompts, checkpoints=tuple(map(str, paths)), conditions=("sink_mass",))
-    assert found.settings["steps"] == [0, 4000]
+    assert found.findings["steps"] == [0, 4000]
     assert all(math.isfinite(row.value) for row in found.effects)
     with pytest.raises(SinklensError, match="came as folder"):
         run(model, prompts)
@@ -356,7 +370,7 @@ def test_revisions_of_the_hub_are_checkpoints(rope: Any, prompts: Prompts, tmp_p
     found = sinklens.ExperimentResult.load(tmp_path / "out")
     assert found.provenance["model"]["name"] == "owner/name"
     wanted = run(rope, prompts, checkpoints=("64", "512"), conditions=("value_drain",))
-    assert found.settings["weights"] == wanted.settings["weights"]
+    assert found.findings["weights"] == wanted.findings["weights"]
     assert [row.value for row in found.effects] == [row.value for row in wanted.effects]
 
 
@@ -368,13 +382,15 @@ def test_revisions_of_the_hub_are_checkpoints(rope: Any, prompts: Prompts, tmp_p
         ({"checkpoints": ("4000",)}, "at least two checkpoints"),
         ({"checkpoints": ("64", "step64")}, "of the same step"),
         ({"checkpoints": ("64", "main")}, "no step can be read from checkpoint main"),
-        ({"conditions": ("loss",)}, "no trait 'loss'"),
+        ({"conditions": ("loss",)}, "unknown condition of sink_emergence 'loss'"),
         ({"metrics": ("loss",)}, "takes no metrics"),
         ({"positions": (3,)}, "no positions"),
         ({"rows": ("loss:zero",)}, "experiment="),
         ({"experiment": "sink_profil"}, "sink_profile"),
         ({"experiment": "sink_emergence"}, "itself"),
-        ({"experiment": "sink_profile", "rows": ("loss:zero",)}, "no row loss:zero"),
+        ({"experiment": "sink_profile", "rows": ("sink_mas:gu",)}, "did you mean sink_mass"),
+        ({"experiment": "sink_profile", "rows": ("sink_mass",)}, "has no condition"),
+        ({"experiment": "sink_profile", "rows": ("sink_mass:gu",)}, "no row sink_mass:gu"),
     ],
 )
 def test_bad_settings(rope: Any, prompts: Prompts, settings: Any, message: str) -> None:
@@ -410,4 +426,4 @@ def test_the_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*command.split(), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     loaded = sinklens.ExperimentResult.load(tmp_path / "out")
-    assert loaded.settings["steps"] == [0, 256, 4000]
+    assert loaded.findings["steps"] == [0, 256, 4000]
