@@ -125,7 +125,9 @@ def traits_over_training(result: Record) -> Iterator[str]:
     for name, onset_steps in result.findings["onsets"].items():
         rows = [row for row in result.effects if row.metric == name and row.against is None]
         start = number(result.measure(name), rows[0].value)
-        yield f"{name} goes from {start} to {phrase(result, rows[-1])}. {_when(rows, onset_steps)}."
+        step = rows[0].condition.removeprefix("step")
+        change = f"{name} goes from {start} at step {step} to {phrase(result, rows[-1])}"
+        yield f"{change}. {_when(rows, onset_steps)}."
 
 
 def _when(rows: list[EffectSize], onset_steps: Mapping[str, Any] | None) -> str:
