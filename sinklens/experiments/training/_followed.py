@@ -62,8 +62,9 @@ def follow_rows(run: Run[Any], model: HookedModel, step: int) -> dict[str, Sampl
     traits = traits_of(result, rows)
     for row, (measure, _) in traits.items():
         run.declare(row, measure)
-    for row in (row for row in rows if row not in traits):
-        run.left_out(f"{row} at step {step}", "the experiment has no such row with an interval")
+    for row in rows:
+        if row not in traits:
+            run.left_out(f"{row} at step {step}", "the experiment has no such row with an interval")
     return {row: sample for row, (_, sample) in traits.items()}
 
 
