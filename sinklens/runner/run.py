@@ -195,7 +195,8 @@ class Run(Generic[Config]):
         for intervention, times in zip(order, found.fired, strict=True):
             self._fired[intervention.name] += times
         compared = Compared(found, order)
-        self._measures |= {metric.name: measure_of(metric) for metric in found.metrics}
+        # What an experiment declares of a metric that it also reads itself has its own null.
+        self._measures = {m.name: measure_of(m) for m in found.metrics} | self._measures
         self.rows += compared.rows(comparisons, self.config.seed)
         draws = compared.control_draws(comparisons)
         if draws is not None:
