@@ -173,7 +173,7 @@ def rows_of(
 
 def share_row(metric: str, measure: Measure, condition: str, share: Share) -> Row:
     """The row of a share of tokens, whose resampling unit is the token."""
-    hits = np.arange(share.of) < share.hits
+    hits = (np.arange(share.of) < share.hits).astype(float)
     row = paired_row(
         metric,
         condition,

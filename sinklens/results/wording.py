@@ -127,7 +127,7 @@ class _Rows:
         if not self._every:
             return phrase(self._result, self._rows[0], part)
         return "; ".join(
-            f"{row.condition.replace('_', ' ')} {phrase(self._result, row, part)}"
+            f"{row.condition.replace('_', ' ')}: {phrase(self._result, row, part)}"
             for row in self._rows
         )
 
@@ -175,8 +175,8 @@ def number(measure: Measure, value: float) -> str:
 
 def quantity(measure: Measure, value: float) -> str:
     """A value with its unit; a percentage says of what."""
-    unit = measure.unit.removeprefix("share ") if measure.form.endswith("%") else measure.unit
-    return f"{number(measure, value)} {unit}".strip()
+    unit = measure.unit.removeprefix("share") if measure.form.endswith("%") else measure.unit
+    return f"{number(measure, value)} {unit.strip()}".strip()
 
 
 def describe(effect: EffectSize) -> str:
