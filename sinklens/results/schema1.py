@@ -35,10 +35,11 @@ BY_CONDITION = {
     "drop_edge": "later_key",
     "drop_edge_unnormalised": "later_key",
     "clamp_spikes": "other_channels",
-    "both": "both_controls",
-    "interaction": "both_controls",
+    "both": "combined",
+    "interaction": "combined",
 }
 UNITS = {"share of the columns": "share of received attention"}
+SPIKE_AND_SINKS = ("peak_ratio", "sink_mass", "sink_rate")
 FINDINGS = (
     "checks",
     "mask_window",
@@ -68,6 +69,8 @@ def upgraded(
         condition, against = _renamed(experiment, row, leads)
         new = {**row, "condition": condition, "against": against, "resampled": "prompt"}
         new["unit"] = UNITS.get(row["unit"], row["unit"])
+        if against is not None and row["kind"] == "measurement":  # of another model
+            new["kind"] = "control"
         key = tuple(
             new[name]
             for name in ("metric", "condition", "kind", "against", "layer", "head", "queries")
@@ -83,6 +86,10 @@ def _renamed(
 ) -> tuple[str, str | None]:
     """A row's condition without suffix, and what it is against."""
     condition, metric = row["condition"], row["metric"]
+    if experiment == "spike_sink_decoupling" and metric in SPIKE_AND_SINKS:
+        models = [one["condition"] for one in leads if one["metric"] == "peak_ratio"]
+        if condition in models:
+            return models[0], None if condition == models[0] else condition
     lead = row["kind"] in ("treatment", "measurement")
     for suffix, against in SUFFIXES.items():
         if condition.endswith(suffix):
@@ -100,9 +107,9 @@ def _renamed(
         return condition, "row_permuted"
     if experiment == "massive_activations" and condition != "position0":
         return condition, "median_entries"
-    if row["head"] is not None:
+    if experiment == "sink_head_ablation" and row["head"] is not None:
         return condition, "other_heads"
-    own = BY_METRIC.get(metric) or BY_CONDITION.get(condition) or CONTROLS.get(experiment)
+    own = BY_CONDITION.get(condition) or BY_METRIC.get(metric) or CONTROLS.get(experiment)
     return condition, own or "later_position"
 
 
