@@ -52,13 +52,23 @@ ON_ROPE: dict[str, tuple[dict[str, Any], ...]] = {
     ),
 }
 
+RENAMED = {"zero:equal_norm": "zero"}  # which has both of its controls
+
 
 class Case(NamedTuple):
-    """An experiment on a model with settings."""
+    """An experiment on a model with settings, as they were called when it was stored."""
 
     model: str
     experiment: str
     settings: dict[str, Any]
+
+    @property
+    def settings_now(self) -> dict[str, Any]:
+        """The settings as they are called now."""
+        return {
+            key: RENAMED.get(value, value) if isinstance(value, str) else value
+            for key, value in self.settings.items()
+        }
 
     @property
     def name(self) -> str:
@@ -92,7 +102,7 @@ def model_and_prompts(name: str) -> tuple[Any, sinklens.Prompts]:
 def run(case: Case) -> sinklens.ExperimentResult:
     """Run a case."""
     model, prompts = model_and_prompts(case.model)
-    return sinklens.run(case.experiment, model, prompts, **{**SHARED, **case.settings})
+    return sinklens.run(case.experiment, model, prompts, **{**SHARED, **case.settings_now})
 
 
 def content_of(case: Case) -> dict[str, Any]:

@@ -1,88 +1,77 @@
-"""Spike and sinks of matched models on the same prompts, each set against the model of the run.
+"""Spike and sinks of matched models on the same prompts, as controls of the model of the run.
 
-2603.05498 separates spikes from sinks by training models that differ in where their norms stand.
-For every model (every seed of a shipped one) the rows hold its spike, sink mass and sink rate
-beside their nulls; its contrast is how much further from its null the model of the run is, paired
-by prompt. Intervals are over prompts: each model is one training run, and only several seeds show
-what another run of the same recipe gives.
+Sun, Canziani, LeCun and Zhu 2026 (2603.05498) separate spikes from sinks by training models that
+differ in where their norms stand. The rows hold the spike, sink mass and sink rate of the run's
+model beside their nulls, and every other model (every seed of a shipped one) as a control, beside
+nulls of its own; the contrast is how much further from its null the model of the run is, paired by
+prompt. Intervals are over prompts: each model is one training run, and only several seeds show what
+another run of the same recipe gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ...core.errors import SinklensError, UsageError
 from ...core.protocol import HookedModel
-from ...engine import evaluate
 from ...metrics import SINK_THRESHOLDS, mean_sink_mass, sink_rate
 from ...models import Origin, load_like, origin, shipped, weights_hash
 from ...models.capabilities import check
-from ...models.prompts import Prompts
 from ...probes import ResidualPeaks, SinkScores
-from ...runner.config import ExperimentConfig
-from ...stats.effects import Row, paired_row
+from ...results.estimates import Reference, Sample
+from ...runner.run import Run
 from ...stats.nulls import gaussian_peak_ratio, uniform_sink_mass, uniform_sink_scores
 
+FIGURES = ("peak_ratio", "sink_mass", "sink_rate")
 
-def matched_models(
-    model: HookedModel, prompts: Prompts, config: ExperimentConfig, sources: Sequence[str]
-) -> tuple[list[Row], dict[str, str]]:
-    """Spike and sinks of other models on the same prompts, every seed of a shipped one.
+
+def add_matched_models(run: Run[Any], sources: Sequence[str]) -> None:
+    """The rows of the run's model, with every other model as a control.
 
     Args:
-        model: The model of the run.
-        prompts: The prompts.
-        config: For the engine, and the seed of the tests.
-        sources: The other models, by shipped name or as `load` takes them; without any, nothing is
-            measured.
-
-    Returns:
-        Rows, and the names of all models with a hash of their weights, that of the run first.
+        run: The run; the names of all models with a hash of their weights are kept in it.
+        sources: The other models, by shipped name or as `load` takes them.
 
     Raises:
-        SinklensError: It is not known where the model came from.
+        SinklensError: It is not known where the model of the run came from.
         UsageError: Another model reads tokens differently, or was trained with BOS where the
             prompts have none.
     """
-    if not sources:
-        return [], {}
-    own = origin(model)
+    own = origin(run.model)
     if own.kind in ("bridge", "hugging_face"):
         raise SinklensError(
             "compare= sets a model beside others by where it came from, and this one came as an "
             "object; load it with sinklens.load(...) by name, folder or hub id"
         )
-    others: list[tuple[str, HookedModel]] = [(_full_name(own), model)]
+    others = dict(_other_models(run.model, own, sources))
+    samples = _spike_and_sinks(run, run.model, _full_name(own))
+    controls = {name: _spike_and_sinks(run, model, name) for name, model in others.items()}
+    for figure in FIGURES:
+        references = [Reference(found[figure], name) for name, found in controls.items()]
+        run.add(figure, _full_name(own), samples[figure], *references)
+    models = {_full_name(own): run.model, **others}
+    run.facts(compared={name: weights_hash(model) for name, model in models.items()})
+
+
+def _other_models(
+    model: HookedModel, own: Origin, sources: Sequence[str]
+) -> Iterator[tuple[str, HookedModel]]:
+    """The other models by name: every seed of a shipped one, but not the model itself."""
     for source in dict.fromkeys(sources):
         if source not in shipped.names():
-            others.append((source, load_like(model, source)))
+            yield source, load_like(model, source)
             continue
         seeds = shipped.seeds(source)
         ended = own.step in (None, shipped.card(source)["recipe"]["steps"])
         for seed in seeds:
-            name = source if len(seeds) == 1 else f"{source}, seed {seed}"
             same = (own.kind, own.name, own.seed or seeds[0]) == ("shipped", source, seed)
             if not (same and ended):
-                others.append((name, load_like(model, source, seed=seed)))
-    measured = {
-        name: list(_one_model(name, other, prompts, config, model)) for name, other in others
-    }
-    mine, *theirs = measured.values()
-    against = [
-        _against(*pair, config.seed) for rows in theirs for pair in zip(mine, rows, strict=True)
-    ]
-    rows = [row for rows in measured.values() for row in rows] + against
-    return rows, {name: weights_hash(other) for name, other in others}
-
-
-def _against(mine: Row, other: Row, seed: int) -> Row:
-    """How much further from its null the model of the run is than another one."""
-    named = (other.effect.metric, other.effect.condition, "contrast")
-    values, baselines = (row.values - row.baselines for row in (mine, other))
-    return paired_row(*named, values, baselines, unit=other.effect.unit, tested=True, seed=seed)
+                name = source if len(seeds) == 1 else f"{source}, seed {seed}"
+                yield name, load_like(model, source, seed=seed)
 
 
 def _full_name(own: Origin) -> str:
@@ -94,36 +83,30 @@ def _full_name(own: Origin) -> str:
     return f"{own.name}{step}{revision}{seed}"
 
 
-def _one_model(
-    name: str, other: HookedModel, prompts: Prompts, config: ExperimentConfig, model: HookedModel
-) -> Iterator[Row]:
-    """Spike and sinks of one model."""
-    if other is not model and not _reads_alike(model, other):
+def _spike_and_sinks(run: Run[Any], model: HookedModel, name: str) -> dict[str, Sample]:
+    """Largest entry, sink mass and sink rate of one model, beside its nulls."""
+    prompts, length = run.prompts, run.prompts.length
+    if model is not run.model and not _reads_alike(run.model, model):
         raise UsageError(f"{name} has another tokenizer, so these prompts are no text to it")
-    if other.cfg.default_prepend_bos != prompts.bos:
+    if model.cfg.default_prepend_bos != prompts.bos:
         raise UsageError(
-            f"{name} was trained {'with' if other.cfg.default_prepend_bos else 'without'} BOS, "
+            f"{name} was trained {'with' if model.cfg.default_prepend_bos else 'without'} BOS, "
             "and these prompts are the other way; zoo.compare gives each member its own prompts"
         )
-    capabilities = check(other)
-    sinks, peaks = SinkScores(other), ResidualPeaks(other)
-    plain = replace(prompts, answers=None)
-    evaluate(other, plain, [], [], probes=[sinks, peaks], **config.for_engine())
-    scores, causal, length = sinks.compute(), capabilities.causal, prompts.length
-    windows = [None if w is None or w >= length else w for w in capabilities.windows]
+    sinks, peaks = SinkScores(model), ResidualPeaks(model)
+    scores, spikes = run.read(sinks, peaks, model=model, prompts=replace(prompts, answers=None))
+    capabilities = check(model)
+    windows, causal = capabilities.visible_keys(length), capabilities.causal
     masses = [uniform_sink_mass(length, window=w, causal=causal) for w in windows]
     uniform = [uniform_sink_scores(length, window=w, causal=causal)[0] for w in windows]
     rate = float(np.mean(np.array(uniform) > SINK_THRESHOLDS["gu"]))
-    ratio = peaks.compute().ratio
-    gaussian = gaussian_peak_ratio(ratio.shape[1] * length * int(other.cfg.d_model))
-    for metric, values, null, unit in (
-        ("peak_ratio", ratio.amax(1), gaussian, "times the median"),
-        ("sink_mass", mean_sink_mass(scores), float(np.mean(masses)), "share of attention"),
-        ("sink_rate", sink_rate(scores), rate, "share of heads"),
-    ):
-        numbers = values.double().numpy()
-        nulls = np.full_like(numbers, null)
-        yield paired_row(metric, name, "measurement", numbers, nulls, unit=unit)
+    gaussian = gaussian_peak_ratio(spikes.ratio.shape[1] * length * int(model.cfg.d_model))
+    samples = (
+        Sample(spikes.ratio.amax(1), gaussian),
+        Sample(mean_sink_mass(scores), float(np.mean(masses))),
+        Sample(sink_rate(scores), rate),
+    )
+    return dict(zip(FIGURES, samples, strict=True))
 
 
 def _reads_alike(one: HookedModel, other: HookedModel) -> bool:

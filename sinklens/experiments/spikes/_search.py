@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,17 +24,20 @@ from torch import Tensor
 
 from ...core.errors import SinklensError
 from ...core.labels import stage_name
-from ...core.protocol import HookedModel
-from ...engine import evaluate
-from ...models.prompts import Prompts
-from ...probes import Probe
 from ...probes.residual_trace import Criterion, PeakTrace, PeakTraceValues, Written
-from ...runner.config import ExperimentConfig
+from ...results.estimates import Sample
+from ...runner.run import Run
+from ...stats.nulls import (
+    gaussian_exceeds,
+    gaussian_peak_kurtosis,
+    gaussian_peak_ratio,
+    largest_share,
+)
 
 STEP_SHARE = 0.5
 NAMED_SHARE = 0.1  # sub-blocks that write less of the peak are in the arrays only
 CHANNELS = 3
-FORWARDS = 2
+CRITERIA = ("absolute:layer_median", "absolute:token_median", "scale_free")
 
 
 @dataclass(frozen=True)
@@ -76,33 +80,20 @@ class Spikes:
         """The first block that the whole spike enters: its input is where the spike is edited."""
         return (self.step_up + 1) // 2
 
-    @property
-    def found(self) -> bool:
-        """Whether any prompt has a massive activation."""
-        return bool(self.trace.massive[..., list(self.criteria).index(self.criterion)].any())
-
-    def described(self) -> dict[str, object]:
-        """What was found, for the settings of a result."""
-        steps = {"up": self.step_up, "down": self.step_down}
+    def described(self) -> dict[str, Any]:
+        """What was found, by its name among the findings of a result."""
+        down = self.step_down
         return {
             "criterion": self.criterion,
             "peak_after": stage_name(self.peak),
-            "peak_stage": self.peak,
+            "peak_size": float(self.trace.magnitude[:, self.peak, 0].mean()),
             "channels": self.channels,
             "positions": {
                 str(position): count
                 for position, count in Counter(sorted(self.positions.tolist())).items()
             },
-            "steps": {
-                name: None
-                if stage is None
-                else {
-                    "after": stage_name(stage),
-                    "block": stage,
-                    "share": float(self.shares[:, stage].mean()),
-                }
-                for name, stage in steps.items()
-            },
+            "step_up": stage_name(self.step_up),
+            "step_down": None if down is None else stage_name(down),
             "writers": {
                 stage_name(stage): share
                 for stage, share in enumerate(self.shares.mean(0).tolist())
@@ -111,56 +102,61 @@ class Spikes:
         }
 
 
+def criteria(
+    *, magnitude: float | int = 100.0, times: float | int = 1000.0, scale_free: float | int = 50.0
+) -> dict[str, Criterion]:
+    """What may count as massive, by name, in the order of preference.
+
+    Args:
+        magnitude: Least size under the absolute criteria.
+        times: Least size over the median under the absolute criteria.
+        scale_free: Least size over the layer's median under the scale-free criterion.
+    """
+    layer, token, free = CRITERIA
+    return {
+        layer: Criterion(magnitude, times),
+        token: Criterion(magnitude, times, "token_median"),
+        free: Criterion(0.0, scale_free),
+    }
+
+
 def find_spikes(
-    model: HookedModel,
-    prompts: Prompts,
-    config: ExperimentConfig,
-    criteria: Mapping[str, Criterion],
-    chosen: str | None = None,
+    run: Run[Any], candidates: Mapping[str, Criterion], chosen: str | None = None
 ) -> Spikes:
     """Run the prompts twice and look.
 
     Args:
-        model: A model whose sub-blocks add to the stream.
-        prompts: The prompts.
-        config: For the engine.
-        criteria: What may count as massive, by name; the order is that of preference.
+        run: The run, on a model whose sub-blocks add to the residual stream.
+        candidates: What may count as massive, by name, in the order of preference.
         chosen: The criterion that decides; None takes the first that any prompt meets, and the last
             if none does.
 
     Raises:
-        SinklensError: The model norms the stream itself, or most of its stream is 0.
+        SinklensError: The model norms the residual stream itself, or most of its stream is 0.
     """
-    probe = PeakTrace(model, list(criteria.values()), top=min(CHANNELS, int(model.cfg.d_model)))
-    _read(model, prompts, config, probe)
-    trace = probe.compute()
+    top = min(CHANNELS, int(run.model.cfg.d_model))
+    trace: PeakTraceValues
+    (trace,) = run.read(PeakTrace(run.model, list(candidates.values()), top=top))
     if not bool(trace.layer_median.all()) or not bool(trace.token_median.all()):
         raise SinklensError(
             "the median entry of the residual stream is 0 somewhere, as in models whose weights "
             "were set by hand, so that no entry can be compared with it; probes.ResidualPeaks "
             "reads the largest entries of any model"
         )
-    met = [name for number, name in enumerate(criteria) if trace.massive[..., number].any()]
+    met = [name for number, name in enumerate(candidates) if trace.massive[..., number].any()]
     peak = int((trace.magnitude[..., 0] / trace.layer_median).mean(0).argmax())
     positions = trace.position[:, peak, 0].long()
-    # A channel counts where it holds a large entry at the leading position, not at another one.
-    together = trace.position[:, peak] == positions[:, None]
-    seen = Counter(trace.channel[:, peak][together].long().tolist())
-    leading = Counter(trace.channel[:, peak, 0].long().tolist())
-    frequent = [c for c, count in seen.items() if count >= len(prompts) / 2 or c in leading]
-    channels = sorted(frequent, key=lambda c: (-leading[c], -seen[c], c))[:CHANNELS]
+    channels = _leading_channels(trace, peak)
     # Each prompt's leading entry may lie in a channel of its own.
-    candidates, leads = trace.channel[:, peak, 0].long().unique(return_inverse=True)
-    followed = list(dict.fromkeys([*candidates.tolist(), *channels]))
-    writing = Written(model, positions, followed)
-    _read(model, prompts, config, writing)
-    written = writing.compute()
-    entry = written[torch.arange(len(prompts)), :, leads]
+    leads, which = trace.channel[:, peak, 0].long().unique(return_inverse=True)
+    followed = list(dict.fromkeys([*leads.tolist(), *channels]))
+    (written,) = run.read(Written(run.model, positions, followed))
+    entry = written[torch.arange(len(written)), :, which]
     differences = torch.cat([entry[:, :1], entry.diff(dim=1)], 1)
     return Spikes(
         trace=trace,
-        criteria=dict(criteria),
-        criterion=chosen or (met or list(criteria))[0 if met else -1],
+        criteria=dict(candidates),
+        criterion=chosen or (met or list(candidates))[0 if met else -1],
         peak=peak,
         positions=positions,
         channels=channels,
@@ -169,6 +165,57 @@ def find_spikes(
     )
 
 
-def _read(model: HookedModel, prompts: Prompts, config: ExperimentConfig, probe: Probe) -> None:
-    """Run the prompts with a probe."""
-    evaluate(model, prompts, [], [], probes=[probe], **config.for_engine())
+def _leading_channels(trace: PeakTraceValues, peak: int) -> list[int]:
+    """The channels that lead at the peak, or hold a large entry beside the leading one."""
+    prompts = len(trace.position)
+    # A channel counts where it holds a large entry at the leading position, not at another one.
+    together = trace.position[:, peak] == trace.position[:, peak, :1]
+    seen = Counter(trace.channel[:, peak][together].long().tolist())
+    leading = Counter(trace.channel[:, peak, 0].long().tolist())
+    frequent = [c for c, count in seen.items() if count >= prompts / 2 or c in leading]
+    return sorted(frequent, key=lambda c: (-leading[c], -seen[c], c))[:CHANNELS]
+
+
+def add_search(run: Run[Any], spikes: Spikes) -> None:
+    """The rows of the peak and the steps, each beside its null, and the arrays of the search.
+
+    The peak is the largest entry of all stages and positions; its null is chosen likewise, the
+    stages taken as independent.
+    """
+    trace, peak, width = spikes.trace, spikes.peak, int(run.model.cfg.d_model)
+    looked_at = spikes.shares.shape[1] * run.prompts.length
+    for name in ("layer_median", "token_median"):
+        ratio = trace.magnitude[:, peak, 0] / getattr(trace, name)[:, peak]
+        run.add("peak_ratio", name, Sample(ratio, gaussian_peak_ratio(looked_at * width)))
+    null = gaussian_peak_kurtosis(looked_at, width)
+    run.add("kurtosis", "peak", Sample(trace.kurtosis[:, peak], null))
+    first = (spikes.positions == 0).float()
+    run.add("peak_at_position0", "peak", Sample(first, 1 / run.prompts.length))
+    for number, (name, criterion) in enumerate(spikes.criteria.items()):
+        typical = float(getattr(trace, criterion.median)[:, peak].mean())
+        times = max(criterion.times, criterion.magnitude / typical)
+        massive = Sample(
+            trace.massive[..., number].amax(1), gaussian_exceeds(looked_at * width, times)
+        )
+        run.add("massive", name, massive)
+    steps = {"step_up": spikes.step_up, "step_down": spikes.step_down}
+    for name, stage in steps.items():
+        if stage:
+            share = Sample(spikes.shares[:, stage], _broken_stick(spikes, name))
+            run.add(name, stage_name(stage), share, layer=(stage - 1) // 2)
+    stages = {"stage": list(map(stage_name, range(spikes.shares.shape[1])))}
+    ranks = [f"rank {rank + 1}" for rank in range(trace.magnitude.shape[2])]
+    run.keep("top_magnitude", trace.magnitude.mean(0), "stage rank", rank=ranks, **stages)
+    for name in ("layer_median", "token_median", "kurtosis"):
+        run.keep(name, getattr(trace, name).mean(0), "stage", **stages)
+    run.keep("written_share", spikes.shares.mean(0), "stage", **stages)
+    written = spikes.written.mean(0)
+    run.keep("spike_channels", written, "stage channel", channel=spikes.channels, **stages)
+
+
+def _broken_stick(spikes: Spikes, name: str) -> float:
+    """The largest of random shares, on average, of all that is written or removed again."""
+    if name == "step_up":
+        return largest_share(spikes.peak + 1)
+    after = spikes.shares[:, spikes.peak + 1 :]
+    return min(0.0, float(after.sum(1).mean())) * largest_share(after.shape[1])

@@ -2,77 +2,68 @@
 
 Sink heads are chosen by the weight of key 0, so that a gap above 0 is no news there. The control is
 the gap of a later key in the same heads, which was not chosen; the contrast reads both over the
-same queries and the same other keys (`probes.sink_logit`). The null is 0,
-that of uniform attention.
+same queries and the same other keys (`probes.sink_logit`). The null is 0, that of uniform
+attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from ...core.labels import Head
-from ...core.protocol import HookedModel
 from ...hooks.matching import control_positions
-from ...models.capabilities import check
-from ...models.prompts import Prompts
 from ...probes import LogitGaps, Probe
-from ...runner.config import ExperimentConfig
-from ...stats.effects import Row, paired_row
+from ...results.estimates import Reference, Sample
+from ...runner.run import Run
 
 
 class SinkGaps:
     """Reads the gaps of key 0 and of later keys in one forward.
 
     Attributes:
-        places: The later key in each draw.
         probes: What to read in a clean run.
     """
 
-    def __init__(self, model: HookedModel, prompts: Prompts, config: ExperimentConfig) -> None:
+    def __init__(self, run: Run[Any]) -> None:
         """Draw the later keys; none where draws is 0 or no such position is left."""
         # A query after such a key has to see key 0 as well.
-        seen = min(window or prompts.length for window in check(model).windows)
-        self.places = control_positions(min(prompts.length, seen), config.draws, config.seed)
-        self._seed, self._first = config.seed, LogitGaps(model)
-        self._pairs = [(LogitGaps(model, p, p), LogitGaps(model, 0, p)) for p in self.places]
-        self.probes: list[Probe] = [self._first, *(one for pair in self._pairs for one in pair)]
+        seen = min(window or run.prompts.length for window in run.capabilities.windows)
+        length = min(run.prompts.length, seen)
+        places = control_positions(length, run.config.draws, run.config.seed)
+        run.drawn(gap_positions=places)
+        self._run, self._first = run, LogitGaps(run.model)
+        self._later = [LogitGaps(run.model, place, place) for place in places]
+        self._same_queries = [LogitGaps(run.model, 0, place) for place in places]
+        self.probes: list[Probe] = [self._first, *self._later, *self._same_queries]
 
-    def rows(self, heads: Sequence[Head]) -> Iterator[Row]:
+    def add_rows(self, heads: Sequence[Head]) -> None:
         """The rows of sink heads and of the others, where there are any.
 
         Args:
             heads: The sink heads.
         """
-        gaps = self._first.compute().gap
-        sink = torch.zeros(gaps.shape[1:], dtype=torch.bool)
+        sink = torch.zeros(self._first.compute().gap.shape[1:], dtype=torch.bool)
         for head in heads:
             sink[head] = True
         for name, chosen in (("sink_heads", sink), ("other_heads", ~sink)):
-            if not bool(chosen.any()):
-                continue
+            if bool(chosen.any()):
+                references = []
+                if self._later:
+                    draws = len(self._later)
+                    later = Sample(_mean_gap(self._later, chosen), draws=draws)
+                    own = Sample(_mean_gap(self._same_queries, chosen), draws=draws)
+                    references = [Reference(later, "later_key", own=own)]
+                sample = Sample(_mean_gap([self._first], chosen))
+                self._run.add("logit_gap", name, sample, *references)
 
-            def mean(probe: LogitGaps, chosen: torch.Tensor = chosen) -> np.ndarray:
-                values: np.ndarray = probe.compute().gap[:, chosen].double().mean(1).numpy()
-                return values
 
-            named, unit = ("logit_gap", name), "nats"
-            mine = mean(self._first)
-            yield paired_row(*named, "measurement", mine, 0 * mine, unit=unit)
-            if self._pairs:
-                there = np.mean([mean(later) for later, _ in self._pairs], 0)
-                here = np.mean([mean(first) for _, first in self._pairs], 0)
-                draws = len(self._pairs)
-                yield paired_row(*named, "control", there, 0 * there, unit=unit, n_draws=draws)
-                yield paired_row(
-                    *named,
-                    "contrast",
-                    here,
-                    there,
-                    unit=unit,
-                    tested=True,
-                    seed=self._seed,
-                    n_draws=draws,
-                )
+def _mean_gap(
+    probes: Sequence[LogitGaps], heads: Bool[Tensor, "layer head"]
+) -> Float[Tensor, " prompt"]:
+    """The mean over probes and heads, by prompt."""
+    return torch.stack([p.compute().gap[:, heads].double().mean(1) for p in probes]).mean(0)

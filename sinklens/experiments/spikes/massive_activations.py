@@ -1,14 +1,14 @@
 """Massive activations: where they are, which sub-block writes them, and what they are for.
 
-Found without being told where (`spike_search`): the largest entries of the stream after every
+Found without being told where (`_search`): the largest entries of the residual stream after every
 sub-block, the channels and positions that hold them, and the sub-blocks that write and remove them.
-Beside each figure stands its null: of Gaussian entries the largest would be about 6 times the
-median one; where n sub-blocks write random shares of the peak, or take random shares away of what
-goes after it, the largest, which is the one named, has (1 + 1/2 + .. + 1/n) / n on average. Shares
-can be negative, which random ones are not. All above 10 % are named. The control of the search is
-position 0 against a later one, in the stream that is edited (rows named position0).
+Beside each stands its null: Gaussian entries, whose largest would be about 6 times the median one,
+and the broken-stick expectation: where n sub-blocks write random shares of the peak, or remove
+random shares of what is removed after it, the largest, which is the one named, has
+(1 + 1/2 + .. + 1/n) / n on average. Shares can be negative, which random ones are not. The control
+of the search is a later position of the stream that is intervened on (rows named position0).
 
-Then the massive entries of the stream behind the step-up are edited:
+Then the massive entries of the stream behind the step-up are set to:
 
     zero              0
     mean              the mean over the massive entries of that channel, position 0 and later
@@ -17,16 +17,16 @@ Then the massive entries of the stream behind the step-up are edited:
     first_token_mean  the same, but at position 0 the mean over 256 ordinary first tokens, each run
                       as a prompt of length 1
 
-against two controls: as many entries of median size (which take 0 under `zero`, else their
-channel's mean), and, under `zero:equal_norm` and so on, the same change made to random other
-channels of the same positions.
-Units: nats, shares of attention, the stream's own.
+beside two controls: `median_entries`, as many entries of median size (set to 0 under `zero`, else
+to their channel's mean), and, for the conditions in `equal_change`, `other_channels`, the same
+change made to random other channels of the same positions. Units: nats, shares of attention, the
+stream's own.
 
-Follows 2402.17762 (definition, zero, mean, median-size control) and 2503.22329 (position 0 apart,
-the other reading of the median). Where prompts share a BOS, position 0 is the same in all of them:
-each of its entries is its own mean, and `mean` does nothing there by construction, which the table
-says; `first_token_mean` (ours) does something. A clamp tells what a trained model needs, not what
-training would have done.
+Follows Sun et al. 2024 (2402.17762: definition, zero, mean, median-size control) and Owen et al.
+2025 (2503.22329: position 0 apart, the other reading of the median). Where prompts share a BOS,
+position 0 is the same in all of them: each of its entries is its own mean, and `mean` does nothing
+there by construction, which the table says; `first_token_mean` (ours) does something. A clamp tells
+what a trained model needs, not what training would have done.
 
 Takes as long as 33 to 37 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one
 core of two machines), without the vocabulary sweep; that of 4,096 tokens at two positions takes 20.
@@ -35,39 +35,29 @@ core of two machines), without the vocabulary sweep; that of 4,096 tokens at two
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ...core.errors import SinklensError, UsageError, unknown_name
-from ...core.labels import stage_name
-from ...core.protocol import HookedModel
-from ...engine import evaluate
+from ...comparisons.spikes import EDITS, MEDIAN_ENTRIES, OTHER_CHANNELS, SpikeEdits
+from ...core.errors import UsageError
 from ...hooks.matching import control_positions
-from ...models.capabilities import check
-from ...models.prompts import Prompts
-from ...probes.residual_trace import Criterion, PositionPeaks
-from ...probes.stream_entries import Entries, EntryValues, StreamEntries
-from ...results.old_figures import lines
-from ...results.record import Array
-from ...results.result import ExperimentResult
-from ...runner.config import ExperimentConfig
-from ...runner.old_comparison import run_comparisons
-from ...runner.registry import choose_metrics, experiment
-from . import _search as spike_search
-from ._edits import EDITS, EQUAL_NORM, SpikeEdits, crowded
-from ._massive_words import summary
-from ._rows import peak_rows, position_rows
-from ._search import Spikes, find_spikes
+from ...probes import PositionPeaks, StreamEntries
+from ...probes.stream_entries import Entries, EntryValues
+from ...results.estimates import Measure, Reference, Sample
+from ...results.figures import Lines
+from ...results.record import Record
+from ...results.wording import Compared, phrase
+from ...runner.config import ExperimentConfig, setting
+from ...runner.needs import CAUSAL
+from ...runner.registry import experiment
+from ...runner.run import Run
+from ...stats.nulls import gaussian_peak_ratio
+from ._search import CRITERIA, NAMED_SHARE, STEP_SHARE, add_search, criteria, find_spikes
 from ._vocabulary import sweep_vocabulary
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-CONDITIONS = (*EDITS, *(f"{edit}{EQUAL_NORM}" for edit in EDITS))
-DEFAULT_CONDITIONS = (*EDITS, f"zero{EQUAL_NORM}", f"flipped_mean{EQUAL_NORM}")
-DEFAULT_METRICS = ("loss", "kl", "sink_mass", "sink_rate")
 OURS = "Ours, and not the papers': the scale-free criterion, how a step is found, first_token_mean."
-CRITERIA = ("absolute:layer_median", "absolute:token_median", "scale_free")
+NOTHING = "no entry is massive there; criterion=scale_free with a lower scale_free= asks for less"
 
 
 @dataclass(frozen=True)
@@ -75,199 +65,192 @@ class MassiveActivationsConfig(ExperimentConfig):
     """Settings.
 
     Attributes:
-        criterion: What is edited: `absolute:layer_median`, `absolute:token_median`, `scale_free`;
-            empty takes the first that any prompt meets.
+        criterion: What is intervened on: `absolute:layer_median`, `absolute:token_median`,
+            `scale_free`; None takes the first that any prompt meets.
         magnitude: Least size under the absolute criteria.
-        times: Least size over the median under the absolute criteria.
+        times: Least size over the median under the absolute criteria; half of all entries are as
+            large as the median.
         scale_free: Least size over the layer's median under the scale-free criterion.
-        layer: The block whose input is edited; None takes the first behind the step-up.
+        layer: The block whose input is intervened on, or the number of blocks for what leaves the
+            last; None takes the first behind the step-up.
+        equal_change: The conditions that have the control `other_channels` as well.
         sweep_tokens: How many tokens of the vocabulary to try as first token, and at
             `sweep_position`; a number at least as large as the vocabulary tries all, 0 none.
         sweep_position: The later position of the sweep, after the start of the first prompt.
     """
 
-    criterion: str = ""
-    magnitude: float = 100.0
-    times: float = 1000.0
-    scale_free: float = 50.0
-    layer: int | None = None
-    sweep_tokens: int = 0
-    sweep_position: int = 5
+    criterion: str | None = setting(None, choices=CRITERIA)
+    magnitude: float = setting(100.0, least=0)
+    times: float = setting(1000.0, above=1)
+    scale_free: float = setting(50.0, above=1)
+    layer: int | None = setting(None, least=0)
+    equal_change: tuple[str, ...] = setting(("zero", "flipped_mean"), choices=EDITS)
+    sweep_tokens: int = setting(0, least=0)
+    sweep_position: int = setting(5, least=1)
 
-    def __post_init__(self) -> None:
-        """Refuse what does not exist."""
-        super().__post_init__()
-        if self.criterion and self.criterion not in CRITERIA:
-            raise unknown_name("criterion", self.criterion, CRITERIA)
-        for condition in self.conditions:
-            if condition not in CONDITIONS:
-                raise unknown_name("condition", condition, CONDITIONS)
-            if not self.draws and condition.endswith(EQUAL_NORM):
-                raise UsageError(
-                    f"{condition} is an edit beside its control, and draws=0 leaves controls out; "
-                    f"ask for {condition.removesuffix(EQUAL_NORM)}"
-                )
-        if self.sweep_tokens < 0 or self.sweep_position < 1:
-            raise UsageError("sweep_tokens is 0 or more, sweep_position 1 or more")
-        if not (self.times > 1 and self.scale_free > 1 and self.magnitude >= 0):
-            raise UsageError(
-                "times and scale_free are above 1 (half of all entries are as large as the "
-                "median), magnitude is 0 or more"
-            )
 
-    @property
-    def criteria(self) -> dict[str, Criterion]:
-        """The criteria by name, in the order in which they are tried."""
-        return {
-            "absolute:layer_median": Criterion(self.magnitude, self.times),
-            "absolute:token_median": Criterion(self.magnitude, self.times, "token_median"),
-            "scale_free": Criterion(0.0, self.scale_free),
-        }
+def steps(result: Record) -> Iterator[str]:
+    """The sub-blocks that write and remove the peak, as far as they do."""
+    rows = {row.metric: row for row in result.effects if row.metric in ("step_up", "step_down")}
+    if "step_up" not in rows:
+        yield "The embedding already holds the peak."
+    for metric, sign, verb in (("step_up", 1, "Written"), ("step_down", -1, "Removed")):
+        row = rows.get(metric)
+        if row is None:
+            continue
+        if metric == "step_down" and -row.value < NAMED_SHARE:
+            yield f"No sub-block removes more than {NAMED_SHARE:.0%} of the peak."
+            continue
+        lead = f"{verb} by" if sign * row.value >= STEP_SHARE else f"{verb} by no single sub-block;"
+        besides = ", ".join(
+            f"{after} {share:.0%}"
+            for after, share in result.findings["writers"].items()
+            if sign * share > 0 and after != row.condition
+        )
+        yield f"{lead} {row.condition}: {phrase(result, row)}{besides and f'; besides {besides}'}."
+
+
+def edited_entries(result: Record) -> Iterator[str]:
+    """What is intervened on, and how large it is."""
+    entries = "; ".join(
+        f"channel {entry['channel']} at {entry['place']} (mean {entry['mean']:,.4g}, "
+        f"{entry['per_prompt']:.2g} per prompt)"
+        for entry in result.findings["entries"][:3]
+    )
+    yield (
+        f"Massive there by {result.findings['criterion']}: {entries}."
+        if entries
+        else f"Nothing was intervened on: {NOTHING}."
+    )
+
+
+def loss_of_edits(result: Record) -> Iterator[str]:
+    """The loss under each edit; of one that changes nothing only why."""
+    footnote = result.settings["footnotes"].get("mean", "")
+    idle = "effect is 0" in footnote
+    changing = tuple(edit for edit in EDITS if not (edit == "mean" and idle))
+    yield from Compared("Massive entries set to", "loss", changing)(result)
+    if idle:
+        yield footnote
+
+
+MEASURES = {
+    "peak_ratio": Measure("times the median", "Gaussian entries", ",.1f"),
+    "kurtosis": Measure("1 to d_model", "Gaussian entries"),
+    "peak_at_position0": Measure("share of prompts", "a random position", ".0%"),
+    "massive": Measure("share of prompts", "Gaussian entries", ".0%"),
+    "step_up": Measure("share of the peak", "the broken-stick expectation", ".0%"),
+    "step_down": Measure("share of the peak", "the broken-stick expectation", ".0%"),
+    "vocabulary_spikes": Measure("share of tokens", "Gaussian entries", ".2%"),
+}
+SAYS = (
+    "The residual stream's largest entry relative to the median is found after {peak_after}: "
+    "{peak_ratio/layer_median}; its size is {peak_size:,.4g} on average, in channels {channels}, "
+    "and it is at position 0 in {peak_at_position0/peak}.",
+    "With a massive activation: {massive/*}.",
+    steps,
+    "At position 0 of the residual stream {where} the largest entry is {peak_ratio/position0}.",
+    edited_entries,
+    "Spiking as first token: {vocabulary_spikes/position0}; at a later position: "
+    "{vocabulary_spikes/later_position} ({vocabulary_tried:,} of {vocabulary_size:,} tried).",
+    loss_of_edits,
+    Compared("Massive entries set to", "sink_mass", ("zero", "flipped_mean")),
+)
 
 
 @experiment(
     paper="2402.17762",
     question="Where are massive activations, what writes them, and does the model need them?",
-    summary=summary,
-    plot=lambda result: plot(result),
+    needs=(CAUSAL.otherwise("Read the largest entries with probes.ResidualPeaks."),),
+    conditions=EDITS,
+    metrics=("loss", "kl", "sink_mass", "sink_rate"),
+    measures=MEASURES,
+    says=SAYS,
+    figure=Lines(
+        ("top_magnitude", "layer_median"),
+        "Largest activations",
+        x="residual stream after",
+        y="size (mean over prompts)",
+        log=True,
+    ),
+    smallest={"scale_free": 3.0, "sweep_tokens": 8},
 )
-def massive_activations(
-    model: HookedModel, prompts: Prompts, config: MassiveActivationsConfig
-) -> ExperimentResult:
-    """Find the massive entries, and edit them where they first are.
+def massive_activations(run: Run[MassiveActivationsConfig]) -> None:
+    """Find the massive entries, and intervene on them where they first are.
 
     Raises:
-        SinklensError: The model is not causal or norms the stream itself, or a condition was asked
-            for and nothing is massive.
+        SinklensError: The model is not causal or norms the residual stream itself, or a condition
+            was asked for and nothing is massive.
     """
-    capabilities = check(model)
-    if not capabilities.causal:
-        raise SinklensError(
-            "massive_activations needs a causal model, whose position 0 sees only itself; on "
-            f"{capabilities.architecture} read the largest entries with probes.ResidualPeaks"
-        )
-    spikes = find_spikes(model, prompts, config, config.criteria, config.criterion or None)
+    config, blocks = run.config, run.capabilities.n_layers
+    if config.layer is not None and config.layer > blocks:
+        raise UsageError(f"there is no layer {config.layer}: this model has {blocks}, from 0")
+    candidates = criteria(
+        magnitude=config.magnitude, times=config.times, scale_free=config.scale_free
+    )
+    spikes = find_spikes(run, candidates, config.criterion)
+    add_search(run, spikes)
     layer = spikes.layer if config.layer is None else config.layer
-    if not 0 <= layer <= capabilities.n_layers:
-        raise UsageError(f"there is no layer {layer}: this model has {capabilities.n_layers}")
-    reader = StreamEntries(model, layer, spikes.criteria[spikes.criterion], draws=config.draws)
-    peaks = PositionPeaks(model, 2 * layer)
-    evaluate(model, prompts, [], [], probes=[reader, peaks], **config.for_engine())
+    where = f"entering layer {layer}" if layer < blocks else "leaving the last layer"
+    run.facts(layer=layer, where=where, **spikes.described())
+    reader = StreamEntries(run.model, layer, candidates[spikes.criterion], draws=config.draws)
+    peaks = PositionPeaks(run.model, 2 * layer)
+    run.read(reader, peaks)
     entries = reader.compute()
-    places = control_positions(prompts.length, config.draws, config.seed)
-    width = int(model.cfg.d_model)
-    conditions, left_out = _conditions(config, entries)
-    metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=True)
-    edits = SpikeEdits(model, config, layer, entries)
-    comparisons = [edits.comparison(condition) for condition in conditions]
-    footnotes = edits.own_means()
-    notes = [
-        "Conditions ending in :equal_norm set the same edit against an equal change of other "
-        "channels, the others against as many entries of median size."
-    ]
-    return run_comparisons(
-        "massive_activations",
-        model,
-        prompts,
-        config,
-        comparisons,
-        metrics,
-        left_out={**left_out, **missing},
-        measured=[
-            *peak_rows(model, prompts, spikes),
-            *position_rows(peaks.compute(), entries.median, width, places, layer, config.seed),
-        ],
-        notes=[*(notes if conditions and config.draws else []), OURS],
-        footnotes=footnotes,
-        draws={
-            "layer": layer,
-            "entries": _listed(model, prompts, entries.massive),
-            "spikes": spikes.described(),
-            "control_channels": edits.channels_drawn(),
-            "control_positions": places,
-            "vocabulary": sweep_vocabulary(
-                model, prompts, config, spikes, config.sweep_tokens, config.sweep_position
-            ),
-        },
-        arrays=_arrays(spikes),
-        extra_forwards=spike_search.FORWARDS + 1,
+    _add_position0(run, peaks, entries, layer)
+    run.facts(**_listed(run, entries.massive))
+    if config.sweep_tokens:
+        sweep_vocabulary(run, spikes, config.sweep_tokens, config.sweep_position)
+    if not len(entries.massive.prompt):
+        run.refuse(dict.fromkeys(EDITS, NOTHING), none_is_fine=True)
+    run.note(OURS)
+    edits = SpikeEdits(run, layer, entries)
+    equal = set(config.equal_change) & set(run.conditions)
+    if equal and edits.crowded:
+        run.left_out(OTHER_CHANNELS, edits.crowded)
+    run.compare(
+        [
+            edits.comparison(edit, [MEDIAN_ENTRIES, *([OTHER_CHANNELS] if edit in equal else [])])
+            for edit in run.conditions
+        ]
     )
 
 
-def _conditions(
-    config: MassiveActivationsConfig, entries: EntryValues
-) -> tuple[list[str], dict[str, str]]:
-    """The conditions to run, and those left out with their reasons.
-
-    Raises:
-        SinklensError: A condition was asked for that has nothing to edit or no control.
-    """
-    asked = list(config.conditions or DEFAULT_CONDITIONS)
-    if not config.draws:
-        asked = [condition for condition in asked if not condition.endswith(EQUAL_NORM)]
-    refused = [condition for condition in asked if condition.endswith(EQUAL_NORM)]
-    reason = crowded(entries)
-    if not len(entries.massive.prompt):
-        refused = asked
-        reason = (
-            "no entry is massive there; criterion=scale_free with a lower scale_free= asks for less"
-        )
-    if not reason:
-        return asked, {}
-    if config.conditions and refused:
-        raise SinklensError(f"{refused[0]} cannot be run: {reason}")
-    kept = [condition for condition in asked if condition not in refused]
-    return kept, dict.fromkeys(refused, reason)
+def _add_position0(
+    run: Run[MassiveActivationsConfig], peaks: PositionPeaks, entries: EntryValues, layer: int
+) -> None:
+    """Position 0 of the stream that enters a block, beside a later one and Gaussian entries."""
+    width, length = int(run.model.cfg.d_model), run.prompts.length
+    places = control_positions(length, run.config.draws, run.config.seed)
+    run.drawn(control_positions=places)
+    found = peaks.compute()
+    figures = {
+        "peak_ratio": (found.largest / entries.median[:, None], gaussian_peak_ratio(width)),
+        "kurtosis": (found.kurtosis, 3 * width / (width + 2)),
+    }
+    for metric, (values, null) in figures.items():
+        later = Sample(values[:, places].double().mean(1), null, len(places))
+        references = [Reference(later, "later_position")] if places else []
+        run.add(metric, "position0", Sample(values[:, 0], null), *references, layer=layer)
 
 
-def _listed(model: HookedModel, prompts: Prompts, massive: Entries) -> dict[str, Any]:
-    """What is edited: by channel and place how often and how large, and at which later tokens."""
-    channels = []
+def _listed(run: Run[MassiveActivationsConfig], massive: Entries) -> dict[str, Any]:
+    """What is massive: by channel and place how often and how large, and at which later tokens."""
+    entries = []
     for channel in massive.channel.unique().tolist():
         for place, there in (
             ("position 0", massive.position == 0),
-            ("later", massive.position > 0),
+            ("later positions", massive.position > 0),
         ):
-            part = massive.part(there & (massive.channel == channel))
-            if len(part.value):
-                mean = float(part.value.mean())
-                share = len(part.value) / len(prompts)
-                channels.append(
-                    {"channel": channel, "place": place, "per_prompt": share, "mean": mean}
-                )
+            values = massive.value[there & (massive.channel == channel)]
+            if len(values):
+                found = {"per_prompt": len(values) / len(run.prompts), "mean": float(values.mean())}
+                entries.append({"channel": channel, "place": place, **found})
+    entries.sort(key=lambda entry: -abs(entry["mean"]))
     later = massive.part(massive.position > 0)
-    tokens = Counter(prompts.tokens.cpu()[later.prompt, later.position].tolist())
+    tokens = Counter(run.prompts.tokens.cpu()[later.prompt, later.position].tolist())
     names: Counter[str] = Counter()  # several tokens can decode to the same text
+    tokenizer = run.model.tokenizer
     for token, count in sorted(tokens.items(), key=lambda item: (-item[1], item[0])):
-        text = str(token) if model.tokenizer is None else model.tokenizer.decode([token])
-        names[text] += count
-    channels.sort(key=lambda entry: -abs(entry["mean"]))
-    return {"channels": channels[:20], "later_tokens": dict(names.most_common(10))}
-
-
-def _arrays(spikes: Spikes) -> dict[str, Array]:
-    """What the figure shows, and the leading entry's way through the model."""
-    trace = spikes.trace
-    return {
-        "top_magnitude": Array(trace.magnitude.mean(0), ("stage", "rank")),
-        "layer_median": Array(trace.layer_median.mean(0), ("stage",)),
-        "token_median": Array(trace.token_median.mean(0), ("stage",)),
-        "kurtosis": Array(trace.kurtosis.mean(0), ("stage",)),
-        "written_share": Array(spikes.shares.mean(0), ("stage",)),
-        "spike_channels": Array(spikes.written.mean(0), ("stage", "channel")),
-    }
-
-
-def plot(result: ExperimentResult) -> Figure:
-    """The largest entries after every sub-block, beside the median one."""
-    top = result.arrays["top_magnitude"].values
-    curves = {f"rank {rank + 1}": top[:, rank] for rank in range(top.shape[1])}
-    curves["median"] = result.arrays["layer_median"].values
-    return lines(
-        curves,
-        [stage_name(stage) for stage in range(len(top))],
-        title=f"Largest activations, {result.provenance['model']['name']}",
-        x_title="residual stream after",
-        y_title="size (mean over prompts)",
-        log=True,
-    )
+        names[str(token) if tokenizer is None else tokenizer.decode([token])] += count
+    return {"entries": entries[:20], "later_tokens": dict(names.most_common(10))}

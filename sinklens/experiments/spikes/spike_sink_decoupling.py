@@ -1,6 +1,6 @@
 """Can a model have its sinks without its spikes, and its spikes without its sinks?
 
-Two edits, alone and together, in the trained model:
+Two interventions, alone and together, in the trained model:
 
     clamp_spikes  every massive entry of the stream behind the step-up (`massive_activations`) gets
                   the size of a median entry and keeps its sign
@@ -8,73 +8,70 @@ Two edits, alone and together, in the trained model:
                   rest of each row scaled up
     both          the two together
 
-Each is read on spike size (largest entry over the median, from the edited layer on), sink mass and
-rate, logit gap (`sink_logit`) and loss; `interaction` is the effect of both less the sum of the
-two effects, paired by prompt, and its control the same of the three controls. Sink figures under
-drop_edge, and spike size under clamp_spikes, fall by construction. A spike at position 0 stays
-under drop_edge by construction too: that position sees only itself, so that no edge of a later
-query reaches it, and what moves there is the median. The other cells are the findings. Controls:
-the same change in random other channels, and the same heads' edge to a later key.
+Each is read on spike size (largest entry over the median, from the layer of the clamp on), sink
+mass and rate, logit gap (`sink_logit`) and loss; `interaction` is the effect of both less the sum
+of the two effects (`_interaction`). Sink figures under drop_edge, and spike size under
+clamp_spikes, fall by construction. A spike at position 0 stays under drop_edge by construction too:
+that position sees only itself, so that no edge of a later query reaches it, and what moves there is
+the median. The other cells are the findings. Controls: the same change in random other channels,
+and the same heads' edge to a later key.
 
-Beside them, what makes a spike a sink (2603.05498): how much of the normed stream the spike
-channels hold at spike tokens (`sparsity`, beside as many of the largest channels at each other
-token), how alike position 0 is over 256 ordinary first tokens, behind the step-up and before it
-(`constancy`, beside the likeness of a later position over prompts), how far sink heads' logits for
-position 0 lie above the others (`sink_gaps`, beside those for a later key), and for a gated step-up
-block its quadratic form (`quadratic_form`), with the share of what it writes that the form
-predicts (`quadratic_prediction`, beside what the inputs at ordinary tokens would give). With
-`compare=`, spike and sinks of other models on the same prompts, every seed of a shipped one, each
-set against this one (`matched_models`).
+Beside them, what makes a spike a sink (Sun, Canziani, LeCun and Zhu 2026, 2603.05498): how much of
+the normed stream the spike channels hold at spike tokens (`sparsity`, beside as many of the largest
+channels at each other token), how alike position 0 is over 256 ordinary first tokens, behind the
+step-up and before it (`constancy`, beside the likeness of a later position over prompts), how far
+sink heads' logits for position 0 lie above the others (`_sink_logits`, beside those for a later
+key), and for a gated step-up block its quadratic form (`functional.quadratic_form`), with the share
+of what it writes that the form predicts (`quadratic_prediction`, beside what the inputs at ordinary
+tokens would give). With `compare=`, other models on the same prompts as controls of this one
+(`_matched_models`).
 
-2603.05498 trains models to separate the two; this asks what one trained model needs, which is
-weaker evidence. Its definitions give no measure for sparsity and constancy; those here are ours.
+The paper trains models to separate the two; this asks what one trained model needs, which is weaker
+evidence. Its definitions give no measure for sparsity and constancy; those here are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
-import numpy as np
-from jaxtyping import Float
-
-from ...core.errors import SinklensError
+from ...comparisons.spikes import CLAMP, SpikeEdits
 from ...core.labels import Head, head_label
-from ...core.protocol import HookedModel
-from ...engine import evaluate
-from ...hooks.heads import ablate_heads
-from ...hooks.intervention import together
-from ...hooks.matching import control_positions
-from ...hooks.spikes import replace_entries
-from ...metrics import SINK_MASS, Metric, ProbeMetric
-from ...models.capabilities import check
-from ...models.prompts import Prompts
-from ...probes import LogitGaps, Probe, ResidualPeaks, SinkScores, StreamEntries
+from ...metrics import SINK_MASS, ProbeMetric
+from ...probes import LogitGaps, ResidualPeaks, SinkScores, StreamEntries
 from ...probes.stream_entries import EntryValues
-from ...results.old_figures import interaction
-from ...results.record import Array
-from ...results.result import ExperimentResult
-from ...runner.config import ExperimentConfig
-from ...runner.old_compare import NO_POSITION, Comparison
-from ...runner.old_comparison import run_comparisons
-from ...runner.registry import choose_metrics, experiment
-from . import _search as spike_search
-from ._decoupling_words import summary
-from ._edits import SpikeEdits, crowded
-from ._interaction import CONDITIONS, interaction_rows
-from ._matched_models import matched_models
-from ._mechanism import spike_nature
-from ._search import Spikes, find_spikes
+from ...results.estimates import Measure
+from ...results.figures import Interaction
+from ...results.record import Record
+from ...results.wording import (
+    Compared,
+    control_verdict,
+    describe,
+    effect_sentence,
+    interval_of,
+    number,
+    phrase,
+)
+from ...runner.config import ExperimentConfig, setting
+from ...runner.needs import CAUSAL
+from ...runner.registry import experiment
+from ...runner.run import Run
+from ...stats.effects import EffectSize
+from ._interaction import BOTH, CONDITIONS, DROP, INTERACTION, compare_with_interaction, two_by_two
+from ._matched_models import FIGURES, add_matched_models
+from ._mechanism import add_mechanism
+from ._search import Spikes, criteria, find_spikes
 from ._sink_logits import SinkGaps
-from .massive_activations import MassiveActivationsConfig
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
+NO_SPIKE = "no entry is massive behind the step-up; a lower scale_free= asks for less"
 OURS = "Ours: how sparsity and constancy are measured, for which 2603.05498 gives no definition."
-DEFAULT_METRICS = ("loss", "sink_mass", "sink_rate")
+CONSTRUCTION = (
+    "Under drop_edge the sink figures fall by construction, under clamp_spikes the spike. The "
+    "interaction sets the effect of both against the sum of the two effects; its control does so "
+    "with the effects of the controls, at the queries that theirs counts."
+)
 BOUND = (
     "All spikes are at position 0, which sees only itself: drop_edge cannot change them, and in "
     "its spike rows only the median moves."
@@ -87,206 +84,163 @@ class SpikeSinkDecouplingConfig(ExperimentConfig):
 
     Attributes:
         scale_free: Least size over the median of a massive entry where none meets the absolute
-            criterion (`massive_activations`).
+            criterion (`massive_activations`); half of all entries are as large as the median.
         compare: Other models, by shipped name or as `load` takes them, to set beside this one.
     """
 
-    scale_free: float = 50.0
+    scale_free: float = setting(50.0, above=1)
     compare: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        """Refuse a threshold that half of all entries meet."""
-        super().__post_init__()
-        MassiveActivationsConfig(scale_free=self.scale_free)
+
+def spikes_without_edges(result: Record) -> Iterator[str]:
+    """What dropping sink edges does to the spikes, if it can do anything to them."""
+    for row in result.effects:
+        if (row.metric, row.condition, row.kind) == ("spike", DROP, "treatment"):
+            if result.findings["spikes_at_position0_only"]:
+                yield (
+                    f"Spike size under {DROP} moves by {describe(row)} by construction: all spikes "
+                    "are at position 0, which sees only itself, so that only the median moves."
+                )
+            else:
+                yield effect_sentence(result, "Spike size under", row)
+
+
+def interaction(result: Record) -> Iterator[str]:
+    """The loss under both interventions beside the sum of the two effects."""
+    for row in result.effects:
+        if (row.metric, row.condition, row.kind) == ("loss", INTERACTION, "treatment"):
+            controls = "".join(
+                f"; {control_verdict(contrast)} its {control.against} control "
+                f"({control.effect:+.3g}; difference {contrast.effect:+.3g}{interval_of(contrast)})"
+                for control, contrast in result.references(row)
+            )
+            yield (
+                f"Interaction in the loss: the effect of both ({row.value:+.3g}) is "
+                f"{control_verdict(row)} the sum of the two effects ({row.baseline:+.3g}; "
+                f"difference {describe(row)}){controls}."
+            )
+
+
+def other_models(result: Record) -> Iterator[str]:
+    """Spike and sinks of the run's model beside each other one, with the range over its seeds."""
+    for row in result.effects:
+        if row.kind == "measurement" and row.metric in FIGURES:
+            own = [phrase(result, row, part) for part in ("value", "verdict")]
+            sources: dict[str, list[tuple[EffectSize, EffectSize]]] = {}
+            for control, contrast in result.references(row):
+                source = f"{control.against}".partition(", seed")[0]
+                sources.setdefault(source, []).append((control, contrast))
+            beside = (_beside(result, source, pairs) for source, pairs in sources.items())
+            yield f"{row.condition}: {row.metric} {'; '.join([', '.join(own), *beside])}."
+
+
+def _beside(result: Record, source: str, pairs: Sequence[tuple[EffectSize, EffectSize]]) -> str:
+    """The verdict on one other model, or on its seeds."""
+    values = sorted({control.value for control, _ in pairs})
+    measure = result.measure(pairs[0][0].metric)
+    ends = " to ".join(number(measure, value) for value in dict.fromkeys((values[0], values[-1])))
+    verdicts = Counter(control_verdict(contrast) for _, contrast in pairs)
+    if len(pairs) == 1:
+        return f"{next(iter(verdicts))} {source} ({ends})"
+    counts = (f"{verdict} {count} of {len(pairs)}" for verdict, count in verdicts.items())
+    return f"{' and '.join(counts)} seeds of {source} ({ends})"
+
+
+MEASURES = {
+    "logit_gap": Measure("nats", "uniform attention", ".2f"),
+    "sparsity": Measure("share", "as many of the largest channels at other tokens", ".1%"),
+    "constancy": Measure("cosine", "a later position over prompts", ".2f"),
+    "first_token_spikes": Measure("share of tokens", "Gaussian entries", ".0%"),
+    "quadratic_norm": Measure("norm", "the median channel"),
+    "leading_eigenvalue": Measure("size", "the median of other channels"),
+    "leading_share": Measure("share of the squared norm", "the median of other channels", ".0%"),
+    "alignment": Measure("share", "other tokens", ".0%"),
+    "quadratic_prediction": Measure("share of what is written", "inputs at ordinary tokens", ".0%"),
+    "peak_ratio": Measure("times the median", "Gaussian entries", ",.1f"),
+    "sink_mass": Measure("share of attention", "uniform attention", ".1%"),
+    "sink_rate": Measure("share of heads", "uniform attention", ".1%"),
+}
+SAYS = (
+    Compared("Sinks under", "sink_mass", (CLAMP,)),
+    spikes_without_edges,
+    Compared("Under", "loss", CONDITIONS),
+    interaction,
+    other_models,
+    "Of the squared norm at spike tokens the spike channels hold {sparsity/spike_tokens}. Mean "
+    "similarity of position 0 over ordinary first tokens (spiking: "
+    "{first_token_spikes/position0|value}): {constancy/position0}; before the step-up "
+    "{constancy/position0:before|value}.",
+    "The logit of position 0 minus the mean of the others in sink heads: {logit_gap/sink_heads}; "
+    "in other heads: {logit_gap/other_heads|value}.",
+    "Norm of the step-up block's quadratic form: {quadratic_norm/*}. Its leading eigenvector holds "
+    "of the input at spike tokens: {alignment/*}.",
+)
 
 
 @experiment(
     paper="2603.05498",
     question="Do sinks need spikes, and spikes sinks?",
-    summary=summary,
-    plot=lambda result: plot(result),
+    needs=(CAUSAL.otherwise("Use sink_profile and sink_head_ablation."),),
+    conditions=CONDITIONS,
+    metrics=("loss", "sink_mass", "sink_rate"),
+    measures=MEASURES,
+    says=SAYS,
+    figure=Interaction("spike", "sink_mass", CONDITIONS),
+    smallest={"scale_free": 3.0},
 )
-def spike_sink_decoupling(
-    model: HookedModel, prompts: Prompts, config: SpikeSinkDecouplingConfig
-) -> ExperimentResult:
+def spike_sink_decoupling(run: Run[SpikeSinkDecouplingConfig]) -> None:
     """Clamp spikes, drop sink edges, and both.
 
     Raises:
-        SinklensError: The model is not causal or norms the stream itself, or a condition was asked
-            for and there is no spike or no sink to take away.
+        SinklensError: The model is not causal or norms the residual stream itself, or a condition
+            was asked for and there is no spike or no sink to take away.
     """
-    capabilities = check(model)
-    if not capabilities.causal:
-        raise SinklensError(
-            "spike_sink_decoupling needs a causal model; on "
-            f"{capabilities.architecture} use sink_profile and sink_head_ablation"
-        )
-    compared, other_models = matched_models(model, prompts, config, config.compare)
-    criteria = MassiveActivationsConfig(scale_free=config.scale_free).criteria
-    spikes = find_spikes(model, prompts, config, criteria)
-    reader = StreamEntries(model, spikes.layer, spikes.criteria[spikes.criterion])
-    sinks, gaps = SinkScores(model), SinkGaps(model, prompts, config)
-    probes: list[Probe] = [reader, sinks, *gaps.probes]
-    evaluate(model, prompts, [], [], probes=probes, **config.for_engine())
+    if run.config.compare:
+        add_matched_models(run, run.config.compare)
+    spikes = find_spikes(run, criteria(scale_free=run.config.scale_free))
+    reader = StreamEntries(run.model, spikes.layer, spikes.criteria[spikes.criterion])
+    sinks, gaps = SinkScores(run.model), SinkGaps(run)
+    run.read(reader, sinks, *gaps.probes)
     entries, mass = reader.compute(), sinks.compute().mass.mean(0)
     heads = [(layer, head) for layer, head in (mass > SINK_MASS).nonzero().tolist()]
-    left_out = _left_out(model, config, entries, heads)
-    conditions = [c for c in config.conditions or CONDITIONS if c not in left_out]
-    edits = _Edits(model, prompts, config, spikes, entries, heads)
-    nature, arrays, forwards, no_form = spike_nature(model, prompts, config, spikes, entries)
-    if no_form:
-        left_out["quadratic_form"] = no_form
-    bound = bool(len(entries.massive.position)) and not bool(entries.massive.position.any())
-    metrics, missing = choose_metrics(config, DEFAULT_METRICS, causal=True)
-    if not config.metrics:
-        metrics += _own_metrics(spikes)
-    clamped = None
-    if set(conditions) == set(CONDITIONS):
-        clamped = edits.clamped_after(metrics)
-        forwards += 0 if clamped is None else 1 + len(edits.positions)
-    return run_comparisons(
-        "spike_sink_decoupling",
-        model,
-        prompts,
-        config,
-        [edits.comparison(condition) for condition in conditions],
-        metrics,
-        left_out={**left_out, **missing},
-        measured=[*gaps.rows(heads), *nature, *compared],
-        derive=partial(interaction_rows, seed=config.seed, clamped=clamped),
-        notes=[
-            "Under drop_edge the sink figures fall by construction, under clamp_spikes the spike. "
-            "The interaction row sets the effect of both against the sum of the two effects; its "
-            "control does so with the effects of the controls, at the queries that theirs counts.",
-            OURS,
-            *([BOUND] if bound and "drop_edge" in conditions else []),
-        ]
-        if conditions
-        else [],
-        draws={
-            "layer": spikes.layer,
-            "spikes": spikes.described(),
-            "heads": [head_label(head) for head in heads],
-            "control_positions": edits.positions,
-            "gap_positions": gaps.places,
-            "control_channels": edits.spikes.channels_drawn(),
-            "spikes_at_position0_only": bound,
-            "compared": other_models,
-        },
-        arrays={"sink_mass": Array(mass, ("layer", "head")), **arrays},
-        extra_forwards=spike_search.FORWARDS + 1 + forwards,
-    )
+    run.refuse(_refusals(run, entries, heads), none_is_fine=True)
+    gaps.add_rows(heads)
+    add_mechanism(run, spikes, entries)
+    at_position0 = bool(len(entries.massive.position)) and not bool(entries.massive.position.any())
+    run.drawn(heads=[head_label(head) for head in heads])
+    run.facts(layer=spikes.layer, spikes_at_position0_only=at_position0, **spikes.described())
+    run.keep("sink_mass", mass, "layer head")
+    run.note(OURS)
+    if run.conditions:
+        run.note(CONSTRUCTION)
+    if DROP in run.conditions and at_position0:
+        run.note(BOUND)
+    metrics = run.metrics if run.config.metrics else [*run.metrics, *_own_metrics(spikes)]
+    table = two_by_two(run, SpikeEdits(run, spikes.layer, entries), heads)
+    compare_with_interaction(run, table, metrics)
 
 
-def _left_out(
-    model: HookedModel,
-    config: SpikeSinkDecouplingConfig,
-    entries: EntryValues,
-    heads: Sequence[Head],
+def _refusals(
+    run: Run[SpikeSinkDecouplingConfig], entries: EntryValues, heads: Sequence[Head]
 ) -> dict[str, str]:
-    """The conditions that cannot be run, with reasons.
-
-    Raises:
-        SinklensError: One of them was asked for.
-    """
+    """The conditions that cannot be run, with reasons."""
     reasons = {}
     if not len(entries.massive.prompt):
-        reasons["clamp_spikes"] = (
-            "no entry is massive behind the step-up; a lower scale_free= asks for less"
-        )
+        reasons[CLAMP] = NO_SPIKE
+    pattern = run.capabilities.refusal("pattern", DROP, "massive_activations clamps spikes there.")
     if not heads:
-        reasons["drop_edge"] = f"no head has a sink mass above {SINK_MASS} on these prompts"
-    else:
-        try:
-            check(model).require("pattern", "drop_edge", "massive_activations clamps spikes there.")
-        except SinklensError as error:
-            reasons["drop_edge"] = str(error)
+        reasons[DROP] = f"no head has a sink mass above {SINK_MASS} on these prompts"
+    elif pattern:
+        reasons[DROP] = pattern
     if reasons:
-        reasons["both"] = "; ".join(reasons.values())
-    refused = [condition for condition in config.conditions if condition in reasons]
-    if refused:
-        raise SinklensError(f"{refused[0]}: {reasons[refused[0]]}")
-    unknown = [condition for condition in config.conditions if condition not in CONDITIONS]
-    if unknown:
-        raise SinklensError(f"unknown condition {unknown[0]!r}; there is {', '.join(CONDITIONS)}")
+        reasons[BOTH] = "; ".join(reasons.values())
     return reasons
 
 
-class _Edits:
-    """Makes the edits of a run and their controls, each once."""
-
-    def __init__(
-        self,
-        model: HookedModel,
-        prompts: Prompts,
-        config: ExperimentConfig,
-        spikes: Spikes,
-        entries: EntryValues,
-        heads: Sequence[Head],
-    ) -> None:
-        self._model, self._config, self._layer = model, config, spikes.layer
-        self._prompts = prompts
-        self._entries, self._heads = entries.massive, list(heads)
-        values = self._entries.value.sign() * entries.median[self._entries.prompt]
-        self._values, self._change = values, values - self._entries.value
-        self.spikes = SpikeEdits(model, config, spikes.layer, entries)
-        self._why_not = crowded(entries) or NO_POSITION
-        self.positions = control_positions(
-            prompts.length, config.draws, config.seed, config.positions
-        )
-        self._made: dict[str, Comparison] = {}
-
-    def comparison(self, condition: str) -> Comparison:
-        """An edit and its control."""
-        if condition not in self._made:
-            make = {"clamp_spikes": self._clamp, "drop_edge": self._drop, "both": self._both}
-            self._made[condition] = make[condition]()
-        return self._made[condition]
-
-    def clamped_after(self, metrics: Sequence[Metric]) -> Float[np.ndarray, "metric prompt"] | None:
-        """What clamping's control does to the predictions that the control of both counts.
-
-        The control itself counts all, as its treatment does; None where both have no control.
-        """
-        pairs = zip(self.comparison("clamp_spikes").control, self.positions, strict=False)
-        edits = [replace(edit, position=place) for edit, place in pairs]
-        if not edits:
-            return None
-        found = evaluate(
-            self._model, self._prompts, edits, list(metrics), **self._config.for_engine()
-        )
-        return np.asarray((found.values - found.baselines).double().mean(0))
-
-    def _clamp(self) -> Comparison:
-        clamp = replace_entries(
-            self._model, self._layer, self._entries, self._values, name="clamp_spikes"
-        )
-        control = self.spikes.elsewhere("clamp_spikes", self._change, self._config.draws)
-        return Comparison("clamp_spikes", [clamp], control, no_control=self._why_not)
-
-    def _drop(self) -> Comparison:
-        drop = partial(ablate_heads, self._model, self._heads, "drop_edge")
-        control = [drop(position=place, draw=draw) for draw, place in enumerate(self.positions)]
-        return Comparison("drop_edge", [drop(position=0)], control)
-
-    def _both(self) -> Comparison:
-        one, other = self.comparison("clamp_spikes"), self.comparison("drop_edge")
-        # Where one of them has no control, both have none.
-        pairs = zip(one.control, other.control, strict=False)
-        control = [together("both", *pair) for pair in pairs]
-        treatment = together("both", *one.treatment, *other.treatment)
-        return Comparison("both", [treatment], control, no_control=self._why_not)
-
-
 def _own_metrics(spikes: Spikes) -> list[ProbeMetric]:
-    """Spike size from the edited layer on, and the mean logit gap."""
+    """Spike size from the clamped layer on, and the mean logit gap."""
     peaks = partial(ResidualPeaks, first=spikes.layer)
     return [
         ProbeMetric("spike", peaks, lambda peaks: peaks.ratio.amax(1), "times the median"),
         ProbeMetric("logit_gap", LogitGaps, lambda gaps: gaps.gap.mean((1, 2)), "nats"),
     ]
-
-
-def plot(result: ExperimentResult) -> Figure:
-    """Spike size and sink mass under each edit."""
-    return interaction(result, "spike", "sink_mass", CONDITIONS)

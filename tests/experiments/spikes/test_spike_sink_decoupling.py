@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
+from sinklens.core.labels import stage_name
 from sinklens.experiments.spikes._mechanism import mean_cosine
 from sinklens.functional.quadratic_form import (
     GatedWeights,
@@ -69,8 +70,7 @@ def values(result: Any, **fields: Any) -> np.ndarray:
 
 def check_table(result: Any, plain: Any, tokens: Tensor) -> None:
     """Loss, sink mass and sink rate under every edit and control, from the definitions."""
-    drawn = result.settings["draws_made"]
-    layer = drawn["layer"]
+    drawn, layer = result.draws, result.findings["layer"]
     heads = plain_hf.sink_heads(plain, tokens)
     assert drawn["heads"] == [f"L{at}H{head}" for at, head in heads]
     with torch.no_grad():
@@ -79,7 +79,7 @@ def check_table(result: Any, plain: Any, tokens: Tensor) -> None:
     size = np.abs(stream)
     median = np.quantile(size.reshape(len(size), -1), 0.5, axis=1, method="lower")[:, None, None]
     massive = size >= 50 * median
-    if drawn["spikes"]["criterion"] != "scale_free":
+    if result.findings["criterion"] != "scale_free":
         massive = (size >= 100) & (size >= 1000 * median)
     clamped = torch.from_numpy(np.where(massive, np.sign(stream) * median, stream))
 
@@ -181,10 +181,10 @@ def test_the_interaction_of_controls_counts_the_same_predictions(rope: Any) -> N
     """A change at the front alone costs less where only later predictions count."""
     prompts = sinklens.prompts(rope, n=3, length=24)
     found = run(rope, prompts, draws=1, metrics=("loss",))
-    (place,) = found.settings["draws_made"]["control_positions"]
+    (place,) = found.draws["control_positions"]
     counted = range(place + 1, 24)
     late = run(rope, prompts, draws=1, metrics=("loss",), positions=tuple(counted))
-    assert late.settings["draws_made"]["control_positions"] == [place]
+    assert late.draws["control_positions"] == [place]
     whole, clamp = (
         one.find(metric="loss", condition=condition, kind="control")
         for one, condition in ((found, "interaction"), (late, "clamp_spikes"))
@@ -197,10 +197,10 @@ def test_the_interaction_of_controls_counts_the_same_predictions(rope: Any) -> N
 
 def test_spikes_at_position_0_are_said_to_be_out_of_reach_of_edges(result: Any) -> None:
     """Position 0 sees only itself: dropped edges move the median, never the largest entry."""
-    assert result.settings["draws_made"]["spikes_at_position0_only"]
+    assert result.findings["spikes_at_position0_only"]
     assert any("drop_edge cannot change them" in note for note in result.settings["notes"])
-    line = next(line for line in result.summary if line.startswith("Dropping"))
-    assert "by construction" in line and "against its control" not in line
+    line = next(line for line in result.summary if line.startswith("Spike size"))
+    assert "by construction" in line and "its later-key control" not in line
 
 
 def test_figures_without_a_spread_over_prompts_have_no_interval(result: Any) -> None:
@@ -370,44 +370,45 @@ def test_edits_together_are_one_after_the_other() -> None:
 def test_matched_models_stand_in_the_same_table(rope: Any) -> None:
     prompts = sinklens.prompts(rope, n=3, length=24)
     compared = run(rope, prompts, draws=1, compare=("postnorm", "rope", "nope"))
-    named = compared.settings["draws_made"]["compared"]
+    named = compared.findings["compared"]
     assert next(iter(named)) == "rope" and "rope, seed 0" not in named
     assert {"postnorm, seed 1", "rope, seed 2", "nope"} <= set(named)
     nope = sinklens.load("nope")
     assert named["nope"] == weights_hash(nope) and named["rope"] == weights_hash(rope)
     other = sinklens.run("sink_profile", nope, prompts, progress=False)
     for metric, condition in (("sink_mass", "position0"), ("sink_rate", "gu")):
-        mine = compared.find(metric=metric, condition="nope", kind="measurement")
+        mine = compared.find(metric=metric, condition="rope", kind="control", against="nope")
         theirs = other.find(metric=metric, condition=condition)
         assert (mine.value, mine.baseline) == pytest.approx((theirs.value, theirs.baseline))
-        own = compared.find(metric=metric, condition="rope")
-        contrast = compared.find(metric=metric, condition="nope", kind="contrast")
+        own = compared.find(metric=metric, condition="rope", kind="measurement")
+        contrast = compared.find(metric=metric, kind="contrast", against="nope")
         assert contrast.effect == pytest.approx(own.effect - mine.effect)
         assert contrast.q_value is not None
-    seeds = [r for r in compared.effects if r.kind == "contrast" and "postnorm" in r.condition]
+    seeds = [r for r in compared.effects if r.kind == "contrast" and "postnorm" in f"{r.against}"]
     assert len(seeds) == 9
-    (line,) = (line for line in compared.summary if line.startswith("postnorm: spike"))
-    assert "further above their nulls" in line and "told apart" in line  # of three prompts
+    (line,) = (line for line in compared.summary if line.startswith("rope: peak_ratio"))
+    # Three prompts allow no verdict.
+    assert "not significantly different from 3 of 3 seeds of postnorm (" in line
+    assert "not significantly different from nope (" in line
 
 
 def test_a_checkpoint_is_compared_with_the_end_of_its_own_training() -> None:
     early = sinklens.load("rope", step=512)
     prompts = sinklens.prompts(early, n=2, length=12)
     compared = run(early, prompts, draws=1, compare=("rope",))
-    named = compared.settings["draws_made"]["compared"]
+    named = compared.findings["compared"]
     assert list(named) == ["rope, step 512", "rope, seed 0", "rope, seed 1", "rope, seed 2"]
     assert named["rope, step 512"] == weights_hash(early)
     assert named["rope, seed 0"] == weights_hash(sinklens.load("rope"))
-    assert any(line.startswith("rope, step 512: spike") for line in compared.summary)
+    assert any(line.startswith("rope, step 512: peak_ratio") for line in compared.summary)
 
 
 def test_spikes_are_read_as_plain_hugging_face_reads_them(
     rope: Any, result: Any, plain_rope: Any
 ) -> None:
     """Sparsity, alignment and the form's prediction, from the plain MLP's inputs and outputs."""
-    drawn = result.settings["draws_made"]
-    spikes, entered = drawn["spikes"], drawn["layer"]
-    layer = (spikes["steps"]["up"]["block"] - 1) // 2
+    channels, entered = result.findings["channels"], result.findings["layer"]
+    layer = (list(map(stage_name, range(13))).index(result.findings["step_up"]) - 1) // 2
     mlp, kept = plain_rope.model.layers[layer].mlp, []
     handle = mlp.register_forward_hook(lambda module, inputs, out: kept.extend((inputs[0], out)))
     with torch.no_grad():
@@ -428,7 +429,7 @@ def test_spikes_are_read_as_plain_hugging_face_reads_them(
     wanted = (both_sides(shares)[0], both_sides(largest)[1])
     assert (row.value, row.baseline) == pytest.approx(wanted, rel=1e-5)
 
-    channel = spikes["channels"][0]
+    channel = channels[0]
     gate, up, down = (
         linear.weight.detach().double() for linear in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
     )
@@ -478,10 +479,10 @@ def test_the_gap_of_a_later_key(rope: Any) -> None:
     """From the scores of TransformerLens's cache, head by head."""
     prompts = sinklens.prompts(rope, n=3, length=16)
     result = run(rope, prompts, draws=2)
-    places = result.settings["draws_made"]["gap_positions"]
+    places = result.draws["gap_positions"]
     with torch.no_grad():
         _, cache = rope.run_with_cache(prompts.tokens)
-    heads = [tuple(map(int, one[1:].split("H"))) for one in result.settings["draws_made"]["heads"]]
+    heads = [tuple(map(int, one[1:].split("H"))) for one in result.draws["heads"]]
 
     def gap(key: int, place: int) -> Any:
         found = []
@@ -526,7 +527,7 @@ def test_every_family_works_or_refuses(name: str) -> None:
         assert "pattern" in found.settings["left_out"]["drop_edge"]
     gated = any(row.metric == "quadratic_norm" for row in found.effects)
     assert gated != ("quadratic_form" in found.settings["left_out"])
-    up = found.settings["draws_made"]["spikes"]["steps"]["up"]["after"]
+    up = found.findings["step_up"]
     assert gated == (name in ("llama", "gemma2", "mistral") and up.endswith("MLP"))
     assert all(math.isfinite(row.value) for row in found.effects)
     assert len(found.summary) <= 12 and found.plot().layout.title.text
@@ -536,7 +537,7 @@ def test_conditions_that_cannot_be_run(rope: Any) -> None:
     prompts = sinklens.prompts(rope, n=2, length=16)
     with pytest.raises(SinklensError, match="scale_free="):
         run(rope, prompts, scale_free=1e6, conditions=("both",))
-    with pytest.raises(SinklensError, match="clamp_spikes, drop_edge, both"):
+    with pytest.raises(SinklensError, match="did you mean clamp_spikes"):
         run(rope, prompts, conditions=("clamp",))
 
 

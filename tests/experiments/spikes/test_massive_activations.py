@@ -87,20 +87,22 @@ def test_a_planted_spike_is_found_exactly(model: Any, prompts: Prompts) -> None:
     with torch.no_grad():
         embedded = plain.transformer.wte(prompts.tokens) + plain.transformer.wpe.weight[:12]
     own = embedded[..., CHANNEL]
-    spikes = result.settings["draws_made"]["spikes"]
+    found = result.findings
     # Nothing but the two biases writes to the channel, so the largest entry sits where the
     # embedding is largest, and keeps its size until layer 3's MLP.
-    assert spikes["channels"][0] == CHANNEL
-    assert spikes["peak_after"] in {stage_name(stage) for stage in range(4, 8)}
+    assert found["channels"][0] == CHANNEL
+    assert found["peak_after"] in {stage_name(stage) for stage in range(4, 8)}
     peak = own.max(1)
+    stages = [stage_name(stage) for stage in range(2 * LAYERS + 1)]
+    assert list(result.arrays["top_magnitude"].coords["stage"]) == stages
     sizes = result.arrays["top_magnitude"].values[:, 0]
     assert sizes[5] == pytest.approx(float((UP + peak.values).mean()), rel=1e-6)
+    assert found["peak_size"] == pytest.approx(float(sizes[stages.index(found["peak_after"])]))
     up = result.find(metric="step_up", condition="L1 MLP")
     down = result.find(metric="step_down", condition="L3 MLP")
     assert up.value == pytest.approx(float((UP / (UP + peak.values)).mean()), rel=1e-5)
     assert down.value == pytest.approx(float((DOWN / (UP + peak.values)).mean()), rel=1e-5)
-    stages = [stage_name(stage) for stage in range(2 * LAYERS + 1)]
-    before = stages.index(spikes["peak_after"]) + 1
+    before = stages.index(found["peak_after"]) + 1
     assert (up.layer, up.baseline) == (1, pytest.approx(largest_share(before)))
     # All that the sub-blocks after the peak take away is what layer 3's MLP does.
     removed = down.value * largest_share(len(stages) - before)
@@ -108,15 +110,19 @@ def test_a_planted_spike_is_found_exactly(model: Any, prompts: Prompts) -> None:
     share = float((peak.indices == 0).float().mean())
     assert result.find(metric="peak_at_position0").value == pytest.approx(share)
     # Every position holds the spike, so all of them are edited, where they enter layer 2.
-    entries = result.settings["draws_made"]["entries"]["channels"]
-    assert result.settings["draws_made"]["layer"] == 2
+    entries = found["entries"]
+    assert found["layer"] == 2
     assert [(e["channel"], e["place"], e["per_prompt"]) for e in entries] == [
         (CHANNEL, "position 0", 1.0),
-        (CHANNEL, "later", 11.0),
+        (CHANNEL, "later positions", 11.0),
     ] or [e["per_prompt"] for e in entries] == [11.0, 1.0]
-    for said, row in (("writes 100% of it", up), ("takes away 80% of it", down)):
-        (line,) = (line for line in result.summary if said in line)
-        assert f"(more than the largest of as many random shares, {abs(row.baseline):.1%})" in line
+    sentences = {
+        "Written by L1 MLP: 100% of the peak, above": up,
+        "Removed by L3 MLP: -80% of the peak, below": down,
+    }
+    for sentence, row in sentences.items():
+        (line,) = (line for line in result.summary if line.startswith(sentence))
+        assert f"the broken-stick expectation ({row.baseline:.0%})" in line
 
 
 def test_criteria_and_kurtosis() -> None:
@@ -154,8 +160,8 @@ def test_a_step_that_is_no_more_than_random_shares_is_said_to_be_none() -> None:
     result = run(model, random_prompts(model, n=5, length=12), draws=1)
     (row,) = (row for row in result.effects if row.metric == "step_up")
     assert 0.15 < row.value < 0.25 < row.baseline
-    line = next(line for line in result.summary if "steps up" in line)
-    assert "No single sub-block" in line and "not more than the largest" in line
+    line = next(line for line in result.summary if "no single sub-block" in line)
+    assert "below the broken-stick expectation" in line and "; besides L" in line
 
 
 def test_the_largest_of_random_shares() -> None:
@@ -185,22 +191,21 @@ def plain_metrics(plain: Any, tokens: Tensor, layer: int, edit: Any = None) -> d
     }
 
 
-CONDITIONS = ("zero", "mean", "flipped_mean", "first_token_mean", "zero:equal_norm")
+CONDITIONS = ("zero", "mean", "flipped_mean", "first_token_mean")
 
 
 def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> Any:
     """Peak, every edit and two controls on every metric, from the definitions."""
     prompts = Prompts(tokens, bos=True, source="test")
     result = run(model, prompts, draws=1, conditions=CONDITIONS)
-    drawn = result.settings["draws_made"]
-    layer = drawn["layer"]
+    layer = result.findings["layer"]
     with torch.no_grad():
         states = plain(tokens, output_hidden_states=True, use_cache=False).hidden_states
     stream = states[layer].numpy()
     size = np.abs(stream)
     flat = size.reshape(len(size), -1)
     median = np.quantile(flat, 0.5, axis=1, method="lower")[:, None, None]
-    if drawn["spikes"]["criterion"] == "scale_free":
+    if result.findings["criterion"] == "scale_free":
         massive = size >= result.settings["scale_free"] * median
     else:
         massive = (size >= 100) & (size >= 1000 * median)
@@ -232,27 +237,26 @@ def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> Any:
         distance = np.where(massive[row], np.inf, np.abs(size[row] - median[row])).ravel()
         for where in np.argsort(distance)[: massive[row].sum()]:
             ordinary.append((row, *divmod(int(where), size.shape[2])))
-    (moved,) = drawn["control_channels"]
+    (moved,) = result.draws["control_channels"]
     elsewhere = [moved[str(channel)] for channel in channels]
     there, values = (rows, positions, channels), stream[massive]
     edits = {
-        ("zero", "treatment"): written(there, 0.0),
-        ("mean", "treatment"): written(there, own),
-        ("flipped_mean", "treatment"): written(there, -own),
-        ("first_token_mean", "treatment"): written(
-            there, np.where(positions == 0, first[channels], own)
-        ),
-        ("zero", "control"): written(tuple(zip(*ordinary, strict=True)), 0.0),
-        ("zero:equal_norm", "control"): written(
+        ("zero", None): written(there, 0.0),
+        ("mean", None): written(there, own),
+        ("flipped_mean", None): written(there, -own),
+        ("first_token_mean", None): written(there, np.where(positions == 0, first[channels], own)),
+        ("zero", "median_entries"): written(tuple(zip(*ordinary, strict=True)), 0.0),
+        ("zero", "other_channels"): written(
             (rows, positions, elsewhere), stream[rows, positions, elsewhere] - values
         ),
     }
     clean = plain_metrics(plain, tokens, layer)
-    for (condition, kind), edit in edits.items():
+    for (condition, against), edit in edits.items():
         edited = plain_metrics(plain, tokens, layer, edit)
         edited["kl"] = plain_hf.kl(clean["logits"], edited["logits"], 0)
         for metric in ("loss", "kl", "sink_mass", "sink_rate"):
-            row = result.find(metric=metric, condition=condition, kind=kind)
+            kind = "control" if against else "treatment"
+            row = result.find(metric=metric, condition=condition, kind=kind, against=against)
             found = result.per_prompt["value"][result.effects.index(row)]
             np.testing.assert_allclose(
                 found, edited[metric], atol=1e-5, err_msg=f"{condition} {metric}"
@@ -269,7 +273,7 @@ def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> Any:
 
 def check_position0(result: Any, size: Any, median: Any) -> None:
     """Position 0 of the stream that is edited, beside the positions of the control."""
-    places = result.settings["draws_made"]["control_positions"]
+    places = result.draws["control_positions"]
     assert places and all(1 <= place <= size.shape[1] // 4 for place in places)
     wide = size.astype(float)
     width = size.shape[2]
@@ -283,6 +287,7 @@ def check_position0(result: Any, size: Any, median: Any) -> None:
             kind: result.find(metric=metric, condition="position0", kind=kind)
             for kind in ("measurement", "control", "contrast")
         }
+        assert rows["control"].against == rows["contrast"].against == "later_position"
         assert rows["measurement"].baseline == rows["control"].baseline == pytest.approx(null)
         for kind, wanted in (("measurement", here), ("control", later), ("contrast", here - null)):
             found = result.per_prompt["value"][result.effects.index(rows[kind])]
@@ -300,10 +305,11 @@ def test_rope_agrees_with_plain_hugging_face() -> None:
         ).eval()
     tokens = sinklens.prompts(model, n=4, length=24).tokens
     result = check_against_plain(plain, model, tokens)
-    spikes = result.settings["draws_made"]["spikes"]
+    spikes = result.findings
     assert spikes["criterion"] == "scale_free" and spikes["positions"] == {"0": 4}
-    down = result.find(metric="step_down", condition=spikes["steps"]["down"]["after"])
-    assert down.value > -0.1 and "No sub-block takes 10% of it away." in result.summary
+    down = result.find(metric="step_down", condition=spikes["step_down"])
+    assert down.value > -0.1
+    assert "No sub-block removes more than 10% of the peak." in result.summary
 
 
 def test_smollm2_is_found_without_being_told(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
@@ -311,12 +317,13 @@ def test_smollm2_is_found_without_being_told(plain_smollm2: Any, smollm2_tokeniz
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)
     tokens = sinklens.prompts(model, n=3, length=24, bos=True).tokens
     result = check_against_plain(plain_smollm2, model, tokens)
-    spikes = result.settings["draws_made"]["spikes"]
+    spikes = result.findings
     assert spikes["channels"][0] == 507 and spikes["positions"] == {"0": 3}
     assert float(result.arrays["top_magnitude"].values.max()) > 20_000
-    assert spikes["steps"]["up"]["after"] == "L11 MLP" and spikes["steps"]["up"]["share"] > 0.9
-    zero = result.find(metric="loss", condition="zero", kind="contrast")
-    assert zero.effect > 1
+    assert result.find(metric="step_up", condition="L11 MLP").value > 0.9
+    zero = {"metric": "loss", "condition": "zero", "kind": "contrast"}
+    assert result.find(**zero, against="median_entries").effect > 1
+    assert result.find(**zero, against="other_channels").effect > 1
     # BOS is the same everywhere, so that each of its entries is its own mean.
     mean = result.find(metric="loss", condition="mean", kind="treatment")
     assert mean.effect == pytest.approx(0, abs=1e-4) and "mean" in result.settings["footnotes"]
@@ -326,15 +333,19 @@ def test_an_equal_change_goes_to_other_channels_of_the_same_positions(
     model: Any, prompts: Prompts
 ) -> None:
     """Its norm at each position is that of the treatment, channel 7 stays."""
-    from sinklens.experiments.spikes._edits import SpikeEdits
-    from sinklens.experiments.spikes.massive_activations import MassiveActivationsConfig
+    from sinklens.comparisons.spikes import OTHER_CHANNELS, SpikeEdits
     from sinklens.probes.stream_entries import EntryValues
+    from sinklens.runner.registry import get
+    from sinklens.runner.run import Run
 
     entries = Entries(*(torch.tensor(x) for x in ([0, 0, 1], [0, 3, 2], [7, 7, 9])), torch.ones(3))
     values = EntryValues(entries, [], torch.zeros(2, WIDTH), torch.ones(2))
-    edits = SpikeEdits(model, MassiveActivationsConfig(draws=4), 2, values)
+    experiment = get("massive_activations")
+    edits = SpikeEdits(Run(experiment, model, prompts, experiment.config(draws=4)), 2, values)
     stream = torch.randn(2, 12, WIDTH)
-    for control in edits.comparison("zero:equal_norm").control:
+    (elsewhere,) = edits.comparison("zero", [OTHER_CHANNELS]).controls
+    assert len(elsewhere.interventions) == 4
+    for control in elsewhere.interventions:
         ((name, hook),) = control.for_prompts(torch.arange(2)).fwd_hooks
         change = hook(stream, hook=None) - stream
         assert name == "blocks.2.hook_resid_pre"
@@ -347,10 +358,10 @@ def test_an_equal_change_goes_to_other_channels_of_the_same_positions(
 def test_an_edit_that_changes_nothing_has_a_control_that_changes_nothing(model: Any) -> None:
     """Of a single prompt every entry is its own mean, so that nothing is moved elsewhere either."""
     prompts = random_prompts(model, n=1, length=12)
-    result = run(model, prompts, draws=1, conditions=("mean", "mean:equal_norm"))
-    for kind in ("treatment", "control"):  # but for the rounding of a mean
-        row = result.find(metric="loss", condition="mean:equal_norm", kind=kind)
-        assert row.effect == pytest.approx(0, abs=1e-3)
+    result = run(model, prompts, draws=1, conditions=("mean",), equal_change=("mean",))
+    for kind, against in (("treatment", None), ("control", "other_channels")):
+        row = result.find(metric="loss", condition="mean", kind=kind, against=against)
+        assert row.effect == pytest.approx(0, abs=1e-3)  # but for the rounding of a mean
 
 
 def test_entries_follow_their_prompts(model: Any) -> None:
@@ -374,16 +385,17 @@ def test_the_sweep_counts_tokens_that_spike() -> None:
     tokens = torch.randint(4, 64, (4, 10), generator=torch.Generator().manual_seed(1))
     tokens[:, 4] = 20
     result = run(model, Prompts(tokens, bos=False, source="test"), sweep_tokens=1000, draws=0)
-    swept = result.settings["draws_made"]["vocabulary"]
-    ordinary = len(sinklens.models.ordinary_tokens(model))
-    for place in ("position 0", "position 5"):
-        assert swept[place]["share"] == pytest.approx(3 / ordinary)
-        assert swept[place]["tokens"] == swept[place]["of"] == ordinary
-        median = float(result.arrays["layer_median"].values.max())
-        assert 0 <= swept[place]["null"] <= gaussian_exceeds(WIDTH, 1000 / median) + 1e-12
-    (line,) = (line for line in result.summary if "vocabulary" in line)
-    assert line.count("above Gaussian entries") == 2 and "not above" not in line
-    assert "The embedding already holds it." in result.summary
+    found, ordinary = result.findings, len(sinklens.models.ordinary_tokens(model))
+    assert found["vocabulary_tried"] == found["vocabulary_size"] == ordinary
+    median = float(result.arrays["layer_median"].values.max())
+    for place in ("position0", "later_position"):
+        row = result.find(metric="vocabulary_spikes", condition=place)
+        assert row.value == pytest.approx(3 / ordinary)
+        assert (row.n_prompts, row.resampled) == (ordinary, "token")
+        assert 0 <= row.baseline <= gaussian_exceeds(WIDTH, 1000 / median) + 1e-12
+    (line,) = (line for line in result.summary if "first token" in line)
+    assert line.count("above Gaussian entries") == 2
+    assert "The embedding already holds the peak." in result.summary
 
 
 def test_no_spikes_is_a_finding_and_no_error() -> None:
@@ -392,7 +404,7 @@ def test_no_spikes_is_a_finding_and_no_error() -> None:
     result = run(model, prompts)
     assert set(result.settings["left_out"]) >= {"zero", "mean"}
     assert "treatment" not in {row.kind for row in result.effects}
-    assert any("nothing was edited" in line for line in result.summary)
+    assert any("Nothing was intervened on" in line for line in result.summary)
     with pytest.raises(SinklensError, match="criterion=scale_free"):
         run(model, prompts, conditions=("zero",))
 
@@ -432,11 +444,9 @@ def test_where_most_channels_are_massive_no_equal_change_is_made_elsewhere() -> 
     model = families.boot("llama")
     prompts = random_prompts(model, n=3, length=12)
     result = run(model, prompts, criterion="scale_free", scale_free=1.01, draws=1)
-    assert "too few others" in result.settings["left_out"]["zero:equal_norm"]
-    assert result.find(metric="loss", condition="zero", kind="contrast")
-    asked = {"criterion": "scale_free", "scale_free": 1.01, "conditions": ("zero:equal_norm",)}
-    with pytest.raises(SinklensError, match="too few others"):
-        run(model, prompts, **asked)
+    assert "too few others" in result.settings["left_out"]["other_channels"]
+    contrast = result.find(metric="loss", condition="zero", kind="contrast")
+    assert contrast.against == "median_entries"
     other = sinklens.run("spike_sink_decoupling", model, prompts, scale_free=1.01, progress=False)
     assert any("too few others" in note for note in other.settings["notes"])
     kinds = {row.kind for row in other.effects if row.condition == "clamp_spikes"}
@@ -457,6 +467,7 @@ def test_means_that_are_what_is_there_at_position_0_only(model: Any) -> None:
     found = run(model, Prompts(tokens, bos=True, source="test"), draws=1, conditions=("mean",))
     assert "at position 0" in found.settings["footnotes"]["mean"]
     assert not any("by construction" in line for line in found.summary)
+    assert any(line.startswith("Massive entries set to mean: loss") for line in found.summary)
 
 
 def test_stages_are_the_residual_stream(boot_family: Any) -> None:
@@ -476,7 +487,8 @@ def test_stages_are_the_residual_stream(boot_family: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"draws": 0, "conditions": ("zero:equal_norm",)}, "ask for zero"),
+        ({"conditions": ("zero:equal_norm",)}, "unknown condition.*zero"),
+        ({"equal_change": ("nil",)}, "flipped_mean"),
         ({"times": 1.0}, "above 1"),
         ({"conditions": ("nil",)}, "zero"),
         ({"criterion": "relative"}, "scale_free"),

@@ -1,0 +1,168 @@
+"""Massive entries of the residual stream edited, with two matched controls.
+
+    median_entries  as many entries of median size of the same prompts, edited in the same way
+    other_channels  the same change made to random other channels of the same positions
+
+What each edit writes is in `experiments.spikes`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core.protocol import HookedModel
+from ..core.seeds import seeded
+from ..hooks.intervention import Intervention
+from ..hooks.position0 import MEAN_TOKENS
+from ..hooks.spikes import replace_entries, shift_entries
+from ..models import ordinary_tokens
+from ..probes.positions import first_token_values
+from ..probes.stream_entries import Entries, EntryValues
+from ..runner.compare import NO_POSITION, Comparison, Control
+from ..runner.run import Run
+
+EDITS = ("zero", "mean", "flipped_mean", "first_token_mean")
+CLAMP = "clamp_spikes"  # the size of a median entry, the sign kept
+MEDIAN_ENTRIES, OTHER_CHANNELS = "median_entries", "other_channels"
+OWN_MEAN = "with the same first token in all prompts position 0 is its own mean"
+
+
+class SpikeEdits:
+    """Makes the edits of massive entries at one layer, and their controls."""
+
+    def __init__(self, run: Run[Any], layer: int, entries: EntryValues) -> None:
+        """Take what is edited.
+
+        Args:
+            run: The run; which channels the draws took is kept in it.
+            layer: The block whose input is edited; one past the last stands for what leaves it.
+            entries: The massive entries, and those of median size.
+        """
+        self._run, self._layer, self._entries = run, layer, entries
+        self._first: Tensor | None = None
+        self.crowded = crowded(entries)
+
+    def comparison(self, edit: str, controls: Sequence[str]) -> Comparison:
+        """An edit beside the controls that are named."""
+        massive = self._entries.massive
+        values = self._values(edit, massive, self._massive_mean())
+        change = values - massive.value
+        if edit == "mean":
+            self._footnote_own_means(change)
+        treatment = dataclasses.replace(
+            replace_entries(self._run.model, self._layer, massive, values, name=edit),
+            identity=changes_nothing(massive, change),
+        )
+        made = {
+            MEDIAN_ENTRIES: lambda: self._of_median_size(edit),
+            OTHER_CHANNELS: lambda: self._in_other_channels(edit, change),
+        }
+        return Comparison(
+            edit,
+            [treatment],
+            tuple(Control(name, made[name]()) for name in controls),
+            no_control=self.crowded or NO_POSITION,
+        )
+
+    def _values(self, edit: str, entries: Entries, mean: Tensor) -> Float[Tensor, " entry"]:
+        """What an edit writes into entries whose means over prompts are given."""
+        if edit == "zero":
+            return torch.zeros_like(entries.value)
+        if edit == CLAMP:
+            return entries.value.sign() * self._entries.median[entries.prompt]
+        if edit == "first_token_mean":
+            if self._first is None:
+                self._first = first_token_mean(self._run.model, self._layer, self._run.config.seed)
+            return torch.where(entries.position == 0, self._first[entries.channel], mean)
+        return mean if edit == "mean" else -mean
+
+    def _massive_mean(self) -> Float[Tensor, " entry"]:
+        """The mean of the massive entries of each one's channel, position 0 and the rest apart."""
+        massive = self._entries.massive
+        means = torch.zeros_like(massive.value)
+        for channel in massive.channel.unique():
+            for there in (massive.position == 0, massive.position > 0):
+                mine = there & (massive.channel == channel)
+                if bool(mine.any()):
+                    means[mine] = massive.value[mine].double().mean().float()
+        return means
+
+    def _footnote_own_means(self, change: Float[Tensor, " entry"]) -> None:
+        """Say where `mean` writes what is there."""
+        massive = self._entries.massive
+        first = massive.position == 0
+        line = f"mean writes what is there: {OWN_MEAN}, so the effect is 0 by construction."
+        if not changes_nothing(massive, change):
+            if not (bool(first.any()) and changes_nothing(massive.part(first), change[first])):
+                return
+            line = f"mean writes what is there at position 0: {OWN_MEAN}; later entries change."
+        elif not bool(first.all()):
+            line = "mean writes what is there: each entry is its own mean, so the effect is 0."
+        self._run.footnote("mean", line)
+
+    def _of_median_size(self, edit: str) -> list[Intervention]:
+        """The same edit of as many entries of median size, in each draw."""
+        drawn = []
+        for draw, entries in enumerate(self._entries.ordinary):
+            channel_mean = self._entries.means[(entries.position > 0).long(), entries.channel]
+            values = self._values(edit, entries, channel_mean)
+            name = f"{edit} of median-size entries"
+            drawn.append(
+                replace_entries(self._run.model, self._layer, entries, values, name=name, draw=draw)
+            )
+        return drawn
+
+    def _in_other_channels(self, edit: str, change: Float[Tensor, " entry"]) -> list[Intervention]:
+        """The same change in other channels, each channel's in one of its own, in each draw."""
+        if self.crowded:
+            return []
+        massive, drawn, taken = self._entries.massive, [], []
+        own = massive.channel.unique()
+        others = np.setdiff1d(np.arange(int(self._run.model.cfg.d_model)), own.numpy())
+        for draw in range(self._run.config.draws):
+            random = seeded(self._run.config.seed, "channels", draw)
+            chosen = torch.from_numpy(random.choice(others, len(own), replace=False))
+            taken.append(dict(zip(map(str, own.tolist()), chosen.tolist(), strict=True)))
+            elsewhere = massive._replace(channel=chosen[torch.searchsorted(own, massive.channel)])
+            name = f"{edit} in other channels"
+            shift = shift_entries(
+                self._run.model, self._layer, elsewhere, change, name=name, draw=draw
+            )
+            drawn.append(dataclasses.replace(shift, identity=changes_nothing(massive, change)))
+        self._run.drawn(control_channels=taken)
+        return drawn
+
+
+def crowded(entries: EntryValues) -> str:
+    """Why the same change cannot be made in other channels, empty where it can."""
+    own, width = len(entries.massive.channel.unique()), entries.means.shape[-1]
+    if 2 * own <= width:
+        return ""
+    return (
+        f"{own} of {width} channels hold a massive entry somewhere, so that too few others are "
+        "left to take an equal change each; a higher scale_free= (or times=) calls fewer massive"
+    )
+
+
+def changes_nothing(entries: Entries, change: Float[Tensor, " entry"]) -> bool:
+    """Whether an edit writes what is there, but for rounding.
+
+    With a BOS position 0 is the same in every prompt, and each of its entries is its own mean.
+    """
+    return bool((change.abs() <= 1e-4 * entries.value.abs()).all())
+
+
+def first_token_mean(model: HookedModel, layer: int, seed: int) -> Float[Tensor, " channel"]:
+    """What position 0 of the stream holds on average over ordinary first tokens."""
+    site, block = ("residual", layer)
+    if layer == int(model.cfg.n_layers):
+        site, block = "resid_post", layer - 1
+    tokens = seeded(seed, "massive", "first").choice(ordinary_tokens(model).numpy(), MEAN_TOKENS)
+    return first_token_values(model, torch.from_numpy(tokens), [site], [block])[site, block].mean(0)
