@@ -1,9 +1,20 @@
-"""Massive entries of the residual stream edited, with two matched controls.
+"""Massive entries of the residual stream intervened on, with two matched controls.
 
-    median_entries  as many entries of median size of the same prompts, edited in the same way
-    other_channels  the same change made to random other channels of the same positions
+    zero              0
+    mean              the mean over the massive entries of that channel, position 0 and later
+                      positions apart
+    flipped_mean      minus that
+    first_token_mean  the same as `mean`, but at position 0 the mean over 256 ordinary first tokens,
+                      each run as a prompt of length 1
+    clamp_spikes      the size of a median entry, the sign kept
 
-What each edit writes is in `experiments.spikes`.
+Controls:
+
+    median_entries    as many entries of median size: 0 under `zero`, else their channel's mean
+    other_channels    the same change made to random other channels of the same positions
+
+Where prompts share a BOS, position 0 is the same in all of them: each of its entries is its own
+mean, and `mean` does nothing there by construction, which a footnote says.
 """
 
 from __future__ import annotations
@@ -29,7 +40,7 @@ from ..runner.compare import NO_POSITION, Comparison, Control
 from ..runner.run import Run
 
 EDITS = ("zero", "mean", "flipped_mean", "first_token_mean")
-CLAMP = "clamp_spikes"  # the size of a median entry, the sign kept
+CLAMP = "clamp_spikes"
 MEDIAN_ENTRIES, OTHER_CHANNELS = "median_entries", "other_channels"
 OWN_MEAN = "with the same first token in all prompts position 0 is its own mean"
 

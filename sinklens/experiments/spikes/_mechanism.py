@@ -42,7 +42,7 @@ def add_mechanism(run: Run[Any], spikes: Spikes, entries: EntryValues) -> None:
     Args:
         run: The run.
         spikes: Where the spikes are.
-        entries: The massive entries of the stream behind the step-up.
+        entries: The massive entries of the residual stream behind the step-up.
     """
     at_spikes = torch.zeros(run.prompts.tokens.shape, dtype=torch.bool)
     at_spikes[entries.massive.prompt, entries.massive.position] = True

@@ -51,7 +51,7 @@ class Spikes:
         peak: The stage at which the largest entry stands out most.
         positions: By prompt, the position of the leading entry.
         channels: The channels that lead, most frequent first.
-        written: The stream's entries at the leading position, after every sub-block.
+        written: The residual stream's entries at the leading position, after every sub-block.
         shares: By prompt, what every sub-block writes of the leading entry's plateau.
     """
 
@@ -77,7 +77,7 @@ class Spikes:
 
     @property
     def layer(self) -> int:
-        """The first block that the whole spike enters: its input is where the spike is edited."""
+        """The first block that the whole spike enters: its input is intervened on."""
         return (self.step_up + 1) // 2
 
     def described(self) -> dict[str, Any]:

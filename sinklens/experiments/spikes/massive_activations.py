@@ -6,27 +6,17 @@ Beside each stands its null: Gaussian entries, whose largest would be about 6 ti
 and the broken-stick expectation: where n sub-blocks write random shares of the peak, or remove
 random shares of what is removed after it, the largest, which is the one named, has
 (1 + 1/2 + .. + 1/n) / n on average. Shares can be negative, which random ones are not. The control
-of the search is a later position of the stream that is intervened on (rows named position0).
+of the search is a later position of the residual stream that is intervened on (rows named
+position0).
 
-Then the massive entries of the stream behind the step-up are set to:
-
-    zero              0
-    mean              the mean over the massive entries of that channel, position 0 and later
-                      positions apart
-    flipped_mean      minus that
-    first_token_mean  the same, but at position 0 the mean over 256 ordinary first tokens, each run
-                      as a prompt of length 1
-
-beside two controls: `median_entries`, as many entries of median size (set to 0 under `zero`, else
-to their channel's mean), and, for the conditions in `equal_change`, `other_channels`, the same
-change made to random other channels of the same positions. Units: nats, shares of attention, the
-stream's own.
+Then the massive entries of the residual stream behind the step-up are set to `zero`, `mean`,
+`flipped_mean` or `first_token_mean`, beside as many entries of median size and, for the conditions
+in `equal_change`, the same change in other channels (`comparisons.spikes`). Units: nats, shares of
+attention, the residual stream's own.
 
 Follows Sun et al. 2024 (2402.17762: definition, zero, mean, median-size control) and Owen et al.
-2025 (2503.22329: position 0 apart, the other reading of the median). Where prompts share a BOS,
-position 0 is the same in all of them: each of its entries is its own mean, and `mean` does nothing
-there by construction, which the table says; `first_token_mean` (ours) does something. A clamp tells
-what a trained model needs, not what training would have done.
+2025 (2503.22329: position 0 apart, the other reading of the median). An intervention shows what a
+trained model needs, not what training would have done.
 
 Takes as long as 33 to 37 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one
 core of two machines), without the vocabulary sweep; that of 4,096 tokens at two positions takes 20.
@@ -125,7 +115,7 @@ def edited_entries(result: Record) -> Iterator[str]:
 
 
 def loss_of_edits(result: Record) -> Iterator[str]:
-    """The loss under each edit; of one that changes nothing only why."""
+    """The loss under each intervention; of one that changes nothing only why."""
     footnote = result.settings["footnotes"].get("mean", "")
     idle = "effect is 0" in footnote
     changing = tuple(edit for edit in EDITS if not (edit == "mean" and idle))
@@ -173,7 +163,7 @@ SAYS = (
         y="size (mean over prompts)",
         log=True,
     ),
-    smallest={"scale_free": 3.0, "sweep_tokens": 8},
+    smallest={"scale_free": 4.0, "sweep_tokens": 8},
 )
 def massive_activations(run: Run[MassiveActivationsConfig]) -> None:
     """Find the massive entries, and intervene on them where they first are.
@@ -206,7 +196,7 @@ def massive_activations(run: Run[MassiveActivationsConfig]) -> None:
     run.note(OURS)
     edits = SpikeEdits(run, layer, entries)
     equal = set(config.equal_change) & set(run.conditions)
-    if equal and edits.crowded:
+    if equal and config.draws and edits.crowded:
         run.left_out(OTHER_CHANNELS, edits.crowded)
     run.compare(
         [

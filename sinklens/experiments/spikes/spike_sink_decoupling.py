@@ -186,7 +186,7 @@ SAYS = (
     measures=MEASURES,
     says=SAYS,
     figure=Interaction("spike", "sink_mass", CONDITIONS),
-    smallest={"scale_free": 3.0},
+    smallest={"scale_free": 4.0},
 )
 def spike_sink_decoupling(run: Run[SpikeSinkDecouplingConfig]) -> None:
     """Clamp spikes, drop sink edges, and both.
