@@ -508,7 +508,7 @@ def test_result_without_a_field(saved: Path, tmp_path: Path) -> None:
         (target / "result.json").write_text(json.dumps(less))
         with refused("result"):
             sinklens.ExperimentResult.load(target)
-    for wrong in ([], 3, {"schema": 99}, {**content, "dims": None}, {**content, "effects": [{}]}):
+    for wrong in ([], 3, {"schema": 99}, {**content, "arrays": None}, {**content, "effects": [{}]}):
         (target / "result.json").write_text(json.dumps(wrong))
         with refused("result"):
             sinklens.ExperimentResult.load(target)
