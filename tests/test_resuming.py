@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, partialmethod
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ import torch
 
 import sinklens
 from sinklens.core.storage import require_free
-from sinklens.engine import code_digest, kept
-from sinklens.engine import evaluate as run
+from sinklens.engine import kept
 from sinklens.engine import resume as journal
+from sinklens.engine.evaluate import _Sweep
 from sinklens.experiments.position import _edits as position_edits
+from sinklens.runner import registry
 
 COMMAND = [
     *("position0_patching", "rope", "--n-prompts", "8", "--length", "48", "--quiet"),
@@ -101,7 +102,7 @@ def test_what_is_done_is_not_done_again(
     ablate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[int] = []
-    original = run._Sweep.run_group
+    original = _Sweep.run_group
 
     def counted(self: Any, watches: Any, stop_after: int | None = None) -> Any:
         if stop_after is not None and len(done) == stop_after:
@@ -109,18 +110,18 @@ def test_what_is_done_is_not_done_again(
         done.append(len(watches))
         return original(self, watches)
 
-    monkeypatch.setattr(run._Sweep, "run_group", counted)
+    monkeypatch.setattr(_Sweep, "run_group", counted)
     plain = ablate()
     everything = len(done)
     done.clear()
     monkeypatch.setattr(
-        run._Sweep, "run_group", lambda self, watches: counted(self, watches, stop_after=10)
+        _Sweep, "run_group", lambda self, watches: counted(self, watches, stop_after=10)
     )
     with pytest.raises(KeyboardInterrupt), kept(tmp_path, ["ablate"]):
         ablate()
     assert groups(tmp_path) == 10
     done.clear()
-    monkeypatch.setattr(run._Sweep, "run_group", counted)
+    monkeypatch.setattr(_Sweep, "run_group", counted)
     with kept(tmp_path, ["ablate"]):
         resumed = ablate()
     assert len(done) == everything - 10 > 10
@@ -157,16 +158,13 @@ def test_own_metrics_take_nothing_over(
     assert resumed.effects == with_metric[2.0]().effects != with_metric[1.0]().effects
 
 
-def test_the_digest_is_of_a_package() -> None:
-    """The same in every process; none for what no file of a package holds."""
-    own = code_digest(sinklens.run)
-    script = "import sinklens, sinklens.engine as e; print(e.code_digest(sinklens.run))"
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert own is not None and said.stdout.strip() == own
-    assert code_digest(json.dumps) not in (None, own)
+def test_only_what_has_a_version_is_gone_on_with() -> None:
+    """An experiment that a notebook defines can change under the same name."""
+    assert registry._version_of(sinklens.run) == f"sinklens {version('sinklens')}"
+    assert registry._version_of(torch.nn.functional.relu) == f"torch {version('torch')}"
     there: dict[str, Any] = {"__name__": "__main__"}
     exec("def function(): return 1", there)
-    assert code_digest(there["function"]) is None
+    assert registry._version_of(there["function"]) is None
 
 
 @pytest.mark.parametrize("changed", ["weights", "hooks", "prompts"])
@@ -256,7 +254,7 @@ def stop(logits: Any, tokens: Any, **_: Any) -> Any:
 def stopped(ablate: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Leave an unfinished run with `after` groups."""
     done: list[int] = []
-    original = run._Sweep.run_group
+    original = _Sweep.run_group
 
     def count(self: Any, watches: Any) -> Any:
         if len(done) == after:
@@ -265,7 +263,7 @@ def stopped(ablate: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, after: i
         return original(self, watches)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(run._Sweep, "run_group", count)
+        patched.setattr(_Sweep, "run_group", count)
         with kept(folder, ["ablate"]):
             ablate()
     assert groups(folder) == after

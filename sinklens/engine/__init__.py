@@ -19,7 +19,6 @@ How many prompts and interventions a forward holds follows from shapes alone, so
 command gives the same bytes (`sizes`).
 """
 
-from .code import code_digest as code_digest
 from .evaluate import Evaluation as Evaluation
 from .evaluate import evaluate as evaluate
 from .progress import announce as announce

@@ -4,10 +4,10 @@
         result = sinklens.run(...)
 
 Every group of interventions of every batch is written as soon as it is measured, into
-`folder/unfinished`, under a key made of the experiment, its code and settings, the model's weights,
-and the prompts; work with metrics or hooks of the caller's own is not gone on with. Each file
-appears whole or not at all. Since the sizes of forwards follow from shapes (`sizes.py`), what comes
-out is the same, byte for byte, as without a stop.
+`folder/unfinished`, under a key made of the experiment, its version and settings, the model's
+weights and the prompts; work with metrics or hooks of the caller's own is not gone on with. Each
+file appears whole or not at all. Since the sizes of forwards follow from shapes (`sizes.py`), what
+comes out is the same, byte for byte, as without a stop.
 """
 
 from __future__ import annotations

@@ -16,14 +16,14 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import torch
 
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
-from ..engine import code_digest, has_own_hooks, section
+from ..engine import has_own_hooks, section
 from ..metrics import resolve_metrics
 from ..models import require_eval_mode
 from ..models.prompts import Prompts
@@ -190,19 +190,31 @@ def _kept_under(
     chosen: Experiment, model: HookedModel, prompts: Prompts, config: ExperimentConfig
 ) -> dict[str, Any]:
     """All that finished work depends on, for whoever goes on with it."""
-    code = code_digest(chosen.function)
+    release = _version_of(chosen.function)
     own = any(not isinstance(metric, str) for metric in config.metrics)
     # What own metrics and hooks do cannot be known again: such work is never gone on with.
-    known = code is not None and not own and not has_own_hooks(model)
+    known = release is not None and not own and not has_own_hooks(model)
     return {
         **identity(model, prompts),
         "experiment": chosen.name,
         "settings": config.recorded(),
         "answers": None if prompts.answers is None else prompts.answers.tolist(),
-        "code": code,
+        "experiment_version": release,
         "autocast": torch.is_autocast_enabled(torch.device(model.cfg.device).type),
         "unknown": "" if known else uuid.uuid4().hex,
     }
+
+
+def _version_of(function: Callable[..., Any]) -> str | None:
+    """The version of the package that an experiment is from; None for what is in no package.
+
+    What a notebook defines can change under the same name, so its work is never gone on with.
+    """
+    package = function.__module__.partition(".")[0]
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return None
 
 
 def configure(chosen: Experiment, settings: dict[str, Any]) -> ExperimentConfig:

@@ -11,7 +11,7 @@ skewed distribution makes the interval too narrow; `d_z` is mean over standard d
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -192,29 +192,27 @@ def with_q_values(rows: Sequence[Row]) -> list[Row]:
 
 
 def underpowered_families(effects: Sequence[EffectSize]) -> list[str]:
-    """A sentence for each number of prompts, and family of tests, that can show little.
+    """A sentence for each number of prompts with which one row alone cannot be significant.
 
     Under Benjamini-Hochberg k of m rows at the smallest attainable p have q = p m / k, so that
-    several small p-values carry each other.
+    several small p-values carry each other; one alone cannot have a q of 0.05 where p m is above.
     """
-    sizes: defaultdict[tuple[int, str, str], int] = defaultdict(int)
+    sizes: defaultdict[int, Counter[str]] = defaultdict(Counter)
     for effect in effects:
         if effect.p_value is not None:
-            sizes[effect.n_prompts, effect.metric, effect.kind] += 1
+            sizes[effect.n_prompts][f"{effect.metric} {effect.kind}"] += 1
     lines = []
-    for (n, metric, kind), size in sizes.items():
-        least = math.ceil(smallest_p(n) * size / LEVEL - 1e-9)
-        smallest = (
-            f"Underpowered: with {n} prompts the smallest attainable p is {smallest_p(n):.2g}"
-        )
-        if least > size:
-            lines.append(f"{smallest}, so no row can be significant.")
-        elif least > 1:
+    for n, families in sizes.items():
+        (family, size), least = families.most_common(1)[0], smallest_p(n)
+        said = f"Underpowered: with {n} prompts the smallest attainable p is {least:.2g}"
+        if least > LEVEL:
+            lines.append(f"{said}, so no row can be significant.")
+        elif least * size > LEVEL:
             lines.append(
-                f"{smallest}; at least {least} of the {size} {metric} {kind} rows have to reach it "
-                f"for a q of {LEVEL} after FDR correction."
+                f"{said}; in a family of more than {int(LEVEL / least)} rows (the largest: {size} "
+                f"{family} rows) one row alone cannot be significant after FDR correction."
             )
-    return list(dict.fromkeys(lines))
+    return lines
 
 
 def is_significant(effect: EffectSize) -> bool:
