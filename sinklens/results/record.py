@@ -57,7 +57,8 @@ class Record:
         provenance: Model, weights hash, dtype, device, BOS, text hash, seed, versions, fire counts.
         findings: What was found besides rows and arrays, such as the layer of a step.
         draws: What was drawn (tokens, positions, heads), for whoever repeats it.
-        measures: By metric its unit, the words of its null and how it is written.
+        measures: By metric its unit, the words of its null and how it is written; a condition with
+            a unit or null of its own stands beside it (`fingerprint/nearest_centroid`).
         figure: What `plot` draws.
         run: Times and machine; not part of the result proper.
     """
@@ -119,10 +120,11 @@ class Record:
             if other.kind != "contrast" and other.against in contrasts
         ]
 
-    def measure(self, metric: str) -> Measure:
-        """What kind of number a metric is."""
-        if metric in self.measures:
-            return self.measures[metric]
+    def measure(self, metric: str, condition: str = "") -> Measure:
+        """What kind of number a metric is, under a condition that has a measure of its own."""
+        for name in (f"{metric}/{condition}", metric):
+            if name in self.measures:
+                return self.measures[name]
         return Measure(next(row.unit for row in self.effects if row.metric == metric))
 
 

@@ -142,7 +142,7 @@ def phrase(result: Record, row: EffectSize, part: str = "") -> str:
             `effect` (the difference with its interval), `against` (every reference); empty for
             value, verdict and references.
     """
-    measure = result.measure(row.metric)
+    measure = result.measure(row.metric, row.condition)
     beside = f"{null_verdict(row)} {measure.null} ({number(measure, row.baseline)})"
     parts = {
         "value": lambda: quantity(measure, row.value),
@@ -159,7 +159,7 @@ def phrase(result: Record, row: EffectSize, part: str = "") -> str:
 
 def references(result: Record, row: EffectSize) -> Iterator[str]:
     """For each control or null of a row the verdict, its words and its value."""
-    measure = result.measure(row.metric)
+    measure = result.measure(row.metric, row.condition)
     for reference, contrast in result.references(row):
         words = f"{reference.against}".replace("_", "-")
         yield (
@@ -184,11 +184,11 @@ def describe(effect: EffectSize) -> str:
     return f"{effect.effect:+.3g} {effect.unit}{interval_of(effect)}"
 
 
-def interval_of(effect: EffectSize) -> str:
+def interval_of(effect: EffectSize, form: str = ".3g") -> str:
     """The interval of an effect, empty where there is none: ` [0.010, 0.032]`."""
     if effect.ci_low is None or effect.ci_high is None:
         return ""
-    return f" [{effect.ci_low:.3g}, {effect.ci_high:.3g}]"
+    return f" [{effect.ci_low:{form}}, {effect.ci_high:{form}}]"
 
 
 def place_of(effect: EffectSize) -> str:

@@ -32,7 +32,8 @@ class Experiment:
         defaults: The conditions to run if none is asked for.
         metrics: The metrics to measure if none is asked for; empty where it has measures of its
             own and counts no predictions.
-        measures: By metric what kind of number it is.
+        measures: By metric what kind of number it is, or by `metric/condition` where conditions
+            have units or nulls of their own.
         says: The sentences of the summary.
         figure: What is drawn.
         draws_controls: Whether `draws=0` leaves controls out.

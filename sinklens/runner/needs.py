@@ -49,6 +49,10 @@ class Need:
 
 
 CAUSAL = Need("a causal model, in which position 0 sees only itself", lambda model, _: model.causal)
+READABLE_SCORES = Need(
+    "a model whose attn.hook_attn_scores holds the scores that the softmax gets",
+    lambda model, _: model.edits["scores"],
+)
 
 
 def at_least_layers(count: int, why: str) -> Need:

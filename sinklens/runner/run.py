@@ -234,7 +234,8 @@ class Run(Generic[Config]):
         Returns:
             The row of the value.
         """
-        measure = self._measures[metric]
+        own = f"{metric}/{condition}"
+        measure = self._measures[own if own in self._measures else metric]
         if isinstance(sample, Share):
             made = [share_row(metric, measure, condition, sample)]
         else:
@@ -292,7 +293,7 @@ class Run(Generic[Config]):
             "notes": notes,
             "footnotes": self._footnotes,
         }
-        named = dict.fromkeys(row.effect.metric for row in rows)
+        metrics = {row.effect.metric for row in rows}
         result = ExperimentResult(
             experiment=self._experiment.name,
             effects=[row.effect for row in rows],
@@ -305,7 +306,7 @@ class Run(Generic[Config]):
             settings=settings,
             findings=self._findings,
             draws=self._draws,
-            measures={name: self._measures[name] for name in named},
+            measures={n: m for n, m in self._measures.items() if n.partition("/")[0] in metrics},
             figure=to_json(self._experiment.figure),
             provenance={
                 **identity(self.model, self.prompts),
