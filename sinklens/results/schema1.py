@@ -67,8 +67,9 @@ def upgraded(
     seen = set()
     for number, row in enumerate(rows):
         condition, against = _renamed(experiment, row, leads)
-        new = {**row, "condition": condition, "against": against, "resampled": "prompt"}
-        new["unit"] = UNITS.get(row["unit"], row["unit"])
+        metric = "window_kl" if row["metric"].startswith("window_kl:") else row["metric"]
+        new = {**row, "metric": metric, "condition": condition, "against": against}
+        new |= {"resampled": "prompt", "unit": UNITS.get(row["unit"], row["unit"])}
         if against is not None and row["kind"] == "measurement":  # of another model
             new["kind"] = "control"
         key = tuple(

@@ -1,22 +1,19 @@
-"""How much of the attention logits is position: the components, and their intervals.
+"""How much of the attention logits is not explained by relative position, and its intervals.
 
 Every figure is a function of statistics that are linear in `LogitForms.products` (means over all
-pairs of different prompts) or in the prompts' mean logits. Leaving one prompt out of these needs no
-other run, and gives the jackknife: with theta the figure on all n prompts and theta_(-p) the one
-without prompt p, each prompt stands for
-
-    theta + (n - 1) (mean of all theta_(-q) - theta_(-p)),
-
-whose mean is theta, and Student's t on them is the interval. The obvious number for a prompt, its
-own product with the others' mean, has the same mean, but its interval is half as wide as it has to
-be: a prompt enters the estimate twice, once in each factor. `tests` show both by simulation.
-
-Versions: axis 0 of every tensor here holds theta's statistics at 0, then those without each prompt.
+pairs of different prompts) or in the prompts' mean logits, so that leaving one prompt out needs no
+other run; axis 0 of every tensor here holds the figure of all prompts, then those without each
+(`functional.leave_one_out`), and the jackknife makes its interval of them. The obvious number for a
+prompt, its own product with the others' mean, has the same mean, but its interval is half as wide
+as it has to be: a prompt enters the estimate twice, once in each factor. `tests` show both by
+simulation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,50 +21,46 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from ...probes.logits import LogitFormValues
+from ...functional.causal_mask import NO_VARIANCE
+from ...functional.leave_one_out import versions_of_mean, versions_of_products
+from ...probes.logits import FORMS, LogitFormValues
+from ...results.estimates import Reference, Sample
+from ...results.record import Record
+from ...results.wording import interval_of, null_verdict, phrase
+from ...runner.run import Run
 from ...stats.effects import Values
-
-FEWEST_PROMPTS = 3
-NO_VARIANCE = 1e-9  # nats^2 a pair: below it there are only rounding errors to take shares of
-
-
-def versions_of_products(products: Float[Tensor, " prompt *shape"]) -> Float[Tensor, " n *shape"]:
-    """The mean over pairs of different prompts, of all prompts and without each."""
-    products = products.double()
-    n, total = len(products), products.sum(0, keepdim=True)
-    return torch.cat([total / (n * (n - 1)), (total - 2 * products) / ((n - 1) * (n - 2))])
-
-
-def versions_of_mean(values: Float[Tensor, " prompt *shape"]) -> Float[Tensor, " n *shape"]:
-    """The mean over prompts, of all and without each."""
-    values = values.double()
-    n, total = len(values), values.sum(0, keepdim=True)
-    return torch.cat([total / n, (total - values) / (n - 1)])
+from ...stats.jackknife import pseudo_values
+from ._pairs import KEYS, PairSets
 
 
 def by_prompt(versions: Float[Tensor, " n"]) -> Values:
     """One number a prompt, whose mean is the figure and whose spread is the jackknife's."""
-    left_out = versions[1:]
-    pull = (len(left_out) - 1) * (left_out.mean() - left_out)
-    values: np.ndarray = (versions[0] + pull).numpy()
-    return values
+    return pseudo_values(float(versions[0]), versions[1:].numpy())
+
+
+def sample(versions: Float[Tensor, " n"], null: float = 0.0, draws: int = 1) -> Sample:
+    """A figure beside its null."""
+    return Sample(by_prompt(versions), null, draws)
 
 
 class Components:
-    """The components of one run, by version."""
+    """What was read in one run, of all prompts and without each.
 
-    def __init__(self, values: LogitFormValues, forms: Sequence[str]) -> None:
-        """Take what `LogitForms` computed.
+    Attributes:
+        by_head: By form, mean over prompts, nats^2 a pair.
+        curve: The component query by query, over the last two pair sets.
+        offsets: The mean logit at every offset, over the last two pair sets.
+        layers: How many layers there are.
+    """
 
-        Args:
-            values: Of all prompts.
-            forms: Which forms it was asked for.
-        """
+    def __init__(self, values: LogitFormValues, forms: Sequence[str] = FORMS) -> None:
+        """Take what `LogitForms` computed of these forms."""
         by_head = versions_of_products(values.products)
         # Heads are pooled before ratios: that of a head with hardly any logits is noise.
         self._pooled = {form: by_head[..., number].mean(2) for number, form in enumerate(forms)}
         self.by_head = {form: by_head[0, ..., number] for number, form in enumerate(forms)}
         self.curve = versions_of_products(values.by_query)[:, 1:].mean(1)
+        self.offsets = versions_of_mean(values.offsets)
         self.layers = by_head.shape[1]
 
     def by_layer(self, number: int, form: str = "component") -> Float[Tensor, "n layer"]:
@@ -89,87 +82,11 @@ class Components:
         return self.shares(number, form)[:, 1:].mean(1)
 
 
-class CausalMask:
-    """What the causal mask alone makes of the Toeplitz part.
-
-    With g(d) the mean logit at offset d, C_i = log(sum over d <= i of exp g(d)) (a learned sink
-    adds its own term, a window ends the sum), and log A_ij = g(i - j) - C_i.
-    """
-
-    def __init__(
-        self,
-        offsets: Float[Tensor, "prompt layer head offset"],
-        windows: Sequence[int],
-        sink_logit: Float[Tensor, "layer head"] | None,
-    ) -> None:
-        """Take the mean logit at every offset.
-
-        Args:
-            offsets: By prompt.
-            windows: By layer, how many keys a query sees.
-            sink_logit: The logit of learned sinks.
-        """
-        self.offsets = versions_of_mean(offsets) if len(offsets) > 1 else offsets.double()
-        size = self.offsets.shape[-1]
-        seen = torch.arange(size) < torch.tensor(windows)[:, None, None]
-        sums = self.offsets.masked_fill(~seen, -torch.inf).logcumsumexp(-1)
-        if sink_logit is not None:
-            sums = torch.logaddexp(sums, sink_logit.double()[..., None])
-        self.log_z, self._windows = sums, windows
-        self.log_keys = torch.arange(1, size + 1).double().log()
-
-    def slope(self) -> Float[Tensor, "n layer head"]:
-        """Slope of C_i against log(i + 1): 1 for flat logits."""
-        centred = self.log_keys - self.log_keys.mean()
-        return (self.log_z @ centred) / (centred @ centred)
-
-    def variance(self) -> Float[Tensor, "n layer head"]:
-        """Variance of C_i over pairs: each query counts once for each of its keys."""
-        size = self.log_z.shape[-1]
-        keys = torch.stack([torch.arange(1, size + 1).clamp_max(w) for w in self._windows])
-        weight = (keys / keys.sum(-1, keepdim=True)).double()[:, None]
-        mean = (self.log_z * weight).sum(-1, keepdim=True)
-        return ((self.log_z - mean) ** 2 * weight).sum(-1)
-
-    def window_kl(self, window: int) -> Float[Tensor, "n layer head"]:
-        """Mean over queries i >= window - 1 of KL(A_win || A), in nats.
-
-        A_win keeps the last `window` keys and scales them up, so that all queries see as many; then
-        KL(A_win || A) = C_i - C_(window - 1). The other direction is infinite.
-        """
-        sums = self.log_z[..., window - 1 :]
-        return (sums - sums[..., :1]).mean(-1)
-
-    def extra_r2(self) -> Float[Tensor, "n layer head"]:
-        """What i + j explains of log A beyond i - j, least squares over all pairs.
-
-        The two regressions differ by one direction, i + j without its part along 1 and i - j. Any
-        function of i - j alone has 0.
-        """
-        size = self.log_z.shape[-1]
-        query, key = torch.tril_indices(size, size)
-        found = torch.zeros(self.log_z.shape[:3], dtype=torch.float64)
-        for layer, window in enumerate(self._windows):
-            inside = query - key < window
-            i, j = query[inside], key[inside]
-            predictors = torch.stack([torch.ones_like(i), i - j, i + j], 1).double()
-            beyond = torch.linalg.qr(predictors).Q[:, 2]
-            logs = self.offsets[:, layer][..., i - j] - self.log_z[:, layer][..., i]
-            variance = logs.var(-1, correction=0) * len(i)
-            extra = (logs @ beyond) ** 2 / variance.clamp_min(1e-300)
-            found[:, layer] = torch.where(variance > NO_VARIANCE * len(i), extra, 0.0)
-        return found
-
-    def flat(self) -> CausalMask:
-        """That of flat logits, which give uniform attention."""
-        return CausalMask(torch.zeros_like(self.offsets[:1]), self._windows, None)
-
-
 def depth_trend(shares: Float[Tensor, "n layer"]) -> Float[Tensor, " n"]:
     """How much the share grows from layer 1 to the last, by the line of least squares.
 
     A rank correlation moves in steps, so that leaving out a prompt says nothing of its error; it
-    stands in the settings, without an interval.
+    stands among the findings, without an interval.
     """
     layers = torch.linspace(0, 1, shares.shape[1] - 1, dtype=torch.float64)
     centred = layers - layers.mean()
@@ -182,3 +99,76 @@ def rank_correlation(shares: Float[Tensor, "n layer"]) -> float:
     if np.ptp(row) == 0:
         return 0.0
     return float(stats.spearmanr(np.arange(len(row)), row).statistic)
+
+
+@dataclass(frozen=True)
+class CleanRun:
+    """The run without an edit, which edits are set against.
+
+    Attributes:
+        pairs: The pair sets.
+        components: What was read.
+        shifted: The null, by reading of the keys: the same with logits shifted along diagonals.
+    """
+
+    pairs: PairSets
+    components: Components
+    shifted: Mapping[str, Components]
+
+
+def add_shares(run: Run[Any], clean: CleanRun) -> None:
+    """The rows and arrays of the residual-stream component, beside its empirical null.
+
+    A layer's component is not below 0, so that the mean of many lies above it by noise alone: only
+    the shifted logits tell how far.
+    """
+    pairs, components = clean.pairs, clean.components
+    figures = [("residual_share", "component", label) for label in pairs.labels]
+    figures += [("visible_share", "visible", pairs.last), ("linear_share", "linear", pairs.last)]
+    longest = {keys: pairs.number(pairs.last, keys) for keys in KEYS}
+    for keys in KEYS:
+        for metric, form, queries in figures:
+            share, null = (
+                sample(read.share(pairs.number(queries, keys), form))
+                for read in (components, clean.shifted[keys])
+            )
+            reference = Reference(null, "diagonal_shift", "null")
+            run.add(metric, keys, share, reference, queries=queries)
+        trend = depth_trend(components.shares(longest[keys]))
+        run.add("depth_trend", keys, sample(trend), queries=pairs.last)
+    run.facts(rank_correlation={k: rank_correlation(components.shares(longest[k])) for k in KEYS})
+    for name, read in (("residual_share", components.shares), ("component", components.by_layer)):
+        values = [torch.stack([read(pairs.number(q, k))[0] for q in pairs.labels]) for k in KEYS]
+        axes = {"keys": [*KEYS], "queries": pairs.labels}
+        run.keep(name, torch.stack(values), "keys queries layer", **axes)
+    for form in ("component", "total"):
+        by_head = components.by_head[form][..., [*longest.values()]].permute(2, 0, 1)
+        run.keep(f"{form}_by_head", by_head, "keys layer head", keys=[*KEYS])
+    run.keep("curve", components.curve[0].T, "keys query", keys=[*KEYS])
+
+
+def not_explained(result: Record) -> Iterator[str]:
+    """The share that relative position does not explain, at the shortest and the longest range."""
+    ranges = result.arrays["residual_share"].labels("queries")
+    for queries in dict.fromkeys((ranges[0], ranges[-1])):
+        (without, its_null), (whole, whole_null) = (
+            [phrase(result, row, part) for part in ("value", "against")]
+            for row in (
+                result.find(metric="residual_share", condition=keys, queries=queries, against=None)
+                for keys in ("without_key0", "all_keys")
+            )
+        )
+        yield (
+            f"Queries {queries}: without key 0, {without} of prompt-averaged attention logits is "
+            f"not explained by relative position, {its_null}; with key 0, {whole}, {whole_null}."
+        )
+
+
+def by_depth(result: Record) -> Iterator[str]:
+    """How the share changes over layers."""
+    trend = result.find(metric="depth_trend", condition="without_key0")
+    yield (
+        "From layer 1 to the last, the share without key 0 changes by "
+        f"{trend.value:+.0%}{interval_of(trend, '.0%')} ({null_verdict(trend)} 0; rank correlation "
+        f"with depth {result.findings['rank_correlation']['without_key0']:+.2f})."
+    )
