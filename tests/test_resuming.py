@@ -23,7 +23,7 @@ from sinklens.core.storage import require_free
 from sinklens.engine import kept
 from sinklens.engine import resume as journal
 from sinklens.engine.evaluate import _Sweep
-from sinklens.experiments.position import _edits as position_edits
+from sinklens.experiments.position._reader import Reader
 from sinklens.runner import registry
 
 COMMAND = [
@@ -218,7 +218,7 @@ def test_edits_that_are_read_in_attention_are_not_run_again(
         progress=False,
     )
     whole = run_it()
-    original, read = position_edits.Reader._kept, []
+    original, read = Reader._kept, []
 
     def count(self: Any, intervention: Any, most: int = 1000) -> Any:
         if len(read) == most:
@@ -227,11 +227,11 @@ def test_edits_that_are_read_in_attention_are_not_run_again(
         return original(self, intervention)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(position_edits.Reader, "_kept", partialmethod(count, most=3))
+        patched.setattr(Reader, "_kept", partialmethod(count, most=3))
         with kept(tmp_path, ["position"]):
             run_it()
     assert groups(tmp_path) == 3
-    monkeypatch.setattr(position_edits.Reader, "_kept", count)
+    monkeypatch.setattr(Reader, "_kept", count)
     with kept(tmp_path, ["position"]):
         resumed = run_it()
     everything = len(read)

@@ -25,7 +25,7 @@ REFUSED = {
     ("encoder", "massive_activations"): "needs a causal model",
     ("encoder", "absolute_position"): "needs a causal model",
     ("encoder", "spike_sink_decoupling"): "needs a causal model",
-    ("backcopy-1", "absolute_position"): "needs at least two layers",
+    ("backcopy-1", "absolute_position"): "needs a model of at least 2 layers",
 }
 REFUSED |= {
     (name, "massive_activations"): NO_SPIKE
