@@ -286,7 +286,7 @@ class Run(Generic[Config]):
         rows = with_q_values(self.rows)
         notes = list(self._notes)
         if not self.config.draws and self._experiment.draws_controls:
-            notes.append("No controls and no contrasts: draws is 0.")
+            notes.append("No controls and no contrasts with them: draws is 0.")
         settings = {
             **self.config.recorded(),
             "left_out": self._left_out,
