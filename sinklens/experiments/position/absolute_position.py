@@ -245,6 +245,7 @@ def limits(run: Run[AbsolutePositionConfig], window: int) -> Iterator[str]:
     yield (
         f"window_kl is against a window of {window} keys. All shares are averages over layers, "
         "without layer 0, and what patches remove over those that they can change; removed is "
-        "negative where the component grows."
+        "negative where the component grows, and has a control where later queries have a "
+        "component above its null too."
     )
     yield "The estimators are a reconstruction: 2606.06160's abstract names the components alone."
