@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -103,37 +103,33 @@ def toeplitz_share(pairs: PairSets, offsets: Float[Tensor, "layer head offset"])
     for layer, (name, read) in enumerate(probe.fwd_hooks):
         assert name == hook_name("scores", layer)
         read(offsets[layer][:, distance].expand(3, -1, -1, -1), hook=None)
-    found = Components(probe.compute())
-    numbers = range(found.by_head["component"].shape[-1])
-    return max(float(found.shares(number)[0].max()) for number in numbers)
+    components = Components(probe.compute())
+    numbers = range(components.by_head["component"].shape[-1])
+    return max(float(components.shares(number)[0].max()) for number in numbers)
 
 
 def in_words(checks: Mapping[str, Any]) -> str:
     """What the checks of a run gave."""
-    return f"Checks: {'; '.join(_each(checks))}."
-
-
-def _each(checks: Mapping[str, Any]) -> Iterator[str]:
-    yield f"log A = s - log Z holds to {checks['split_error']:.1g} nats"
-    yield (
-        "logits that depend on relative position only have a share of "
-        f"{checks['toeplitz_share']:.1g}"
-    )
     shifted = checks["shifted_positions"]
     if shifted["change"] is None:
-        yield f"position ids could not be shifted ({shifted['why']})"
+        shift = f"position ids could not be shifted ({shifted['why']})"
     else:
         verdict = "logits depend on absolute position"
         if shifted["change"] < shifted["rounding"]:
             verdict = "within rounding error"
         if shifted["change"] < SHIFT_ERROR:
             verdict = "logits depend on relative position only"
-        yield (
+        shift = (
             f"adding {shifted['step']} to all position ids changes logits by at most "
             f"{shifted['change']:.1g} nats: {verdict}"
         )
+    later = ""
     if checks["position0_change"] is not None:
-        yield (
-            "changing later tokens changes the residual stream at position 0 by "
+        later = (
+            "; changing later tokens changes the residual stream at position 0 by "
             f"{checks['position0_change']:.1g} of its norm"
         )
+    return (
+        f"Checks: log A = s - log Z holds to {checks['split_error']:.1g} nats; logits that depend "
+        f"on relative position only have a share of {checks['toeplitz_share']:.1g}; {shift}{later}."
+    )

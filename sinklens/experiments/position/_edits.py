@@ -106,9 +106,9 @@ def read_edits(reader: Reader, comparisons: Sequence[Comparison]) -> list[Edit]:
     read = {id(edit): seen for edit, seen in zip(order, reader.edited(order), strict=True)}
     return [
         Edit(
-            one,
-            [read[id(edit)] for edit in one.treatment],
-            [(e.position, read[id(e)]) for control in one.made for e in control.interventions],
+            comparison,
+            [read[id(edit)] for edit in comparison.treatment],
+            [(e.position, read[id(e)]) for c in comparison.made for e in c.interventions],
         )
-        for one in comparisons
+        for comparison in comparisons
     ]

@@ -42,7 +42,7 @@ def ranges_within(queries: Sequence[str], length: int) -> list[Range]:
         UsageError: None is left.
     """
     cut = [(start, min(end, length)) for start, end in map(parse_queries, queries)]
-    ranges = [one for one in dict.fromkeys(cut) if one[1] - one[0] >= FEWEST_QUERIES]
+    ranges = [(start, end) for start, end in dict.fromkeys(cut) if end - start >= FEWEST_QUERIES]
     if not ranges:
         raise UsageError(
             f"no range of queries is left in prompts of {length} tokens: one needs at least "
@@ -61,7 +61,7 @@ class PairSets:
             ranges: Start and end of each range of queries.
             positions: Where controls edit.
         """
-        self._ranges = sorted(ranges, key=lambda one: (one[1], -one[0]))
+        self._ranges = sorted(ranges, key=lambda queries: (queries[1], -queries[0]))
         self.labels = [f"{start}:{end}" for start, end in self._ranges]
         self.first, self.last = self.labels[0], self.labels[-1]
         self.size = self._ranges[-1][1]
@@ -71,7 +71,7 @@ class PairSets:
             for queries in self._ranges
             for keys in KEYS
         ]
-        self._number = {one: number for number, one in enumerate(self._sets)}
+        self._number = {pairs: number for number, pairs in enumerate(self._sets)}
 
     @staticmethod
     def _set(queries: Range, keys: str, place: int) -> PairSet:
