@@ -360,10 +360,9 @@ def test_hooks_that_do_not_hold_the_batch_first_run_alone(boot_family: Boot) -> 
         "massive_activations",
         "position0_patching",
         "sink_head_ablation",
-        "sink_profile",
     ],
 )
-def test_every_experiment_takes_positions(experiment: str) -> None:
+def test_every_experiment_that_counts_predictions_takes_positions(experiment: str) -> None:
     model = sinklens.load("rope")
     prompts = sinklens.prompts(model, n=2, length=16)
     settings = {"heads": ("L0H1",)} if experiment == "sink_head_ablation" else {}

@@ -3,6 +3,5 @@
 from .diagnosis import Diagnosis as Diagnosis
 from .record import Array as Array
 from .result import ExperimentResult as ExperimentResult
-from .result import assemble as assemble
 from .result import identity as identity
 from .wording import describe as describe

@@ -11,12 +11,10 @@ from __future__ import annotations
 import hashlib
 import html
 import platform
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
@@ -29,7 +27,7 @@ from ..core.protocol import HookedModel
 from ..core.storage import json_bytes, read_json, require_free, write_files
 from ..models import origin, weights_hash
 from ..models.prompts import Prompts
-from ..stats.effects import EffectSize, Row, underpowered_families
+from ..stats.effects import EffectSize, underpowered_families
 from .figures import draw, from_json
 from .record import Array, Record
 from .schema1 import from_schema1
@@ -46,10 +44,6 @@ class ExperimentResult(Record):
 
     def table(self) -> pd.DataFrame:
         """One line a row: effect, interval, p, q, and the controls and nulls beside it."""
-        if any(row.kind == "contrast" and row.against is None for row in self.effects):
-            from .old_table import old_table
-
-            return old_table(self)
         return table_of(self)
 
     def notes(self) -> list[str]:
@@ -70,10 +64,6 @@ class ExperimentResult(Record):
 
     def plot(self) -> Any:
         """The experiment's figure (plotly)."""
-        from .old_figures import FIGURES
-
-        if self.experiment in FIGURES:
-            return FIGURES[self.experiment](self)
         return draw(from_json(self.figure), self)
 
     def __str__(self) -> str:
@@ -192,39 +182,6 @@ class ExperimentResult(Record):
             )
         except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
             raise SinklensError(f"the result in {source} is damaged: {error}") from error
-
-
-def assemble(
-    experiment: str,
-    model: HookedModel,
-    prompts: Prompts,
-    rows: Sequence[Row],
-    *,
-    arrays: Mapping[str, Array],
-    settings: Mapping[str, Any],
-    fired: Mapping[str, int] | None = None,
-    shortcuts: Mapping[str, bool] | None = None,
-    forwards: int = 0,
-) -> ExperimentResult:
-    """A result with its provenance; the summary is added by `sinklens.run`."""
-    return ExperimentResult(
-        experiment=experiment,
-        effects=[row.effect for row in rows],
-        summary=[],
-        arrays=dict(arrays),
-        per_prompt={
-            "value": torch.from_numpy(np.stack([row.values for row in rows])),
-            "baseline": torch.from_numpy(np.stack([row.baselines for row in rows])),
-        },
-        settings=dict(settings),
-        provenance={
-            **identity(model, prompts),
-            "seed": settings.get("seed", 0),
-            "fired": dict(fired or {}),
-            "shortcuts": dict(shortcuts or {}),
-            "forwards": forwards,
-        },
-    )
 
 
 def identity(model: HookedModel, prompts: Prompts) -> dict[str, Any]:

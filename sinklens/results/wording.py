@@ -139,33 +139,45 @@ def phrase(result: Record, row: EffectSize, part: str = "") -> str:
         result: The result that it is of.
         row: A treatment or a measurement.
         part: `value`, `null` (its value), `verdict` (with the words of the null and its value),
-            `effect` (the difference with its interval), `against` (every reference); empty for
-            value, verdict and references.
+            `effect` (the difference with its interval), `against` (every reference), `beside`
+            (null and references); empty for the value with all of these.
     """
     measure = result.measure(row.metric, row.condition)
-    beside = f"{null_verdict(row)} {measure.null} ({number(measure, row.baseline)})"
+    own = (null_verdict(row), f"{measure.null} ({number(measure, row.baseline)})")
+    beside = list(references(result, row))
     parts = {
         "value": lambda: quantity(measure, row.value),
         "null": lambda: number(measure, row.baseline),
-        "verdict": lambda: beside,
+        "verdict": lambda: " ".join(own),
         "effect": lambda: describe(row),
-        "against": lambda: "; ".join(references(result, row)),
-        "": lambda: "; ".join(
-            [f"{quantity(measure, row.value)}, {beside}", *references(result, row)]
-        ),
+        "against": lambda: grouped(beside),
+        "beside": lambda: grouped([own, *beside]),
+        "": lambda: f"{quantity(measure, row.value)}, {grouped([own, *beside])}",
     }
     return parts[part]()
 
 
-def references(result: Record, row: EffectSize) -> Iterator[str]:
-    """For each control or null of a row the verdict, its words and its value."""
+def references(result: Record, row: EffectSize) -> Iterator[tuple[str, str]]:
+    """For each control or null of a row the verdict, and its words with its value."""
     measure = result.measure(row.metric, row.condition)
     for reference, contrast in result.references(row):
         words = f"{reference.against}".replace("_", "-")
-        yield (
-            f"{verdict(reference, contrast)} its {words} {reference.kind} "
-            f"({number(measure, reference.value)})"
-        )
+        value = number(measure, reference.value)
+        yield verdict(reference, contrast), f"its {words} {reference.kind} ({value})"
+
+
+def grouped(verdicts: Iterable[tuple[str, str]]) -> str:
+    """Verdicts and what they are on, each verdict once: `above A (1) and B (2); below C (3)`."""
+    groups: dict[str, list[str]] = {}
+    for side, words in verdicts:
+        groups.setdefault(side, []).append(words)
+    return "; ".join(f"{side} {listed(words)}" for side, words in groups.items())
+
+
+def listed(words: Sequence[str]) -> str:
+    """`A`, `A and B`, `A, B and C`."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def number(measure: Measure, value: float) -> str:

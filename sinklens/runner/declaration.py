@@ -54,7 +54,6 @@ class Experiment:
     figure: Declared = field(default_factory=Forest)
     draws_controls: bool = True
     smallest: Mapping[str, Any] = field(default_factory=dict)
-    summary: Callable[[ExperimentResult], list[str]] | None = None
 
     def default_conditions(self, config: ExperimentConfig) -> Sequence[str]:
         """The conditions to run if none was asked for."""

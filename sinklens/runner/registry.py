@@ -1,7 +1,7 @@
 """The registry: how an experiment is declared, found, configured and run.
 
-    @experiment(paper="2606.06160", question="What holds up the sink?", summary=sentences)
-    def my_experiment(model, prompts, config: MyConfig) -> ExperimentResult: ...
+    @experiment(paper="Gu et al. 2025 (2410.10781)", question="...?", measures=MEASURES, says=SAYS)
+    def my_experiment(run: Run[MyConfig]) -> None: ...
 
 The function's name is the experiment's name. Modules of this package are found by themselves; other
 packages name theirs in the entry-point group `sinklens.experiments`.
@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, entry_points, version
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -30,7 +30,6 @@ from ..models.prompts import Prompts
 from ..models.prompts import prompts as make_prompts
 from ..results.estimates import Measure
 from ..results.figures import Declared, Forest
-from ..results.old_figures import FIGURES
 from ..results.result import ExperimentResult, identity
 from ..results.wording import Says
 from .config import ExperimentConfig, fit
@@ -38,11 +37,7 @@ from .declaration import Experiment
 from .needs import Need
 from .run import Run
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
 HOME = GROUP = "sinklens.experiments"
-
 
 _experiments: dict[str, Experiment] = {}
 
@@ -60,8 +55,6 @@ def experiment(
     figure: Declared | None = None,
     draws_controls: bool = True,
     smallest: Mapping[str, Any] | None = None,
-    summary: Callable[[ExperimentResult], list[str]] | None = None,
-    plot: Callable[[ExperimentResult], Figure] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., ExperimentResult]]:
     """Declare a function of a `Run` as an experiment.
 
@@ -108,11 +101,8 @@ def experiment(
             figure or Forest(),
             draws_controls,
             dict(smallest or {}),
-            summary,
         )
         _experiments[name] = declared
-        if plot is not None:
-            FIGURES[name] = plot
         declared_function: Callable[..., ExperimentResult] = perform
         return declared_function
 
@@ -181,9 +171,8 @@ def run(
     began = time.perf_counter()
     with section(lambda: _kept_under(chosen, model, prompts, config)):
         result = chosen.function(model, prompts, config)
-    sentences = result.summary if chosen.summary is None else chosen.summary(result)
     timing = {"seconds": round(time.perf_counter() - began, 3), **_machine()}
-    return dataclasses.replace(result, summary=sentences, run=timing)
+    return dataclasses.replace(result, run=timing)
 
 
 def _kept_under(

@@ -35,7 +35,7 @@ from ...models.prompts import Prompts
 from ...probes import PositionValues
 from ...results.estimates import Reference, Sample
 from ...results.record import Record
-from ...results.wording import phrase, references
+from ...results.wording import phrase
 from ...runner.run import Run
 from ._components import sample
 
@@ -148,7 +148,7 @@ def identified(result: Record) -> Iterator[str]:
     """In how many prompts the first token can be told from later queries."""
     rows = [
         f"{row.value:.0%} of prompts at query {str(row.queries).partition(':')[0]}, "
-        f"{', '.join([phrase(result, row, 'verdict'), *references(result, row)])}"
+        f"{phrase(result, row, 'beside')}"
         for row in result.effects
         if (row.condition, row.against) == ("nearest_centroid", None)
     ]
