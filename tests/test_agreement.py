@@ -20,6 +20,8 @@ from sinklens.hooks.matching import derangement
 from sinklens.models.prompts import corpus, random_prompts, repeated_prompts
 from tests.reference import plain_hf
 
+pytestmark = pytest.mark.slow
+
 N_PROMPTS, LENGTH = 4, 64
 TOLERANCE = 1e-3
 

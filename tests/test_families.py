@@ -22,6 +22,8 @@ from sinklens.hooks import drop_edge
 from sinklens.models.prompts import corpus
 from tests import families
 
+pytestmark = pytest.mark.slow
+
 CAUSAL = [name for name in families.FAMILIES if name != "bert"]
 DELEGATED = ["opt", "bert"]
 EXPERIMENTS = {

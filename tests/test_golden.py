@@ -13,6 +13,8 @@ import pytest
 from sinklens.results.schema1 import upgraded
 from tests import golden
 
+pytestmark = pytest.mark.slow
+
 ROUNDING = 1e-4
 RESAMPLED = ("p_value", "q_value")  # counts of resamples, of which some are nearly ties
 KEY = ("metric", "condition", "kind", "against", "layer", "head", "queries")

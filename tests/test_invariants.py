@@ -27,6 +27,8 @@ from sinklens.hooks import (
 from sinklens.models.prompts import corpus
 from tests import families
 
+pytestmark = pytest.mark.slow
+
 CAUSAL = [name for name in families.FAMILIES if name != "bert"]
 LENGTH, N_PROMPTS, PLACE = 12, 6, 3
 HEADS = [(0, 0), (0, 3), (1, 1)]

@@ -16,6 +16,8 @@ import sinklens
 from sinklens.cli import app
 from tests.test_notebooks import code_cells, execute
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = (
     "massive_activations",
     "reference_frame",

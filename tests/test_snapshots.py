@@ -8,6 +8,8 @@ import pytest
 
 from tests import snapshots
 
+pytestmark = pytest.mark.slow
+
 NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]\d+)?")
 
 

@@ -10,6 +10,8 @@ from importlib import import_module
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HELP_SECONDS = 0.5
 ROOM = 6  # a busy machine
 

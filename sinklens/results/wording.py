@@ -2,7 +2,8 @@
 
     against a null      by the interval of the distance: above, below, not distinguishable from;
                         without an interval (a single prompt, a number without spread) it says so
-    against a control   by q of the contrast: more than, less than, not significantly different from
+    against a control   by q of the contrast: more than, less than, not significantly different
+                        from; without a test (a single prompt) it says so
 
 An experiment declares `says`: templates and functions. A template names rows and findings:
 
@@ -43,6 +44,8 @@ def null_verdict(row: EffectSize) -> str:
 
 def control_verdict(contrast: EffectSize) -> str:
     """Whether a value is more than its control; by q of the contrast."""
+    if contrast.p_value is None:
+        return "not tested against"
     if not is_significant(contrast):
         return "not significantly different from"
     return "more than" if contrast.effect > 0 else "less than"

@@ -132,7 +132,7 @@ def test_the_result_is_whole(subject: Subject, tmp_path: Path) -> None:
     for row in result.effects:
         numbers = (row.baseline, row.value, row.effect)
         assert all(math.isfinite(number) for number in numbers), row
-        assert row.unit == result.measure(row.metric).unit
+        assert row.unit == result.measure(row.metric, row.condition).unit
         assert (row.against is None) == (row.kind in ("treatment", "measurement"))
     for row in result.effects:
         if row.against is not None:
@@ -170,6 +170,7 @@ def test_the_same_seed_gives_the_same_bytes(subject: Subject) -> None:
     assert bytes_of(subject.run(seed=7)) == first
 
 
+@pytest.mark.slow
 def test_the_order_of_prompts_does_not_matter(subject: Subject) -> None:
     shuffled = replace(subject.prompts, tokens=subject.prompts.tokens[ORDER])
     mine, theirs = by_prompt(subject.run()), by_prompt(subject.run(prompts=shuffled))
@@ -181,6 +182,7 @@ def test_the_order_of_prompts_does_not_matter(subject: Subject) -> None:
         assert min(moved, stayed) <= close, key
 
 
+@pytest.mark.slow
 def test_the_batch_size_does_not_matter(subject: Subject) -> None:
     whole = by_prompt(subject.run())
     for size in (1, 3):
@@ -191,6 +193,7 @@ def test_the_batch_size_does_not_matter(subject: Subject) -> None:
             np.testing.assert_allclose(values, batched[key], atol=2e-5 * scale, err_msg=str(key))
 
 
+@pytest.mark.slow
 def test_all_positions_are_the_default(subject: Subject) -> None:
     """Experiments that count predictions take a sample of positions; the others refuse one."""
     every = tuple(range(1, LENGTH))
@@ -213,6 +216,7 @@ def test_all_positions_are_the_default(subject: Subject) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_callers_state_is_kept(subject: Subject) -> None:
     before = subject.prompts.tokens.clone()
     for grad in (True, False):
@@ -247,6 +251,7 @@ def _snapshot(model: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bytes(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ import sinklens
 from sinklens import zoo
 from sinklens.zoo.comparison import seed_p_value
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def comparison() -> zoo.MemberComparison:

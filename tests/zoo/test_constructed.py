@@ -32,6 +32,8 @@ from sinklens.zoo.constructed import (
     constructed_sink,
 )
 
+pytestmark = pytest.mark.slow
+
 Hook = tuple[str, Callable[..., Tensor]]
 N_PROMPTS, LENGTH = 4, 16
 N_VOCABULARY = len(VOCABULARY)

@@ -13,6 +13,8 @@ import pytest
 import sinklens
 from sinklens import zoo
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "massive_activations": {"conditions": "zero"},
     "reference_frame": {"column_sets": 1},

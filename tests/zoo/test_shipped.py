@@ -30,6 +30,8 @@ from sinklens.zoo.cards import findings, make_card, write
 from sinklens.zoo.recipes import RECIPES
 from sinklens.zoo.train import main, new_model, train
 
+pytestmark = pytest.mark.slow
+
 MEMBERS = Path(shipped.__file__).parent / "members"
 TEXT_MEMBERS = [name for name in zoo.names() if zoo.card(name)["task"].startswith("next token")]
 RUNS = [

@@ -17,6 +17,8 @@ from sinklens.models.shipped.text import BOS, EOS, HELD_OUT_SEED, MASK
 from sinklens.zoo import backcopy, corpus, tasks
 from sinklens.zoo.corpus import WINDOW
 
+pytestmark = pytest.mark.slow
+
 TEXT = text.training_text()
 
 

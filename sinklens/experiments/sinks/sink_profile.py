@@ -82,7 +82,8 @@ MEASURES = {
     "sink_mass": Measure("share of attention", "uniform attention", ".1%"),
 }
 SAYS = (
-    "Position 0 gets {sink_mass/position0|value} of later queries, {sink_mass/position0|verdict}.",
+    "Position 0 gets {sink_mass/position0|value} from later queries, "
+    "{sink_mass/position0|verdict}.",
     "The last position gets {sink_mass/last_position}.",
     "Learned sinks take {sink_mass/learned_sink}.",
     "{sink_rate/gu|value} have a sink score above 0.3 (gu), {sink_rate/strict|value} above 0.8 "

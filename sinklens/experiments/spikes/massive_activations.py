@@ -46,7 +46,10 @@ from ...stats.nulls import gaussian_peak_ratio
 from ._search import CRITERIA, NAMED_SHARE, STEP_SHARE, add_search, criteria, find_spikes
 from ._vocabulary import sweep_vocabulary
 
-OURS = "Ours, and not the papers': the scale-free criterion, how a step is found, first_token_mean."
+OURS = (
+    "Defined by sinklens, not by the papers: the scale-free criterion, how a step is found, "
+    "first_token_mean."
+)
 NOTHING = "no entry is massive there; criterion=scale_free with a lower scale_free= asks for less"
 
 

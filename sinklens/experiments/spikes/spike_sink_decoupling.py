@@ -66,7 +66,10 @@ from ._search import Spikes, criteria, find_spikes
 from ._sink_logits import SinkGaps
 
 NO_SPIKE = "no entry is massive behind the step-up; a lower scale_free= asks for less"
-OURS = "Ours: how sparsity and constancy are measured, for which 2603.05498 gives no definition."
+OURS = (
+    "Defined by sinklens: how sparsity and constancy are measured, for which 2603.05498 gives no "
+    "definition."
+)
 CONSTRUCTION = (
     "Under drop_edge the sink figures fall by construction, under clamp_spikes the spike. The "
     "interaction sets the effect of both against the sum of the two effects; its control does so "

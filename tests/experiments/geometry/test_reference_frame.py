@@ -40,6 +40,8 @@ from sinklens.probes.patterns import PatternReader
 from sinklens.probes.reference_points import reference_points
 from tests import families
 
+pytestmark = pytest.mark.slow
+
 
 def run(model: Any, prompts: Any, **settings: Any) -> Any:
     return sinklens.run("reference_frame", model, prompts, progress=False, **settings)

@@ -24,6 +24,8 @@ from sinklens.zoo.constructed import ConstructedSink, constructed_sink
 from tests import families
 from tests.experiments.position.helpers import alike, run
 
+pytestmark = pytest.mark.slow
+
 # --- whole runs with a known answer
 
 

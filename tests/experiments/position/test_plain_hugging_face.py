@@ -25,6 +25,8 @@ from tests import families
 from tests.experiments.position.helpers import alike, run
 from tests.reference.plain_logits import Plain
 
+pytestmark = pytest.mark.slow
+
 
 def jackknife(versions: np.ndarray) -> np.ndarray:
     left_out = versions[1:]

@@ -31,6 +31,8 @@ from sinklens.zoo.constructed import ConstructedSink, constructed_sink
 from tests import families
 from tests.reference import plain_hf
 
+pytestmark = pytest.mark.slow
+
 CHANNEL, UP, DOWN = 7, 5000.0, -4000.0
 WIDTH, LAYERS = 32, 4
 

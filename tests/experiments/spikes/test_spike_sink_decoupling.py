@@ -38,6 +38,8 @@ from sinklens.zoo.constructed import ConstructedSink, constructed_sink
 from tests import families
 from tests.reference import plain_hf
 
+pytestmark = pytest.mark.slow
+
 CONDITIONS = ("clamp_spikes", "drop_edge", "both")
 
 

@@ -35,6 +35,8 @@ from sinklens.runner.run import Run
 from sinklens.zoo import folder
 from tests import families
 
+pytestmark = pytest.mark.slow
+
 STEPS = np.array([0.0, 1, 3, 7, 15])
 
 

@@ -20,9 +20,9 @@ from sinklens.hooks import ablate_heads
 from sinklens.hooks.intervention import Intervention
 from sinklens.models.capabilities import check, hook_name
 from tests import families
+from tests.engine.helpers import random_prompts, shift
 from tests.families import FAMILIES
 from tests.reference.plain_engine import plain_values
-from tests.test_engine import random_prompts, shift
 
 Boot = Callable[[str], TransformerBridge]
 WITHOUT_BRIDGES = ("llama", "mistral", "neox")

@@ -25,20 +25,13 @@ from sinklens.hooks import ablate_heads
 from sinklens.hooks.intervention import Intervention, replace_position, together
 from sinklens.metrics import LogitMetric
 from sinklens.models.capabilities import check, hook_name
-from sinklens.models.prompts import Prompts
 from sinklens.probes import SinkScores
+from tests.engine.helpers import LENGTH, random_prompts, shift
 from tests.families import FAMILIES, VOCABULARY, boot
 from tests.reference.plain_engine import plain_values
 
 Boot = Callable[[str], TransformerBridge]
-LENGTH = 12
 METRICS = ("loss", "kl", "sink_mass", "position0_norm")
-
-
-def random_prompts(n: int, seed: int = 0) -> Prompts:
-    words = np.random.default_rng(seed).integers(4, VOCABULARY, (n, LENGTH))
-    words[:, 0] = 1
-    return Prompts(torch.from_numpy(words), True, "random")
 
 
 def random_intervention(model: TransformerBridge, seed: int) -> Intervention:
@@ -210,10 +203,6 @@ def test_a_run_from_a_block_is_equal_to_the_last_bit(name: str, boot_family: Boo
         again = forwards.forward(model, tokens, [hook], **by_row)
         assert again.hidden is not None and run.hidden is not None
         assert torch.equal(run.hidden, again.hidden)
-
-
-def shift(z: Tensor, hook: Any) -> Tensor:
-    return z + 0.5
 
 
 def test_what_is_spared_is_spared(boot_family: Boot, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,8 @@ from sinklens.engine.evaluate import _Sweep
 from sinklens.experiments.position._reader import Reader
 from sinklens.runner import registry
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [
     *("position0_patching", "rope", "--n-prompts", "8", "--length", "48", "--quiet"),
     *("--set", "conditions=other_token,zero", "--set", "batch_size=2", "--set", "draws=2"),

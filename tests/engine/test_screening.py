@@ -19,7 +19,9 @@ from sinklens.hooks.intervention import Intervention
 from sinklens.metrics import METRICS, LogitMetric
 from sinklens.models.capabilities import check, hook_name
 from tests import families
-from tests.test_engine import random_prompts
+from tests.engine.helpers import random_prompts
+
+pytestmark = pytest.mark.slow
 
 Boot = Callable[[str], TransformerBridge]
 CAUSAL = [name for name in families.FAMILIES if name != "bert"]

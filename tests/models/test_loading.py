@@ -13,6 +13,8 @@ import sinklens
 from sinklens.models import bos_token_id, load_like, ordinary_tokens, weights_hash
 from tests import families
 
+pytestmark = pytest.mark.slow
+
 TOKENS = torch.tensor([[families.BOS, 5, 9, 17, 30]])
 
 

@@ -40,6 +40,8 @@ from sinklens.zoo.constructed import (
     constructed_sink,
 )
 
+pytestmark = pytest.mark.slow
+
 N_PROMPTS, LENGTH, DRAWS, SEED = 5, 16, 3, 1
 TOLERANCE = 1e-5
 AT_1 = 3  # a seed that makes position 1 a control
