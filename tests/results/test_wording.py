@@ -1,0 +1,105 @@
+"""Sentences from templates: what is there is said, what is missing is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from sinklens.results.estimates import Effect, Measure, Reference, Sample, rows_of
+from sinklens.results.record import Record
+from sinklens.results.wording import Compared, grouped, listed, say
+from sinklens.stats.effects import with_q_values
+
+MEASURES = {
+    "mass": Measure("share of attention", "uniform attention", ".1%"),
+    "loss": Measure("nats", "the clean run"),
+}
+# Centred, so that means are round.
+ONE, OTHER, THIRD = (
+    (noise - noise.mean()) / 20 for noise in np.random.default_rng(0).standard_normal((3, 12))
+)
+
+
+@pytest.fixture(scope="module")
+def record() -> Record:
+    rows = []
+    for condition, values in (("position0", 0.5 + ONE), ("position0:no_bos", 0.1 + OTHER)):
+        later = Reference(Sample(0.08 + THIRD, 0.1), "later_position")
+        permuted = Reference(Sample(0.1 + OTHER / 2, 0.1), "row_permuted", kind="null")
+        sample = Sample(values, 0.1)
+        rows += rows_of(
+            "mass", MEASURES["mass"], condition, sample, later, permuted, prompts=12, seed=0
+        )
+    for condition, size in (("zero", 1.0), ("mean", 0.0)):
+        effect = Effect(size + 0.1 + ONE, 0.0)
+        control = Reference(Effect(0.1 + THIRD, 0.0), "later_position")
+        rows += rows_of("loss", MEASURES["loss"], condition, effect, control, prompts=12, seed=0)
+    return Record(
+        experiment="test",
+        effects=[row.effect for row in with_q_values(rows)],
+        summary=[],
+        arrays={},
+        per_prompt={},
+        settings={},
+        provenance={},
+        findings={"layer": 3, "nothing": None},
+        measures=MEASURES,
+    )
+
+
+def test_a_row_is_said_with_its_null_and_references(record: Record) -> None:
+    (line,) = say(record, ["Position 0 gets {mass/position0}."])
+    assert line == (
+        "Position 0 gets 50.0% of attention, above uniform attention (10.0%) and its row-permuted "
+        "null (10.0%); more than its later-position control (8.0%)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{mass/position0:no_bos|value}", "10.0% of attention"),
+        ("{mass/position0|null}", "10.0%"),
+        ("{mass/position0|verdict}", "above uniform attention (10.0%)"),
+        ("{mass/position0|effect}", "+0.4 share of attention"),
+        ("entering layer {layer}, {layer:02d}", "entering layer 3, 03"),
+    ],
+)
+def test_parts_of_rows_and_findings(record: Record, template: str, words: str) -> None:
+    (line,) = say(record, [template])
+    assert line.partition(" [")[0] == words
+
+
+def test_what_is_missing_is_not_said(record: Record) -> None:
+    missing = ["{mass/nowhere}", "{other/position0}", "{nothing}", "{unknown}", "{mass/x@1:8}"]
+    assert say(record, [*missing, "Here."]) == ["Here."]
+
+
+def test_every_row_of_a_metric(record: Record) -> None:
+    (line,) = say(record, ["{mass/*|value}"])
+    assert line == "position0: 50.0% of attention; position0:no bos: 10.0% of attention"
+
+
+def test_the_effect_against_the_clean_run_leads(record: Record) -> None:
+    first, second = say(record, [Compared("Replacing BOS by", "loss")])
+    assert first.startswith("Replacing BOS by zero: loss +1.1 nats [")
+    assert "against the clean run; more than its later-position control (+0.1; difference" in first
+    assert "not significantly different from its later-position control" in second
+
+
+def test_at_most_twelve_sentences(record: Record) -> None:
+    def many(result: Record) -> Iterator[str]:
+        yield from ("Again." for _ in range(20))
+
+    assert say(record, [many]) == ["Again."] * 12
+
+
+def test_lists_in_words() -> None:
+    assert [listed(["A"]), listed(["A", "B"]), listed(["A", "B", "C"])] == [
+        "A",
+        "A and B",
+        "A, B and C",
+    ]
+    assert grouped([("above", "A"), ("below", "B"), ("above", "C")]) == "above A and C; below B"
