@@ -112,7 +112,7 @@ def list_experiments() -> None:
         from .runner.registry import all_experiments
 
         for name, entry in all_experiments().items():
-            print(f"{name:24}{entry.question} ({entry.paper})")
+            print(f"{name:24}{entry.question} [{entry.paper}]")
 
 
 @app.command()

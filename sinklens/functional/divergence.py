@@ -2,11 +2,12 @@
 
     KL_h = mean over queries i of KL(A_hi || mean over heads of A_hi)
 
-in nats (2508.02546; on attention weights, not on values). Its mean over heads is the entropy of the
-mean row less the mean entropy of the rows, which is how it is computed here, for many sets of
-columns at once. Taking columns away sets their weights to 0 and scales the rest of each row up. A
-row that sees nothing else stays as it was (for a causal model query 0's own, and it could only be
-filled from the future); a head with no weight on what is left becomes uniform over it.
+in nats (Ruscio et al. 2025, 2508.02546; on attention weights, not on values). Its mean over heads
+is the entropy of the mean row less the mean entropy of the rows, which is how it is computed here,
+for many sets of columns at once. Taking columns away sets their weights to 0 and scales the rest of
+each row up. A row that sees nothing else stays as it was (for a causal model query 0's own, and it
+could only be filled from the future); a head with no weight on what is left becomes uniform over
+it.
 """
 
 from __future__ import annotations

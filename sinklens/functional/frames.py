@@ -1,8 +1,8 @@
 """Reference frames: how the attention that keys get is spread over them, and over layers.
 
-2508.02546 speaks of centralised (one anchor), distributed (several) and bidirectional (both ends)
-frames and gives no rule that tells them apart. These scores are ours. From the columns c_lj of a
-layer l (`graphs.received`) and those of uniform attention u_lj:
+Ruscio et al. 2025 (2508.02546) speak of centralised (one anchor), distributed (several) and
+bidirectional (both ends) frames and give no rule that tells them apart. These scores are ours.
+From the columns c_lj of a layer l (`graphs.received`) and those of uniform attention u_lj:
 
     largest_column     max over j of c_lj
     effective_anchors  (sum_j c_lj)^2 / sum_j c_lj^2

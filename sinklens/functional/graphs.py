@@ -5,7 +5,8 @@ last two axes. A query sees the keys of `visible`; nulls spread its weight over 
 `uniform_attention`, and `permute_rows`, which keeps the weights of every row and forgets where they
 were.
 
-Graph (2508.02546): query i has an edge to key j where A_ij > t. With in-degrees d_j, n positions:
+Graph (Ruscio et al. 2025, 2508.02546): query i has an edge to key j where A_ij > t. With in-degrees
+d_j, n positions:
 
     star_likeness    max d / (n - 1)
     gini             2 sum_k k d_(k) / (n sum d) - (n + 1) / n, d_(k) ascending; 0 without edges

@@ -9,10 +9,10 @@ dies. `betti0(t)` counts the components at scale t, `betti1(t)` the loops; a per
 total length of the bars. A perfect in-star of weight w has n - 1 bars of length 1 - w in dimension
 0 and none in dimension 1; a cycle of four edges of weight w has a loop from 1 - w to 1.
 
-The published pipeline (2508.02546) hands 1 - A to ripser as it is. For a causal pattern ripser then
-sees only the masked half, where every distance is 1, and takes the diagonal for the times of birth.
-What comes out is as many "Betti 0" as tokens, no "Betti 1", and a mean persistence that is the mean
-weight of queries i >= 1 on themselves; it is not repeated here.
+The published pipeline (Ruscio et al. 2025, 2508.02546) hands 1 - A to ripser as it is. For a causal
+pattern ripser then sees only the masked half, where every distance is 1, and takes the diagonal for
+the times of birth. What comes out is as many "Betti 0" as tokens, no "Betti 1", and a mean
+persistence that is the mean weight of queries i >= 1 on themselves; it is not repeated here.
 """
 
 from __future__ import annotations

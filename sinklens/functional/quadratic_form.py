@@ -1,6 +1,7 @@
 """Gated feed-forward blocks as quadratic forms: which channels can write a spike, and for whom.
 
-A gated block writes into channel k, for an input h (2603.05498, with SiLU(x) taken as x):
+A gated block writes into channel k, for an input h (Sun et al. 2026, 2603.05498, with SiLU(x) taken
+as x):
 
     F_k(h) = h^T U_k h,   U_k = sum_i Wd[i, k] Wg[:, i] Wu[:, i]^T
 

@@ -3,8 +3,8 @@
 The squared gradient norm of each prompt's loss (`engine.gradients`) by attention, MLP, embeddings
 and the rest (norms, biases, an unembedding that is not tied). Weights that the model ties count
 once, with the embeddings. A group's share of the trace stands beside its share of the weights: what
-a gradient of the same size everywhere would give. 2508.02546 correlates the trace with depth; the
-rank correlation here is taken within each prompt.
+a gradient of the same size everywhere would give. Ruscio et al. 2025 (2508.02546) correlate the
+trace with depth; the rank correlation here is taken within each prompt.
 
 The loss is next-token cross-entropy; in a bidirectional model it is that of 15 % of the tokens,
 replaced by the mask token, as the paper does. Prompts have no padding, so none is a label.

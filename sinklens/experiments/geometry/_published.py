@@ -1,4 +1,4 @@
-"""What the published pipeline of 2508.02546 gives, for `reference_frame(preset=published)`.
+"""What the code of Ruscio et al. 2025 (2508.02546) gives, for `preset=published`.
 
 Reproduced without its libraries, on the model as it is loaded (the paper's code loads 4 bits):
 

@@ -1,9 +1,9 @@
 """What frame of reference attention spans: how many anchors, where, and what hangs on them.
 
-Follows 2508.02546; the parts (`_parts`) are the conditions: `frame`, `graph`, `spectrum`, `shares`
-and `head_kl`. Asked for apart: `topology=True` (persistent homology of every layer), `fisher=True`
-(squared gradients of the loss by layer and group, `_fisher`) and `preset=published` (what the
-published code gives, beside the repaired rows, `_published`).
+Follows Ruscio et al. 2025 (2508.02546); the parts (`_parts`) are the conditions: `frame`, `graph`,
+`spectrum`, `shares` and `head_kl`. Asked for apart: `topology=True` (persistent homology of every
+layer), `fisher=True` (squared gradients of the loss by layer and group, `_fisher`) and
+`preset=published` (what the published code gives, beside the repaired rows, `_published`).
 
 Every value is of head-averaged attention, one number per prompt, mean over layers, beside uniform,
 row-permuted and (headline rows) untrained attention (`_nulls`). `head_kl` acts on attention rows;
@@ -173,7 +173,7 @@ SAYS = (
 
 
 @experiment(
-    paper="2508.02546",
+    paper="Ruscio et al. 2025 (2508.02546)",
     question="What frame of reference does attention span: one anchor, several, or both ends?",
     needs=(at_least_tokens(4),),
     conditions=PARTS,

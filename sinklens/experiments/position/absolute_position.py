@@ -17,9 +17,9 @@ of absolute position beyond that has two sources (2606.06160):
 Everything is read with all keys and without key 0: with it, the component is mostly the sink
 column. The paper does not say which queries are early, so several ranges are read.
 
-The abstract of 2606.06160 names the components and reports that replacing BOS removes 40 % at early
-queries; formulas, replacement and range are not in what we could read. All estimators here are our
-reconstruction, and 40 % is a reference, no target.
+The abstract of Ruscio et al. 2026 (2606.06160) names the components and reports that replacing BOS
+removes 40 % at early queries; formulas, replacement and range are not in what we could read. All
+estimators here are our reconstruction, and 40 % is a reference, no target.
 
 Takes as long as 51 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core).
 """
@@ -119,7 +119,7 @@ SAYS = (
 
 
 @experiment(
-    paper="2606.06160",
+    paper="Ruscio et al. 2026 (2606.06160)",
     question="What tells attention the absolute position: the mask, or what position 0 feeds in?",
     needs=(
         CAUSAL.otherwise("Use sink_profile and bos_replacement."),

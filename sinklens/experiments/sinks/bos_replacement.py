@@ -6,8 +6,8 @@ shares for the sink metrics, the model's own for `position0_norm`. A small effec
 model does not need what BOS brings into the stream; it does not show that it does not need a first
 token.
 
-Source: the act is that of 2606.06160, whose abstract does not say what takes BOS's place; the
-conditions are sinklens's own, so no number here is a reproduction.
+Source: the act is that of Ruscio et al. 2026 (2606.06160), whose abstract does not say what takes
+BOS's place; the conditions are sinklens's own, so no number here is a reproduction.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def stays_at_zero(result: Record) -> Iterator[str]:
 
 
 @experiment(
-    paper="2606.06160",
+    paper="Ruscio et al. 2026 (2606.06160)",
     question="Does the sink need the BOS embedding, and what does the model lose without it?",
     conditions=CONDITIONS,
     metrics=("loss", "kl", "sink_mass", "sink_rate", "position0_norm"),

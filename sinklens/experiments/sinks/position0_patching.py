@@ -8,7 +8,8 @@ the residual stream from l on: a patch at an early layer also changes what later
 written at position 0. Each place counts the predictions after it, so that rows of different places
 are means over different predictions.
 
-Source: the act is named by 2606.06160; the conditions and controls are sinklens's own.
+Source: the act is named by Ruscio et al. 2026 (2606.06160); the conditions and controls are
+sinklens's own.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def at_other_places(result: Record) -> Iterator[str]:
 
 
 @experiment(
-    paper="2606.06160",
+    paper="Ruscio et al. 2026 (2606.06160)",
     question="In which layers does the model depend on what position 0 holds?",
     needs=(CAUSAL.otherwise("Use bos_replacement or sink_head_ablation."),),
     conditions=CONDITIONS,

@@ -56,7 +56,7 @@ def ablated_heads(result: Record) -> list[str]:
 
 
 @experiment(
-    paper="2410.10781",
+    paper="Gu et al. 2025 (2410.10781)",
     question="What does the model lose without its sink heads, or without their edge to the sink?",
     conditions=HEAD_CONDITIONS,
     metrics=("loss", "kl", "sink_mass"),

@@ -98,7 +98,7 @@ SAYS = (
 
 
 @experiment(
-    paper="2410.10781",
+    paper="Gu et al. 2025 (2410.10781)",
     question="Which sinks does the model have, and are they stronger than chance?",
     needs=(at_least_tokens(2),),
     conditions=INPUTS,

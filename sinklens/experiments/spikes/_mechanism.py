@@ -1,4 +1,4 @@
-"""What makes a spike a sink: measurements on spikes that were found, after 2603.05498.
+"""What makes a spike a sink: measurements on spikes, after Sun et al. 2026 (2603.05498).
 
 Each row stands beside its null; what is measured is said in `spike_sink_decoupling`. Figures of
 weights or of first tokens have no spread over prompts, and so no interval.

@@ -152,7 +152,7 @@ SAYS = (
 
 
 @experiment(
-    paper="2402.17762",
+    paper="Sun et al. 2024 (2402.17762)",
     question="Where are massive activations, what writes them, and does the model need them?",
     needs=(CAUSAL.otherwise("Read the largest entries with probes.ResidualPeaks."),),
     conditions=EDITS,

@@ -67,8 +67,8 @@ from ._sink_logits import SinkGaps
 
 NO_SPIKE = "no entry is massive behind the step-up; a lower scale_free= asks for less"
 OURS = (
-    "Defined by sinklens: how sparsity and constancy are measured, for which 2603.05498 gives no "
-    "definition."
+    "Defined by sinklens: how sparsity and constancy are measured, for which Sun et al. 2026 "
+    "(2603.05498) give no definition."
 )
 CONSTRUCTION = (
     "Under drop_edge the sink figures fall by construction, under clamp_spikes the spike. The "
@@ -181,7 +181,7 @@ SAYS = (
 
 
 @experiment(
-    paper="2603.05498",
+    paper="Sun et al. 2026 (2603.05498)",
     question="Do sinks need spikes, and spikes sinks?",
     needs=(CAUSAL.otherwise("Use sink_profile and sink_head_ablation."),),
     conditions=CONDITIONS,

@@ -8,7 +8,8 @@
     largest_column   mean attention that the most attended key gets, head average by layer, keys up
                      to T / 2 (a central frame, 2508.02546); null: uniform attention
 
-`value_drain` follows 2410.13835, which takes the value behind W_O; here it is the value itself.
+`value_drain` follows Guo et al. 2024 (2410.13835), which takes the value behind W_O; here it is the
+value itself.
 
 The control of the first three is the same at a later position p, in 1 .. T / 4: its weight over the
 queries after it; its value; the largest entry at p against the largest at position 0, over the same
