@@ -230,8 +230,8 @@ def replacing_bos(result: Record) -> Iterator[str]:
     if early[keys]:
         where = "without key 0" if KEYS[keys] else "with key 0, since without it none is left"
         yield (
-            f"Ruscio et al. 2026 (2606.06160) report {REPORTED:.0%} removed at early queries, for a "
-            "replacement and a range that their abstract does not name; removed here at queries "
+            f"Ruscio et al. 2026 (2606.06160) report {REPORTED:.0%} removed at early queries, for "
+            "a replacement and a range that their abstract does not name; removed here at queries "
             f"{first}, {where}: {', '.join(early[keys])}."
         )
 
