@@ -21,23 +21,24 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Find the attention sinks of a transformer, remove them, and see what breaks.",
+    help="Find the attention sinks of a transformer and measure what removing them does.",
 )
 
-Model = Annotated[str, typer.Argument(help="A shipped name, a folder, a .gguf file or a hub id.")]
+Model = Annotated[str, typer.Argument(help="A shipped model, a folder, a .gguf file or a Hub id.")]
 Text = Annotated[Path | None, typer.Option(help="A text file instead of the shipped corpus.")]
-Number = Annotated[int | None, typer.Option("--n-prompts", help="How many prompts.")]
+Number = Annotated[int | None, typer.Option("--n-prompts", help="Number of prompts.")]
 Length = Annotated[int, typer.Option(help="Tokens in each prompt, BOS included.")]
 Bos = Annotated[bool | None, typer.Option("--bos/--no-bos", help="Whether prompts start with BOS.")]
-Seed = Annotated[int, typer.Option(help="Decides every draw.")]
-Device = Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+Device = Annotated[str | None, typer.Option(help="Device, such as cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, float16 or bfloat16.")]
-Out = Annotated[Path | None, typer.Option(help="Write the result into this folder.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result in that folder.")]
+Out = Annotated[Path | None, typer.Option(help="Write results into this folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="KEY=VALUE; lists are separated by commas.")
+    list[str] | None,
+    typer.Option("--set", help="A setting, KEY=VALUE; commas separate list items."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
 @app.command()
@@ -55,7 +56,7 @@ def diagnose(
     set_: Set = None,
     quiet: Quiet = False,
 ) -> None:
-    """Which sinks a model has, what holds them up and what removing them does."""
+    """Diagnose a model: its sinks, and the effects of removing them, on one page."""
     command = _command("diagnose", model, text, n_prompts, length, bos, seed, device, dtype, set_)
     with _prepared(out, overwrite, quiet), _kept(out, overwrite, command):
         settings = _settings(set_)
@@ -73,7 +74,7 @@ def diagnose(
 
 @app.command()
 def run(
-    experiment: Annotated[str, typer.Argument(help="Its name; `sinklens list` prints them.")],
+    experiment: Annotated[str, typer.Argument(help="Experiment name; `sinklens list` prints all.")],
     model: Model = "rope",
     text: Text = None,
     n_prompts: Number = None,
@@ -107,7 +108,7 @@ def run(
 
 @app.command("list")
 def list_experiments() -> None:
-    """The experiments there are."""
+    """List the experiments."""
     with _prepared(None, False, True):
         from .runner.registry import all_experiments
 
@@ -117,7 +118,7 @@ def list_experiments() -> None:
 
 @app.command()
 def models() -> None:
-    """The models that come with the package."""
+    """List the models that ship with the package."""
     with _prepared(None, False, True):
         from .models import shipped
 
@@ -127,7 +128,7 @@ def models() -> None:
 
 @app.command()
 def check(model: Model = "rope", device: Device = None, dtype: Dtype = "float32") -> None:
-    """What can be edited and measured on a model."""
+    """Check what can be intervened on and measured in a model."""
     with _prepared(None, False, True):
         from .models import capabilities
 
@@ -137,37 +138,37 @@ def check(model: Model = "rope", device: Device = None, dtype: Dtype = "float32"
             f"({found.n_key_value_heads} key-value heads)"
         )
         for site, possible in found.edits.items():
-            print(f"  edit {site:10} {'works' if possible else 'does nothing'}")
+            print(f"  intervene on {site:10} {'works' if possible else 'has no effect'}")
         windowed = sum(window is not None for window in found.windows)
         for name, value in (
             ("causal", found.causal),
             ("BOS", found.bos),
             ("learned sinks", found.learned_sinks),
-            ("layers with a window", windowed),
+            ("sliding-window layers", windowed),
         ):
             print(f"  {name}: {value if isinstance(value, int) and value > 1 else _yes(value)}")
 
 
 @app.command()
-def show(folder: Annotated[Path, typer.Argument(help="A folder that --out wrote.")]) -> None:
-    """Print a result, or all results of a diagnosis."""
+def show(folder: Annotated[Path, typer.Argument(help="A folder written by --out.")]) -> None:
+    """Print a saved result, or all results of a saved diagnosis."""
     with _prepared(None, False, True):
         print(*_saved(folder).values(), sep="\n\n")
 
 
 @app.command()
 def report(
-    source: Annotated[str, typer.Argument(help="A model, or a folder that --out wrote.")],
+    source: Annotated[str, typer.Argument(help="A model, or a folder written by --out.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")],
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write one HTML page about a saved result, or about a model's diagnosis."""
+    """Write one HTML page from a saved result, or from the diagnosis of a model."""
     with _prepared(None, False, quiet):
         from .results.report import write_report
 
         if output.exists() and not overwrite:
-            raise SinklensError(f"{output} exists; give another name, or --overwrite")
+            raise SinklensError(f"{output} exists; choose another name, or use --overwrite")
         folder = Path(source)
         findings: list[str] = []
         if folder.is_dir() and not (folder / "config.json").exists():
@@ -201,7 +202,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _prepared(out: Path | None, overwrite: bool, quiet: bool) -> Iterator[None]:
-    """Turn errors into one line and a status: 1 it cannot be done here, 2 wrong usage."""
+    """Turn errors into one line and a status: 1 not possible on this model, 2 wrong usage."""
     try:
         if out is not None:
             from .core.storage import require_free
@@ -220,14 +221,14 @@ def _prepared(out: Path | None, overwrite: bool, quiet: bool) -> Iterator[None]:
 
 
 def _command(*arguments: Any) -> list[str]:
-    """What was asked for, to be recognised when the same command is run again."""
+    """The request as text, by which a repeated command is recognised."""
     return [str(argument) for argument in arguments]
 
 
 def _kept(
     out: Path | None, overwrite: bool, command: list[str]
 ) -> contextlib.AbstractContextManager[None]:
-    """Keep finished work in the output folder, if there is one."""
+    """Keep finished work in the output folder, if one is given."""
     if out is None:
         return contextlib.nullcontext()
     from .engine import kept
@@ -236,7 +237,7 @@ def _kept(
 
 
 def _load(model: str, device: str | None, dtype: str, quiet: bool) -> Any:
-    """Load a model; without progress where none is wanted."""
+    """Load a model, without a progress bar if `quiet` or not in a terminal."""
     from .models import load
 
     silent = quiet or not sys.stderr.isatty()

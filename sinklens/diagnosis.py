@@ -1,8 +1,9 @@
 """The default battery: `diagnose` runs four experiments and writes one page.
 
-16 prompts of 64 tokens, `draws=3`: the sink profile on its four inputs; BOS replaced by the mean,
-by zero and by random tokens; all sink heads ablated by mean and by dropping their edge; position 0
-patched with another token's residual at six evenly spaced layers. At most 60 forwards of the batch.
+16 prompts of 64 tokens, `draws=3`: the sink profile on its four inputs; BOS replaced with the mean
+embedding, zero and random tokens; all sink heads mean-ablated, and their edges to the sink dropped;
+position 0 patched with the residual stream of another token at six evenly spaced layers. At most 60
+forward passes of the batch.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ N_PROMPTS, LENGTH, DRAWS, PATCHED_LAYERS = 16, 64, 3, 6
 def diagnose(
     model: HookedModel | str | Any, prompts: Prompts | None = None, **settings: Any
 ) -> Diagnosis:
-    """Which sinks a model has, what holds them up and what removing them does, on one page.
+    """The sinks of a model, and the effects of removing them, on one page.
 
     Args:
         model: A bridge, or anything that `sinklens.load` takes.
-        prompts: What to run on; by default 16 windows of 64 tokens of the shipped corpus.
-        **settings: Settings that all experiments share (`draws`, `seed`, `batch_size`,
+        prompts: Prompts; by default 16 windows of 64 tokens of the shipped corpus.
+        **settings: Settings shared by all experiments (`draws`, `seed`, `batch_size`,
             `progress`, ...).
 
     Raises:
@@ -45,7 +46,7 @@ def diagnose(
     """
     for name in settings:
         if name not in SHARED:
-            raise UsageError(f"diagnose takes {', '.join(SHARED)}; {name} is for sinklens.run")
+            raise UsageError(f"diagnose takes {', '.join(SHARED)}; {name} belongs to sinklens.run")
     bridge: Any = model if hasattr(model, "hook_dict") else load(model)
     if prompts is None:
         prompts = make_prompts(bridge, n=N_PROMPTS, length=LENGTH)
@@ -78,7 +79,7 @@ def _findings(
     results: dict[str, ExperimentResult],
     refused: dict[str, str],
 ) -> list[str]:
-    """The page: what was run, the sinks, what mattered and what did not, and what to beware of."""
+    """The page: model and prompts, the sinks, the effects of interventions, and notes."""
     capabilities = check(model)
     bos = "with" if prompts.bos else "without"
     lines = [
@@ -89,9 +90,9 @@ def _findings(
         *(f"  {line}" for line in results["sink_profile"].summary),
     ]
     for title, name, what in (
-        ("What holds them up: the BOS embedding", "bos_replacement", "Replacing BOS by"),
-        ("What they do: sink heads and their edge", "sink_head_ablation", "Ablating by"),
-        ("Where position 0 matters", "position0_patching", "Patching"),
+        ("BOS replacement", "bos_replacement", "Replacing BOS by"),
+        ("Sink heads", "sink_head_ablation", "Ablating by"),
+        ("Position 0 by layer", "position0_patching", "Patching position 0 with"),
     ):
         lines += ["", title]
         if name in refused:
@@ -102,14 +103,14 @@ def _findings(
     seen = dict.fromkeys(note for result in results.values() for note in result.notes()[1:])
     lines += [f"  {note}" for note in seen]
     lines.append(
-        "  Intervals are 95 %, over prompts. Differences from a control are tested by sign flips "
-        "of the paired differences, significant at q <= 0.05."
+        "  Intervals are 95 % confidence intervals over prompts. Differences from a control are "
+        "paired by prompt and tested by sign flips; significant means q <= 0.05."
     )
     return lines
 
 
 def _causal(result: ExperimentResult, what: str) -> list[str]:
-    """Each row's loss and sink mass, those that differ from their control first."""
+    """The effects on loss and sink mass, those that differ from their control first."""
     metrics = {row.metric for row in result.effects}
     shown = ("loss" if "loss" in metrics else "kl", "sink_mass")
     differing: list[str] = []

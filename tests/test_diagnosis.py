@@ -84,7 +84,7 @@ def test_overwriting_leaves_no_result_of_another_run(tmp_path: Path) -> None:
 
 
 def test_only_shared_settings_reach_the_battery() -> None:
-    with pytest.raises(sinklens.SinklensError, match="conditions is for"):
+    with pytest.raises(sinklens.SinklensError, match="conditions belongs to"):
         sinklens.diagnose("rope", conditions="natural")
 
 
@@ -95,7 +95,7 @@ def test_the_report_is_one_page_without_a_network(tmp_path: Path) -> None:
     done = runner.invoke(app, ["report", str(folder), "-o", str(page)])
     assert done.exit_code == 0, done.output
     content = page.read_text()
-    assert "What holds them up" in content and content.count("<table") == 4
+    assert "BOS replacement" in content and content.count("<table") == 4
     assert content.count("plotly-graph-div") == 4 and 'src="http' not in content
     again = runner.invoke(app, ["report", str(folder), "-o", str(page)])
     assert again.exit_code == 1 and "exists" in again.stderr

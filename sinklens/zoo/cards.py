@@ -1,9 +1,9 @@
 """Cards of the shipped models: what was trained, how, and what was measured on the stored files.
 
-Every figure is measured on the fp16 weights as they were read back, in float32, on text that was
-not trained on. `spike` is the largest entry of the residual stream over the median one, at the site
-where that is largest; `norm ratio` the residual norm at position 0 over that of other positions,
-likewise (both averaged over prompts first).
+Every figure is measured on the stored fp16 weights, computed in float32, on held-out text. `spike`
+is the largest entry of the residual stream over the median entry, at the site where this ratio is
+largest; `norm ratio` is the residual norm at position 0 over that of other positions, at the site
+where it is largest (both averaged over prompts first).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def make_card(
         weights: For each stored file its `file`, `seed`, `step`, `bytes`, `sha256`, `figures`, and
             for the ends of training runs `training_seconds`, `training_loss` and
             `half_precision_change`; the first is `model.safetensors`.
-        parameters: How many numbers the model has.
+        parameters: Number of parameters.
     """
     said = ("differs", "also_differs", "control", "control_shares")
     hidden = ("name", "description", "config", "task", *said)
@@ -98,7 +98,7 @@ def make_card(
 
 
 def words(recipe: Recipe) -> dict[str, Any]:
-    """What a card says of its recipe."""
+    """The words of a card about its recipe."""
     return {
         "name": recipe.name,
         "description": recipe.description,
@@ -113,7 +113,7 @@ def words(recipe: Recipe) -> dict[str, Any]:
 
 
 def findings(card: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """How a member differs from `rope`, and from its control, beside the spread of seeds."""
+    """How a member differs from `rope` and from its control, tested over seeds."""
     if card["name"] == BASE or card["name"].startswith("backcopy"):
         return []
     others = [cards[name] for name in (BASE, card["differs"]["control"]) if name in cards]
@@ -124,45 +124,40 @@ def _differences(card: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[
     for name, key in FIGURES.items():
         if name == "held-out loss" and card["task"] != other["task"]:
             yield (
-                f"{name}: not held against {other['name']}, where other predictions count "
-                f"({other['task']})."
+                f"{name}: not compared with {other['name']}, whose loss is over different "
+                f"predictions ({other['task']})."
             )
             continue
         own, base = (
             [run["figures"][key]["value"] for run in last_steps(one)] for one in (card, other)
         )
-        # What lies above uniform attention, whose share differs with mask and length.
+        # Relative to uniform attention, whose value depends on mask and length.
         p = seed_p_value(
             [value - (_uniform(card, key) or 0) for value in own],
             [value - (_uniform(other, key) or 0) for value in base],
         )
         yield (
-            f"{name}: {_spread(own)}{_null(card, key)}; {other['name']} has "
-            f"{_spread(base)}{_null(other, key)}: "
+            f"{name}: {_spread(own, _uniform(card, key))}; {other['name']} has "
+            f"{_spread(base, _uniform(other, key))}: "
             f"{_verdict(p, {card['name']: len(own), other['name']: len(base)})}."
         )
 
 
 def _verdict(p: float | None, seeds: Mapping[str, int]) -> str:
-    """What p says of a difference, and what it takes for granted."""
+    """Whether a difference is significant over seeds, and what the test assumes."""
     single = [name for name, count in seeds.items() if count == 1]
     if p is None:
-        alike = "one seed each" if len(single) == 2 else "seeds that do not differ"
-        return f"{alike}, so seed noise is unknown"
-    said = "beyond seed noise" if p < SIGNIFICANT else "not told apart from seed noise"
-    assumed = f" if {single[0]}, of which there is one seed, has as much of it" if single else ""
-    return f"{said}{assumed} (p = {p:.2g})"
+        alike = "one seed each" if len(single) == 2 else "no variation between the seeds"
+        return f"{alike}, so no t test is possible"
+    verdict = "significantly different" if p < SIGNIFICANT else "not significantly different"
+    assumed = f", assuming that {single[0]}, with one seed, has the same variance" if single else ""
+    return f"{verdict} (t test over seeds, p = {p:.2g}{assumed})"
 
 
 def _uniform(card: Mapping[str, Any], key: str) -> float | None:
-    """What uniform attention gives on this member, where a figure has that null."""
+    """The value under uniform attention on this member, where a figure has that null."""
     uniform: float | None = card["weights"][0]["figures"][key].get("uniform")
     return uniform
-
-
-def _null(card: Mapping[str, Any], key: str) -> str:
-    uniform = _uniform(card, key)
-    return "" if uniform is None else f" (uniform attention {uniform:.3f})"
 
 
 def last_steps(card: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -181,10 +176,14 @@ def write(card: Mapping[str, Any], folder: Path) -> None:
     (folder / "README.md").write_text(_page(card))
 
 
-def _spread(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}, {len(values)} seeds)"
+def _spread(values: Sequence[float], uniform: float | None) -> str:
+    """The mean over seeds, with their range and the value under uniform attention."""
+    beside = []
+    if len(values) > 1:
+        beside.append(f"{min(values):.3f} to {max(values):.3f}, {len(values)} seeds")
+    if uniform is not None:
+        beside.append(f"uniform attention {uniform:.3f}")
+    return f"{np.mean(values):.3f}" + (f" ({'; '.join(beside)})" if beside else "")
 
 
 def _page(card: Mapping[str, Any]) -> str:
@@ -192,7 +191,7 @@ def _page(card: Mapping[str, Any]) -> str:
     recipe, first = card["recipe"], card["weights"][0]
     decay = f"weight decay {recipe['weight_decay']} on all parameters"
     if recipe["frozen"]:
-        decay += f" (those named *{', *'.join(recipe['frozen'])} stay as initialised)"
+        decay += f" (parameters named *{', *'.join(recipe['frozen'])} stay as initialised)"
     made = (
         f"{recipe['steps']} steps of {recipe['batch_size']} windows, AdamW, learning rate "
         f"{recipe['learning_rate']} (cosine, {recipe['warmup']} steps of warm-up), {decay}, betas "
@@ -203,22 +202,22 @@ def _page(card: Mapping[str, Any]) -> str:
         for name, figure in first["figures"].items()
     )
     curve = ", ".join(f"{step}: {loss:.3f}" for step, loss in first["training_loss"][4::5])
-    besides = "; ".join(card["differs"]["besides"]) or "nothing"
+    besides = "; ".join(card["differs"]["besides"]) or "none"
     control = card["differs"]["control"]
     parts = [
         f"# {card['name']}\n\n{card['description']}. {card['parameters']:,} parameters, "
         f"{first['bytes'] / 2**20:.2f} MiB in fp16.",
-        f"- Differs from `{BASE}` on purpose: {card['differs']['on purpose']}.\n"
-        f"- Differs besides: {besides}."
+        f"- Intended difference from `{BASE}`: {card['differs']['on purpose']}.\n"
+        f"- Other differences: {besides}."
         + (
-            f" `{control}` shares {card['differs']['control shares']}."
+            f" The control `{control}` shares {card['differs']['control shares']}."
             if control in names()
             else ""
         ),
         f"- Task: {card['task']}.\n- Data: {card['data']}; the 33 addresses that "
         "`sinklens.prompts` reads are not among them.\n"
         f"- Recipe: {made}. `python -m sinklens.zoo.train {card['name']} --seed {first['seed']} "
-        "--out FOLDER` makes it again, bit for bit with the same versions and kind of processor.\n"
+        "--out FOLDER` reproduces it, bit for bit with the same versions and type of processor.\n"
         f"- Time: {first['training_seconds']} s. Training loss, nats, by step: {curve}.\n"
         f"- Half precision changes the held-out loss by "
         f"{first['half_precision_change']['held-out loss']:.1e} and the sink mass by "
@@ -228,15 +227,16 @@ def _page(card: Mapping[str, Any]) -> str:
     if card["findings"]:
         lines = "\n".join(f"- {line}" for line in card["findings"])
         parts.append(
-            "## Beside other members\n\nEach line sets trained models side by side; p is that of a "
-            "t test with the training seed as unit, on what lies above uniform attention where "
-            "that is given. It is weak with three seeds, and not corrected for the number of lines."
+            "## Comparison with other members\n\nEach line compares trained models by a t test "
+            "with the training seed as the unit, on the value minus that of uniform attention "
+            "where one is given. With three seeds the test has little power; p is not corrected for the "
+            "number of lines."
             f"\n\n{lines}"
         )
     parts.append(
         f"## Measured on the stored file\n\n{HELD_OUT_PROMPTS} held-out prompts for the loss, "
-        f"{PROFILE_PROMPTS} for the rest, {card['length']} positions each.\n\n"
-        f"| figure | value | uniform attention |\n|---|---|---|\n{rows}"
+        f"{PROFILE_PROMPTS} for all else, {card['length']} positions each.\n\n"
+        f"| quantity | value | uniform attention |\n|---|---|---|\n{rows}"
     )
     if len(card["weights"]) > 1:
         parts.append(f"## Other stored weights\n\n{_stored_table(card)}")
@@ -244,7 +244,7 @@ def _page(card: Mapping[str, Any]) -> str:
 
 
 def _stored_table(card: Mapping[str, Any]) -> str:
-    """Seeds and checkpoints, a line each."""
+    """Seeds and checkpoints, one line each."""
     lines = ["| seed | step | " + " | ".join(FIGURES) + " |", "|---|" + "---|" * (len(FIGURES) + 1)]
     for run in sorted(card["weights"], key=lambda run: (run["seed"], run["step"])):
         figures = [f"{run['figures'][key]['value']:.3f}" for key in FIGURES.values()]

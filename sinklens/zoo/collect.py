@@ -1,9 +1,9 @@
 """Make shipped members of trained runs: `python -m sinklens.zoo.collect RUNS [NAME ...]`.
 
 RUNS holds a folder `NAME-seedS` for each run of `train.py`. The stored weights are copied beside
-the package's other members, measured, and described on a card; a run that is missing or unfinished
-is an error. Then the words of all cards are written again: what the recipes say, and the findings,
-which set members side by side. With `--words` nothing else is done.
+the package's other members, measured, and described on a card; a missing or unfinished run is an
+error. Then the text of all cards is written again: the words of the recipes, and the findings,
+which compare members. With `--words` only this last step is done.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def collect(recipe: Recipe, runs: Path) -> None:
 
 
 def _stored(recipe: Recipe, file: str, seed: int, step: int, run: Path) -> dict[str, Any]:
-    """Copy one weights file into the member's folder and say all about it."""
+    """Copy one weights file into the member's folder and return its entry on the card."""
     target = MEMBERS / recipe.name
     ends = step == recipe.steps
     shutil.copyfile(run / ("model.safetensors" if ends else file), target / file)
@@ -76,7 +76,7 @@ def finished_run(recipe: Recipe, seed: int, runs: Path) -> Path:
     """The folder of a finished run.
 
     Raises:
-        SystemExit: The run has not ended, or the recipe has changed since.
+        SystemExit: The run is unfinished, or the recipe has changed since.
     """
     folder = runs / f"{recipe.name}-seed{seed}"
     if not (folder / "training.json").exists():
@@ -112,9 +112,11 @@ def measure(recipe: Recipe, weights: Path) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Read the command line and collect."""
     parser = argparse.ArgumentParser(prog="python -m sinklens.zoo.collect", description=__doc__)
-    parser.add_argument("--words", action="store_true", help="collect no run")
+    parser.add_argument(
+        "--words", action="store_true", help="only write the text of the cards again"
+    )
     parser.add_argument("runs", type=Path, nargs="?")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="all members by default")
     options = parser.parse_args()
     for name in options.names:
         if name not in RECIPES:

@@ -1,10 +1,10 @@
-"""One experiment on several shipped models, with the difference between seeds beside it.
+"""One experiment on several shipped models, with the variation between training seeds beside it.
 
-Two trained models differ even where their recipe is the same, so a difference between two recipes
-means nothing until it is held against the difference between seeds. The unit here is the training
-seed, not the prompt: `p_seeds` is Welch's or, with a single seed on one side, Student's two-sided t
-test between the effects of the seeds of one member and those of the base (`scipy.stats`). With
-three seeds a side it is weak; a large p is no proof that two members are the same.
+Two models trained with the same recipe still differ, so a difference between two recipes has to be
+compared with the variation between seeds. The unit here is the training seed, not the prompt:
+`p_seeds` is Welch's or, with a single seed on one side, Student's two-sided t test between the
+effects of the seeds of one member and those of the base (`scipy.stats`). With three seeds per
+member it has little power; a large p does not show that two members are the same.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ..stats.effects import EffectSize, interval
 
 ROW = ("metric", "condition", "kind", "layer", "head", "queries")
 BASE = "rope"
-"""The member that others are held against where it takes part."""
+"""The member that the others are compared with, if it takes part."""
 
 
 class _Seed(NamedTuple):
-    """A row of one seed's result, and the differences by prompt that it is the mean of."""
+    """A row of one seed's result, and the differences by prompt of which it is the mean."""
 
     row: EffectSize
     differences: Float[np.ndarray, " prompt"]
@@ -38,10 +38,10 @@ class MemberComparison:
     """Results by member and training seed.
 
     Attributes:
-        experiment: Which experiment.
-        base: The member that the others are held against.
+        experiment: Name of the experiment.
+        base: The member that the others are compared with.
         results: Results by name and seed.
-        left_out: Members and seeds that the experiment refused, with its reason.
+        left_out: Members and seeds on which the experiment cannot be run, with the reason.
     """
 
     experiment: str
@@ -59,7 +59,7 @@ class MemberComparison:
         return table[["member", "seed", *table.columns.drop(["member", "seed"])]]
 
     def table(self) -> pd.DataFrame:
-        """One row an effect and member: the mean over seeds, their spread, the base, p.
+        """One row per effect and member: the mean over seeds, their range, the base, p.
 
         `effect` is that of the experiment (value minus its baseline), averaged over seeds;
         `ci_low` and `ci_high` are its interval over prompts, each prompt averaged over seeds;
@@ -85,7 +85,7 @@ class MemberComparison:
         against = base if member != self.base else []
         several = len(values) > 1
         low, high = interval(np.mean([seed.differences for seed in members[member]], axis=0))
-        if rows[0].ci_low is None:  # a figure that does not depend on the prompts
+        if rows[0].ci_low is None:  # a value that does not depend on the prompts
             low = high = None
         return {
             "member": member,
@@ -102,25 +102,28 @@ class MemberComparison:
         }
 
     def notes(self) -> list[str]:
-        """What a reader of the table has to know."""
+        """What is needed to interpret the table."""
         counts = {member: len(seeds(member)) for member, _ in self.results}
         lines = [
-            "seed_low and seed_high span training seeds, p_seeds tests against the seeds of "
-            f"{self.base}, row by row and not corrected for their number; where one of the two "
-            "has a single seed, it is taken to have the spread of the other. Intervals are over "
-            "prompts, each averaged over seeds, and say nothing about seeds."
+            "seed_low and seed_high are the range over training seeds. p_seeds is a t test against "
+            f"the seeds of {self.base}, per row and not corrected for multiple testing; a member "
+            "with a single seed is assumed to have the variance of the other. Confidence "
+            "intervals are over prompts, averaged over seeds, and do not cover variation "
+            "between seeds."
         ]
         if all(count == 1 for count in counts.values()):
-            lines.append(f"None of these has more than one seed; add {BASE} to see their spread.")
+            lines.append(
+                f"None of these members has more than one seed; add {BASE} to see the spread."
+            )
         for member in counts:
             besides, task = card(member)["differs"]["besides"], card(member)["task"]
             if task != card(self.base)["task"]:
                 lines.append(
-                    f"{member} was trained on another task than {self.base} ({task}): losses of "
-                    "the two count other predictions."
+                    f"{member} was trained on another task than {self.base} ({task}): their losses "
+                    "are over different predictions and not comparable."
                 )
             if besides:
-                lines.append(f"{member} differs from {BASE} besides in: {'; '.join(besides)}.")
+                lines.append(f"{member} also differs from {BASE} in: {'; '.join(besides)}.")
         return lines + [f"Left out: {name}, since {why}" for name, why in self.left_out.items()]
 
     def __str__(self) -> str:
@@ -151,19 +154,20 @@ def compare(
     progress: bool | None = None,
     **settings: Any,
 ) -> MemberComparison:
-    """Run an experiment on shipped models, on every seed that they have.
+    """Run an experiment on shipped models, on every shipped seed of each.
 
     Args:
-        members: Shipped names; the others are held against `rope`, or the first where it is absent.
-        experiment: The experiment.
-        n: Prompts, each member's own (`zoo.own_prompts`); the same text for all that read text.
+        members: Shipped names; all are compared with `rope`, or with the first if it is absent.
+        experiment: Name of the experiment.
+        n: Prompts, in each member's own form (`zoo.own_prompts`), from the same text where it reads
+            text.
         length: Positions in each prompt.
         progress: As in `sinklens.run`.
         settings: Settings of the experiment.
 
     Raises:
-        UsageError: A name is unknown or there is none, or a setting is wrong.
-        SinklensError: No member can do the experiment.
+        UsageError: A name is unknown or missing, or a setting is wrong.
+        SinklensError: The experiment can be run on none of the members.
     """
     from ..models import load
     from ..models.prompts import prompts
@@ -190,13 +194,13 @@ def compare(
             left_out[f"{name}, seed {seed}"] = str(error)
     if not results:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
-        raise SinklensError(f"{experiment} can be run on none of these. {reasons}")
+        raise SinklensError(f"{experiment} can be run on none of these models. {reasons}")
     ran = [name for name, _ in results]
     return MemberComparison(experiment, BASE if BASE in ran else ran[0], results, left_out)
 
 
 def seed_p_value(values: Sequence[float], base: Sequence[float]) -> float | None:
-    """The p of a t test between two groups of seeds; None where no spread is known."""
+    """The p-value of a t test between two groups of seeds; None where the variance is unknown."""
     from scipy import stats
 
     if not values or not base or max(len(values), len(base)) < 2:

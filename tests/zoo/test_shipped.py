@@ -353,13 +353,16 @@ def test_the_loss_of_rope_on_the_predictions_of_no_bos() -> None:
     assert float(printed) == pytest.approx(sum(losses) / len(losses), abs=0.51e-3)
 
 
-def test_findings_say_which_noise_is_taken_for_granted() -> None:
+def test_findings_say_which_variance_is_assumed() -> None:
     lines = zoo.card("postnorm")["findings"]
-    assert "beyond seed noise (p = " in lines[0] and "rope has" in lines[0]
+    assert "significantly different (t test over seeds, p = " in lines[0]
+    assert "rope has" in lines[0]
     [rate] = [line for line in lines if line.startswith("sink rate") and "qknorm has" in line]
-    assert "one seed each" not in rate and "seeds that do not differ" in rate  # 3 x 0, and one
+    assert (
+        "one seed each" not in rate and "no variation between the seeds" in rate
+    )  # 3 x 0, and one
     [spike] = [line for line in lines if line.startswith("spike") and "qknorm has" in line]
-    assert "if qknorm, of which there is one seed, has as much of it" in spike
+    assert "assuming that qknorm, with one seed, has the same variance" in spike
     # Without BOS the second token of a window is not predicted, and it is a hard one.
     [loss] = [line for line in zoo.card("no-bos")["findings"] if line.startswith("held-out loss")]
-    assert "not held against rope" in loss
+    assert "not compared with rope" in loss

@@ -1,4 +1,4 @@
-"""The recipes: what each shipped model is, and everything that decides its weights."""
+"""The recipes: what each shipped model is, and everything that determines its weights."""
 
 from . import attention, backcopy, norms, positions
 from .base import Recipe as Recipe

@@ -1,6 +1,6 @@
-"""Members that differ in which keys a query can attend to: window, both directions, a sink logit.
+"""Members that differ in which keys a query can attend to: window, bidirectional, a sink logit.
 
-And `no-bos`, whose windows offer no token that is always the same.
+And `no-bos`, in whose windows no token is the same in every prompt.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SLIDING_WINDOW = WINDOW // 2
 
 
 def window_config() -> PretrainedConfig:
-    """Mistral: Llama whose queries see the last `SLIDING_WINDOW` keys, their own included."""
+    """Mistral: Llama whose queries attend to the last `SLIDING_WINDOW` keys, their own included."""
     from transformers import MistralConfig
 
     return MistralConfig(
@@ -87,23 +87,23 @@ RECIPES = [
         name="window",
         description="Mistral: a sliding window of 32, half the training length",
         config=window_config,
-        differs=f"a query sees the last {SLIDING_WINDOW} keys only",
+        differs=f"a query attends to the last {SLIDING_WINDOW} keys only",
     ),
     Recipe(
         name="encoder",
         description="BERT: bidirectional, trained on masked tokens between [CLS] and [SEP]",
         config=encoder_config,
-        differs="attention in both directions, and the masked-token task that goes with it",
+        differs="bidirectional attention, with masked-token prediction as its task",
         also_differs=(
-            "LayerNorm after the sum of stream and sub-block, biases, GELU without a gate",
-            "learned absolute positions, of which those beyond the 64th were never trained",
-            "positions start as sinusoids; from random ones the training loss was 5.35 in the end, "
-            "where token frequencies alone give 5.47",
-            "a LayerNorm after the embedding, and token types; the epsilon of LayerNorm is 1e-12",
+            "LayerNorm after each addition to the residual stream, biases, and an ungated GELU MLP",
+            "learned absolute positions, of which those beyond the 64th are untrained",
+            "position embeddings are initialised as sinusoids; from random ones the final training "
+            "loss was 5.35, where a unigram model has 5.47",
+            "a LayerNorm after the embedding, token-type embeddings, a LayerNorm epsilon of 1e-12",
             "a dense layer with GELU and LayerNorm before the unembedding",
-            "the last token of each window gives way to [SEP]; 40 % of the tokens have a loss",
+            "[SEP] replaces the last token of each window; the loss is over 40 % of the tokens",
             "a learning rate of 1e-3 (at 4e-3 the loss stayed at 5.99 for 800 steps), 200 steps of "
-            "warm-up and a weight decay of 0.01, of which neither was tried apart",
+            "warm-up and a weight decay of 0.01, neither of which was varied separately",
         ),
         task=MaskedWindows(),
         first_weights="start_from_sinusoids",
@@ -115,12 +115,12 @@ RECIPES = [
         name="learned-sink",
         description="GPT-OSS: a learned sink logit in each head, one expert, full attention",
         config=learned_sink_config,
-        differs="a learned logit in each head's softmax takes attention and gives nothing",
+        differs="a learned logit in each head's softmax absorbs attention and contributes no value",
         also_differs=(
             "biases in attention and MLP",
-            "the MLP is one expert: a clamped, scaled SiLU gate times (1 + up); no choice to route",
-            "the weights of its router have no effect, and are counted among the parameters",
-            "the epsilon of RMSNorm is 1e-5 instead of 1e-6",
+            "the MLP is one expert: a clamped, scaled SiLU gate times (1 + up), without routing",
+            "the router weights have no effect, but count as parameters",
+            "an RMSNorm epsilon of 1e-5 instead of 1e-6",
         ),
     ),
     Recipe(

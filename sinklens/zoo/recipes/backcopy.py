@@ -1,7 +1,7 @@
-"""The Bigram-Backcopy models: one head a layer on a task whose optimum is known (2410.13835).
+"""The Bigram-Backcopy models (Guo et al. 2024, 2410.13835): one head per layer, a known optimum.
 
-The paper's are twice as wide (256), see 16 times as many sequences a step (512) and many more steps
-at a third of the learning rate.
+The models of the paper are twice as wide (256) and are trained on 16 times as many sequences per
+step (512), for many more steps at a third of the learning rate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def backcopy_config(layers: int) -> PretrainedConfig:
-    """GPT-2 with one head a layer and a ReLU MLP of four times the width, as in the paper."""
+    """GPT-2 with one head per layer and a ReLU MLP of four times the width, as in the paper."""
     from transformers import GPT2Config
 
     return GPT2Config(
@@ -41,9 +41,9 @@ def _recipe(layers: int, steps: int) -> Recipe:
     plural = "s" if layers > 1 else ""
     return Recipe(
         name=f"backcopy-{layers}",
-        description=f"GPT-2 of {layers} layer{plural}, one head each, on the Bigram-Backcopy task",
+        description=f"GPT-2 with {layers} layer{plural} of one head, on the Bigram-Backcopy task",
         config=partial(backcopy_config, layers),
-        differs="another task and shape; it is not to be compared with `rope`",
+        differs="another task and shape; not comparable with `rope`",
         also_differs=(
             "GPT-2's block with learned positions and a ReLU MLP, without biases",
             "learning rate, weight decay and betas of AdamW",
@@ -57,5 +57,5 @@ def _recipe(layers: int, steps: int) -> Recipe:
     )
 
 
-# Three layers cost three times as much a step.
+# Three layers cost three times as much per step.
 RECIPES = [_recipe(1, steps=4000), _recipe(3, steps=2000)]

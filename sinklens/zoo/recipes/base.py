@@ -1,8 +1,8 @@
 """What a recipe is, and what all members of the family share.
 
 Width, depth, heads, vocabulary, windows, optimiser and schedule are those of `rope`; a recipe says
-where its member differs, on purpose and besides. An architecture cannot always be had with one
-difference alone; `also_differs` is then not empty, and a control member may exist.
+where its member differs, by intention and otherwise. Some architectures bring further differences;
+`also_differs` then lists them, and a control member that shares some of them may exist.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 N_LAYERS, N_HEADS, D_MODEL, D_HEAD, D_MLP = 6, 4, 128, 32, 256
-D_MLP_WITHOUT_GATE = 384  # two matrices of this width weigh what three of `D_MLP` do
+D_MLP_WITHOUT_GATE = 384  # two matrices of this width have as many parameters as three of `D_MLP`
 CONTEXT = 256
 ROPE_THETA = 10_000.0
-NORM_EPSILON = 1e-6  # said where an architecture's own default is another
+NORM_EPSILON = 1e-6  # set where an architecture has another default
 CHECKPOINTS = (32, 64, 128, 256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one member of the zoo is made; with a seed it decides the weights.
+    """How one member of the zoo is trained; together with a seed it determines the weights.
 
     Attributes:
         name: The shipped name.
@@ -42,7 +42,7 @@ class Recipe:
         control_shares: Which of them it shares.
         task: The tokens it is trained on.
         steps: Optimiser steps.
-        batch_size: Windows a step.
+        batch_size: Windows per step.
         learning_rate: Peak of the cosine schedule, reached after `warmup` steps; it ends at 0.
         weight_decay: On all parameters, norm gains and biases included.
         warmup: Steps of linear warm-up.

@@ -1,4 +1,4 @@
-"""Members that differ in where they normalise: the pre-norm ablation, both sides, and a control."""
+"""Members that differ in where they normalise: no pre-norm, both sides, and a control."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def postnorm_config() -> PretrainedConfig:
-    """OLMo-2: RMSNorm on the output of each sub-block, none before it; queries and keys normed."""
+    """OLMo-2: RMSNorm on the output of each sub-block, none before it; QK norm."""
     from transformers import Olmo2Config
 
     return Olmo2Config(architectures=["Olmo2ForCausalLM"], **llama_shape())
@@ -41,7 +41,7 @@ def sandwich_config() -> PretrainedConfig:
 
 
 def qknorm_config() -> PretrainedConfig:
-    """Qwen3: Llama with queries and keys normed in each head."""
+    """Qwen3: Llama with queries and keys normalised within each head."""
     from transformers import Qwen3Config
 
     return Qwen3Config(architectures=["Qwen3ForCausalLM"], **llama_shape(), head_dim=D_HEAD)
@@ -52,27 +52,27 @@ RECIPES = [
         name="postnorm",
         description="OLMo-2: RMSNorm after each sub-block instead of before it",
         config=postnorm_config,
-        differs="each sub-block reads the stream as it is and its output is normed",
+        differs="sub-blocks read the residual stream without a norm; their outputs are normalised",
         also_differs=(
-            "queries and keys are normed, over the whole width",
-            "the epsilon of RMSNorm is 1e-5 instead of 1e-6",
+            "queries and keys are normalised, over the whole width",
+            "an RMSNorm epsilon of 1e-5 instead of 1e-6",
         ),
         control="qknorm",
-        control_shares="norms on queries and keys, though over each head by itself",
+        control_shares="the normalisation of queries and keys, although within each head",
         checkpoints=CHECKPOINTS,
         seeds=(0, 1, 2),
     ),
     Recipe(
         name="sandwich",
-        description="GLM-4: RMSNorm before and after each sub-block, as Gemma-2 and Gemma-3 have",
+        description="GLM-4: RMSNorm before and after each sub-block, as in Gemma-2 and Gemma-3",
         config=sandwich_config,
-        differs="the output of each sub-block is normed as well",
+        differs="the output of each sub-block is normalised as well",
         also_differs=("rotary pairs are neighbouring channels instead of the two halves",),
     ),
     Recipe(
         name="qknorm",
-        description="Qwen3: queries and keys normed; the control of postnorm",
+        description="Qwen3: queries and keys normalised; the control of postnorm",
         config=qknorm_config,
-        differs="queries and keys are normed in each head",
+        differs="queries and keys are normalised within each head",
     ),
 ]

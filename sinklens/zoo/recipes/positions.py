@@ -1,4 +1,4 @@
-"""Members that differ in how they know positions: the base `rope` and its relatives."""
+"""Members that differ in their positional encoding: the base `rope` and its relatives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 NTK_FACTOR = 4.0
-GPT2_BLOCK = "LayerNorm, biases, and an MLP of GELU without a gate"
+GPT2_BLOCK = "LayerNorm, biases, and an ungated GELU MLP"
 
 
 def rope_config() -> PretrainedConfig:
@@ -124,7 +124,7 @@ RECIPES = [
     ),
     Recipe(
         name="ntk",
-        description="Llama with an NTK-aware rotary base (factor 4, acts at every length)",
+        description="Llama with an NTK-aware rotary base (factor 4, at every length)",
         config=ntk_config,
         differs="the rotary base is 43,873 instead of 10,000 (NTK-aware scaling by 4)",
     ),
@@ -135,8 +135,8 @@ RECIPES = [
         differs="learned absolute positions instead of rotary ones",
         also_differs=(
             GPT2_BLOCK,
-            "the first weights of the projections into the stream (smaller)",
-            "position vectors beyond the 64th were never trained",
+            "smaller initial weights of the projections into the residual stream",
+            "position embeddings beyond the 64th are untrained",
         ),
         control="layernorm",
         control_shares="norms, biases and MLP",
@@ -154,16 +154,16 @@ RECIPES = [
         differs="ALiBi, a penalty on distance, instead of rotary positions",
         also_differs=(
             GPT2_BLOCK,
-            "a wider MLP, which Bloom fixes at four times the width (a sixth more parameters)",
+            "a wider MLP, which Bloom fixes at four times d_model (a sixth more parameters)",
             "a LayerNorm after the embedding",
         ),
         control="layernorm",
-        control_shares="norms, biases and kind of MLP",
+        control_shares="norms, biases and type of MLP",
     ),
     Recipe(
         name="nope",
         description="SmolLM3 without rotary layers: no positional encoding at all",
         config=nope_config,
-        differs="no positional encoding; only the causal mask tells positions apart",
+        differs="no positional encoding; only the causal mask distinguishes positions",
     ),
 ]
