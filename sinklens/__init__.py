@@ -1,7 +1,7 @@
-"""Which attention sinks does a transformer have, what holds them up, what breaks without them?
+"""Which attention sinks does a transformer have, what causes them, and what do they do?
 
-Causal experiments on TransformerLens models: every answer is an effect size with an interval, a
-matched control and a null.
+Causal experiments on TransformerLens models: every answer is an effect size with a confidence
+interval, a matched control and a null.
 """
 
 from __future__ import annotations

@@ -1,20 +1,21 @@
-"""What is measured in a run: metrics on logits, and metrics that a probe reads.
+"""Metrics: on logits, or computed from a probe.
 
 Logit metrics are functions `fn(logits, tokens, *, clean_logits, positions, answers)` that return
-one float32 number a prompt. `positions` are those whose predictions count: after the edited one.
+one float32 number per prompt. `positions` are those whose predictions count: after the intervened
+position.
 
 - `loss`: next-token cross-entropy in nats (the last position has no target and is left out);
-- `kl`: KL(clean || edited) of the next-token distribution in nats;
-- `logit_diff`: logit of the right answer minus that of the wrong one at the last position.
+- `kl`: KL(clean || intervened) of the next-token distribution in nats;
+- `logit_diff`: logit of the correct minus that of the incorrect answer at the last position.
 
 Probe metrics, by prompt, averaged over layers and heads:
 
 - `sink_mass`: mean attention of queries i >= 1 to key 0;
-- `sink_rate`: share of heads whose sink score of key 0 exceeds 0.3 (2410.10781, the `gu` preset);
-- `position0_norm`: the largest residual norm at position 0, over the streams entering each block
-  and leaving the last.
+- `sink_rate`: share of heads whose sink score of key 0 exceeds 0.3 (`gu`; Gu et al. 2025, 2410.10781);
+- `position0_norm`: the largest norm of the residual stream at position 0, entering each block and
+  leaving the last.
 
-They stay properties of position 0 when an edit is a control at a later position.
+They remain properties of position 0 when the intervention is a control at a later position.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from .probes.sinks import SinkScoreValues
 
 SINK_THRESHOLDS = {"gu": 0.3, "strict": 0.8}
 SINK_MASS = 0.3
-"""The sink mass above which a head is a sink head."""
+"""A head with a larger sink mass is a sink head."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class LogitMetric:
         name: The name in tables.
         function: `fn(logits, tokens, *, clean_logits, positions, answers)` -> `[prompt]`.
         unit: The unit.
-        higher_is_better: Whether more is better; None where neither is.
+        higher_is_better: Whether higher is better; None where neither is.
         signed: Whether it can be negative; only then a sign-flip test of a treatment makes sense.
         causal_only: Whether it needs next-token predictions.
-        by_row: For a metric that is the mean of something at each prediction: that something, as
+        by_row: For a metric that is a mean over predictions: the value of each prediction, as
             `fn(logits, *, next_tokens, clean_log_probs, answers)` -> `[row]` on rows of logits.
-            It spares the engine from holding all logits at once.
+            The engine then need not hold all logits at once.
         counts: Of the positions that count, those whose predictions `by_row` takes; whether one is
             taken may not depend on the others.
         needs_clean: Whether `by_row` needs the clean log-probabilities.
@@ -70,7 +71,7 @@ class LogitMetric:
 
 @dataclass(frozen=True)
 class ProbeMetric:
-    """A metric that a probe reads and `reduce` turns into one number a prompt."""
+    """A metric that a probe reads and `reduce` reduces to one number per prompt."""
 
     name: str
     probe: Callable[[HookedModel], Probe]
@@ -96,7 +97,9 @@ def loss(
     made = with_next_token(positions, tokens.shape[1])
     losses = [
         loss_by_row(mine[made], next_tokens=row[made + 1]).mean()
-        for mine, row in zip(logits, tokens, strict=True)  # a prompt at a time stays in the caches
+        for mine, row in zip(
+            logits, tokens, strict=True
+        )  # one prompt at a time stays in the caches
     ]
     return torch.stack(losses)
 
@@ -112,7 +115,7 @@ def with_next_token(positions: Int[Tensor, " counted"], length: int) -> Int[Tens
     """The positions that have a next token.
 
     Raises:
-        UsageError: None has.
+        UsageError: None of them has one.
     """
     made = positions[positions < length - 1]
     if not len(made):
@@ -131,7 +134,7 @@ def kl(
     positions: Int[Tensor, " counted"],
     answers: Int[Tensor, "prompt 2"] | None,
 ) -> Float[Tensor, " prompt"]:
-    """Mean KL(clean || edited) in nats over the predictions made at `positions`."""
+    """Mean KL(clean || intervened) in nats over the predictions made at `positions`."""
     divergences = [
         kl_by_row(after[positions], clean_log_probs=before[positions].float().log_softmax(-1))
         for before, after in zip(clean_logits, logits, strict=True)
@@ -142,7 +145,7 @@ def kl(
 def kl_by_row(
     logits: Float[Tensor, "row d_vocab"], *, clean_log_probs: Float[Tensor, "row d_vocab"], **_: Any
 ) -> Float[Tensor, " row"]:
-    """KL(clean || edited) in nats of each prediction."""
+    """KL(clean || intervened) in nats of each prediction."""
     edited = logits.float().log_softmax(-1)
     return (clean_log_probs.exp() * (clean_log_probs - edited)).sum(-1)
 
@@ -155,7 +158,7 @@ def logit_diff(
     positions: Int[Tensor, " counted"],
     answers: Int[Tensor, "prompt 2"] | None,
 ) -> Float[Tensor, " prompt"]:
-    """Logit of the right answer minus logit of the wrong one, at the last position.
+    """Logit of the correct minus logit of the incorrect answer, at the last position.
 
     Raises:
         UsageError: The prompts have no answers.
@@ -168,7 +171,7 @@ def logit_diff(
 def logit_diff_by_row(
     logits: Float[Tensor, "row d_vocab"], *, answers: Int[Tensor, "row 2"] | None, **_: Any
 ) -> Float[Tensor, " row"]:
-    """Logit of the right answer minus logit of the wrong one.
+    """Logit of the correct minus logit of the incorrect answer.
 
     Raises:
         UsageError: The prompts have no answers.
@@ -226,7 +229,7 @@ METRICS: dict[str, Metric] = {
 
 
 def resolve_metrics(metrics: Sequence[str | Metric | Callable[..., Tensor]]) -> list[Metric]:
-    """Metrics by name, or as a user gave them; a plain function is a logit metric.
+    """Metrics by name or as given; a plain function is a logit metric.
 
     Raises:
         UsageError: A name is unknown, or there is no metric at all.
@@ -251,7 +254,7 @@ def resolve_metrics(metrics: Sequence[str | Metric | Callable[..., Tensor]]) -> 
 def counted_positions(
     length: int, edited: int, sample: Sequence[int] | None = None
 ) -> Int[Tensor, " counted"]:
-    """The positions whose predictions count: those after the edited one, or a sample of them.
+    """The positions whose predictions count: those after the intervened one, or a sample of them.
 
     Raises:
         UsageError: None is left.

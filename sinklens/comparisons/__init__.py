@@ -1,1 +1,1 @@
-"""Interventions with their matched controls, one module a family; experiments share them."""
+"""Interventions with their matched controls, one module per family; shared by experiments."""

@@ -1,4 +1,4 @@
-"""The BOS embedding replaced, and the same edit at a later position as its control."""
+"""BOS replacement, with the same intervention at a later position as its control."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def starts_with_bos(model: HookedModel, prompts: Prompts) -> bool:
 def bos_comparison(
     model: HookedModel, condition: str, positions: Sequence[int], *, draws: int, seed: int
 ) -> Comparison:
-    """BOS replaced under one condition, and the same edit at a later position in each draw.
+    """BOS replaced under one condition, and the same at a later position in each draw.
 
     Args:
         model: The model.
-        condition: What is written, as in `hooks.bos`.
+        condition: The condition, as in `hooks.bos`.
         positions: The control's position in each draw.
-        draws: Draws of what is random.
-        seed: Decides them.
+        draws: Draws of random replacements.
+        seed: Seed of the draws.
     """
 
     def replacement(position: int, draw: int) -> Intervention:

@@ -1,7 +1,7 @@
 """Heads ablated, with matched controls: other heads, or the same heads' edge to a later key.
 
 For the conditions on the output the control is as many other heads, from the same layers, then the
-nearest; where fewer exist, all of them, set against as many of the treated heads drawn at random.
+nearest; where fewer exist, all of them, compared with as many of the treated heads drawn at random.
 For the conditions on the edge it is the edge of the same heads to a later key.
 """
 
@@ -36,12 +36,12 @@ class HeadAblations:
         means: HeadValues,
         outputs: HeadValues,
     ) -> None:
-        """Take what is ablated and what is written.
+        """Take the heads and the values that are written.
 
         Args:
-            run: The run; which heads and positions the draws took is kept in it.
-            heads: The heads that are ablated.
-            others: The heads that may be a control.
+            run: The run, which records the drawn heads and positions.
+            heads: The ablated heads.
+            others: The heads that may be controls.
             means: Mean outputs by layer, for `mean`.
             outputs: Outputs by layer and prompt, for `resample`.
         """
@@ -73,7 +73,7 @@ class HeadAblations:
         if not matched or not matched[0].control:
             return Comparison(condition, treatment, no_control=ALL_SINKS)
         fewer = len(matched[0].control) < len(self._heads)
-        # Where all other heads are the control, every draw has the same heads; unless the edit
+        # Where all other heads are the control, every draw has the same heads; unless the ablation
         # itself is random, only the first is run.
         once = fewer and condition != "resample"
         pools = [one.control for one in (matched[:1] if once else matched)]
@@ -87,13 +87,13 @@ class HeadAblations:
                 condition,
                 f"{condition}: only {len(pools[0])} heads are neither ablated nor sinks, fewer "
                 f"than the {len(self._heads)} ablated. The control ablates all of them, and the "
-                "difference compares it with as many ablated heads drawn at random, not with the "
+                "difference compares it with as many ablated heads, drawn at random, not with the "
                 "effect shown.",
             )
         return Comparison(condition, treatment, (Control(OTHER_HEADS, control, own),))
 
     def each(self, condition: str) -> list[Comparison]:
-        """One head at a time, all against one pool of other heads, each alone."""
+        """One head at a time, each compared with a pool of other heads, ablated one at a time."""
         count = min(self._draws, len(self._others))
         chosen = seeded(self._seed, "pool").choice(len(self._others), count, replace=False)
         pool = [self._others[i] for i in sorted(chosen)]
@@ -137,10 +137,10 @@ class HeadAblations:
         return ablate_heads(self._model, heads, condition, values=values, position=place)
 
     def _reads(self, heads: Sequence[Head], place: int) -> HeadValues:
-        """What heads read from a key once the edges of earlier layers are gone.
+        """What heads read from a key once the edges of earlier layers are dropped.
 
-        A delegated pattern shows itself only after z was used, so it is read in a run before: one
-        run for every layer, with the edits of the layers below in place.
+        A delegated pattern is available only after z was used, so it is read in a previous run: one
+        run per layer, with the interventions on the layers below in place.
         """
         values: HeadValues = {}
         for layer in sorted({layer for layer, _ in heads}):
@@ -163,6 +163,6 @@ class HeadAblations:
         return values
 
     def _keep(self, what: str, condition: str, draws: Sequence[Sequence[Head]]) -> None:
-        """Keep which heads a condition's draws took."""
+        """Record the heads drawn for a condition."""
         self._taken.setdefault(what, {})[condition] = [[*map(head_label, one)] for one in draws]
         self._run.drawn(**self._taken)

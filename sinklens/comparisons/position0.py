@@ -1,8 +1,8 @@
-"""Position 0 patched at a layer, and a later position patched in the same way as its control.
+"""Position 0 patched at a layer, with a later position patched in the same way as its control.
 
-With `other_token` every prompt gets another ordinary token, so that the interval covers the choice
-of token. The control at a later position p, one a draw, writes for `other_token` and `mean_token`
-what p holds in a run with another token there, for the others the same edit at p.
+With `other_token` every prompt gets a different ordinary token, so that the interval covers the
+choice of token. The control at a later position p, one per draw, writes for `other_token` and
+`mean_token` the value of p in a run with another token there, otherwise the same intervention at p.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LATER = "later_position"
 Written = Mapping[tuple[str, int], Tensor]
 """By part and layer what a patch writes: a vector for all prompts or each, or a norm."""
 PLACE = "@"
-FROM_TOKENS = ("other_token", "mean_token")  # what is written comes from runs with other tokens
+FROM_TOKENS = ("other_token", "mean_token")  # the values come from runs with other tokens
 CONDITIONS = tuple(
     f"{name}:{part}"
     for part in PARTS
@@ -46,10 +46,10 @@ CONDITIONS = tuple(
 
 
 def parse_condition(condition: str) -> tuple[str, str]:
-    """A condition's name and part, as in `other_token:residual`.
+    """The name and part of a condition such as `other_token:residual`.
 
     Raises:
-        UsageError: There is no such condition or part, or the two do not go together.
+        UsageError: The condition or part does not exist, or they cannot be combined.
     """
     with_, _, part = condition.partition(":")
     if with_ not in POSITION0_CONDITIONS:
@@ -57,12 +57,12 @@ def parse_condition(condition: str) -> tuple[str, str]:
     if part not in PARTS:
         raise unknown_name("part", part, PARTS)
     if part != "residual" and with_ in RESIDUAL_ONLY:
-        raise UsageError(f"{with_} is an edit of the residual stream, not of the {part}")
+        raise UsageError(f"{with_} applies to the residual stream, not to the {part}")
     return with_, part
 
 
 class Position0Patches:
-    """What the patches write, read once for all layers; makes their comparisons."""
+    """The values of the patches, read once for all layers; makes their comparisons."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class Position0Patches:
         positions: Sequence[int],
         places: Sequence[int] = (0,),
     ) -> None:
-        """Read what is written.
+        """Read the values that are written.
 
         Args:
-            run: The run; what is drawn is kept in it.
-            conditions: What is written, with its part (`other_token:key`).
+            run: The run, which records the draws.
+            conditions: Conditions with their parts (`other_token:key`).
             layers: The layers that are patched.
             positions: The control's position in each draw.
             places: The positions of the treatments.
@@ -105,7 +105,7 @@ class Position0Patches:
         return Comparison(condition, treatment, (Control(LATER, control),))
 
     def _read_first_tokens(self) -> dict[str, Written]:
-        """What position 0 holds with another token, and on average over ordinary tokens."""
+        """The values of position 0 with another token, and averaged over ordinary tokens."""
         run, written = self._run, dict[str, Written]()
         if "other_token" in self._names:
             others = other_tokens(run.model, run.prompts.tokens, 0, run.config.seed, "position0")
@@ -123,7 +123,7 @@ class Position0Patches:
         return first_token_values(self._run.model, tokens, self._parts, self._layers)
 
     def _read_clean_run(self) -> None:
-        """Norms, and what edited positions put out themselves, from one clean run."""
+        """Norms, and the patched positions' own outputs, from one clean run."""
         model = self._run.model
         norms = ResidualNorms(model)
         outputs = {}
@@ -139,7 +139,7 @@ class Position0Patches:
             self._written["rescaled"] = {("residual", at): mean[at] for at in self._layers}
 
     def _read_other_tokens(self) -> None:
-        """What later positions hold in runs with another token there, a run a draw and place."""
+        """Values of later positions with another token there, one run per draw and place."""
         self._control: list[PartValues] = []
         self._there: dict[int, PartValues] = {}
         if self._names & set(FROM_TOKENS):
@@ -155,7 +155,7 @@ class Position0Patches:
     def _read_there(
         self, place: int, label: str, name: str, drawn: dict[str, list[list[int]]]
     ) -> PartValues:
-        """What a position holds in a run with another token there."""
+        """The value of a position in a run with another token there."""
         run, prompts = self._run, self._run.prompts
         tokens = prompts.tokens.clone()
         tokens[:, place] = other_tokens(run.model, prompts.tokens, place, run.config.seed, label)
@@ -189,7 +189,7 @@ def other_tokens(
 ) -> Int[Tensor, " prompt"]:
     """For each prompt an ordinary token that differs from the one it has at a place.
 
-    Seeded by the prompt's own tokens, so that it does not depend on where the prompt stands.
+    Seeded by the prompt's own tokens, so that it does not depend on the order of the prompts.
     """
     ordinary = ordinary_tokens(model).numpy()
     chosen = []

@@ -1,20 +1,20 @@
 """Massive entries of the residual stream intervened on, with two matched controls.
 
     zero              0
-    mean              the mean over the massive entries of that channel, position 0 and later
-                      positions apart
+    mean              the mean over the massive entries of that channel, separately for position 0
+                      and later positions
     flipped_mean      minus that
     first_token_mean  the same as `mean`, but at position 0 the mean over 256 ordinary first tokens,
                       each run as a prompt of length 1
-    clamp_spikes      the size of a median entry, the sign kept
+    clamp_spikes      the magnitude of a median entry, the sign kept
 
 Controls:
 
-    median_entries    as many entries of median size: 0 under `zero`, else their channel's mean
+    median_entries    as many entries of median magnitude: 0 under `zero`, else their channel's mean
     other_channels    the same change made to random other channels of the same positions
 
 Where prompts share a BOS, position 0 is the same in all of them: each of its entries is its own
-mean, and `mean` does nothing there by construction, which a footnote says.
+mean, and `mean` has no effect there by construction; a footnote says so.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ OWN_MEAN = "with the same first token in all prompts position 0 is its own mean"
 
 
 class SpikeEdits:
-    """Makes the edits of massive entries at one layer, and their controls."""
+    """Makes the interventions on massive entries at one layer, and their controls."""
 
     def __init__(self, run: Run[Any], layer: int, entries: EntryValues) -> None:
-        """Take what is edited.
+        """Take the layer and the entries.
 
         Args:
-            run: The run; which channels the draws took is kept in it.
-            layer: The block whose input is edited; one past the last stands for what leaves it.
-            entries: The massive entries, and those of median size.
+            run: The run, which records the drawn channels.
+            layer: The block whose input is intervened on; one past the last is the final output.
+            entries: The massive entries, and those of median magnitude.
         """
         self._run, self._layer, self._entries = run, layer, entries
         self._first: Tensor | None = None
         self.crowded = crowded(entries)
 
     def comparison(self, edit: str, controls: Sequence[str]) -> Comparison:
-        """An edit beside the controls that are named."""
+        """An intervention with the named controls."""
         massive = self._entries.massive
         values = self._values(edit, massive, self._massive_mean())
         change = values - massive.value
@@ -83,7 +83,7 @@ class SpikeEdits:
         )
 
     def _values(self, edit: str, entries: Entries, mean: Tensor) -> Float[Tensor, " entry"]:
-        """What an edit writes into entries whose means over prompts are given."""
+        """The values written into entries whose means over prompts are given."""
         if edit == "zero":
             return torch.zeros_like(entries.value)
         if edit == CLAMP:
@@ -95,7 +95,7 @@ class SpikeEdits:
         return mean if edit == "mean" else -mean
 
     def _massive_mean(self) -> Float[Tensor, " entry"]:
-        """The mean of the massive entries of each one's channel, position 0 and the rest apart."""
+        """Mean massive entry of each entry's channel, separately for position 0 and the rest."""
         massive = self._entries.massive
         means = torch.zeros_like(massive.value)
         for channel in massive.channel.unique():
@@ -119,7 +119,7 @@ class SpikeEdits:
         self._run.footnote("mean", line)
 
     def _of_median_size(self, edit: str) -> list[Intervention]:
-        """The same edit of as many entries of median size, in each draw."""
+        """The same intervention on as many entries of median magnitude, in each draw."""
         drawn = []
         for draw, entries in enumerate(self._entries.ordinary):
             channel_mean = self._entries.means[(entries.position > 0).long(), entries.channel]
@@ -131,7 +131,7 @@ class SpikeEdits:
         return drawn
 
     def _in_other_channels(self, edit: str, change: Float[Tensor, " entry"]) -> list[Intervention]:
-        """The same change in other channels, each channel's in one of its own, in each draw."""
+        """The same change in other channels, one for each massive channel, in each draw."""
         if self.crowded:
             return []
         massive, drawn, taken = self._entries.massive, [], []
@@ -152,7 +152,7 @@ class SpikeEdits:
 
 
 def crowded(entries: EntryValues) -> str:
-    """Why the same change cannot be made in other channels, empty where it can."""
+    """The reason why the change cannot be made in other channels, empty where it can."""
     own, width = len(entries.massive.channel.unique()), entries.means.shape[-1]
     if 2 * own <= width:
         return ""
@@ -163,7 +163,7 @@ def crowded(entries: EntryValues) -> str:
 
 
 def changes_nothing(entries: Entries, change: Float[Tensor, " entry"]) -> bool:
-    """Whether an edit writes what is there, but for rounding.
+    """Whether an intervention changes nothing beyond rounding error.
 
     With a BOS position 0 is the same in every prompt, and each of its entries is its own mean.
     """
@@ -171,7 +171,7 @@ def changes_nothing(entries: Entries, change: Float[Tensor, " entry"]) -> bool:
 
 
 def first_token_mean(model: HookedModel, layer: int, seed: int) -> Float[Tensor, " channel"]:
-    """What position 0 of the stream holds on average over ordinary first tokens."""
+    """The mean residual stream at position 0 over ordinary first tokens."""
     site, block = ("residual", layer)
     if layer == int(model.cfg.n_layers):
         site, block = "resid_post", layer - 1

@@ -1,1 +1,1 @@
-"""What everything stands on: errors, the model's protocol, seeds, labels and files on disk."""
+"""Foundations: errors, the model protocol, seeds, labels and files on disk."""

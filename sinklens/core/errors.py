@@ -1,4 +1,4 @@
-"""The error that sinklens raises for everything a user can mend."""
+"""The errors that sinklens raises for everything a user can correct."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from difflib import get_close_matches
 
 
 class SinklensError(Exception):
-    """Something was asked that cannot be done on this model or input.
+    """The request cannot be carried out on this model or input.
 
     The message says what was asked, why it cannot be done here and what would work.
     """
 
 
 class UsageError(SinklensError, ValueError):
-    """The request itself is wrong, whatever the model: an unknown name, a setting out of range."""
+    """The request itself is invalid, whatever the model: an unknown name, a value out of range."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """An error that names what exists, the nearest names first."""
+    """An error that suggests near names, or lists all that exist."""
     names = sorted(known)
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""Labels of places in a model: `L18H8` for a query head, `L3 MLP` for what a sub-block wrote."""
+"""Labels of places in a model: `L18H8` for a query head, `L3 MLP` for a sub-block's output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def head_label(head: Head) -> str:
 
 
 def stage_name(stage: int) -> str:
-    """What writes last before a stage, such as `L3 MLP`; stage 0 is `embedding`."""
+    """The last sub-block that writes before a stage, such as `L3 MLP`; stage 0 is `embedding`."""
     if stage == 0:
         return "embedding"
     return f"L{(stage - 1) // 2} {SUB_BLOCKS[(stage - 1) % 2]}"

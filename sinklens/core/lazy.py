@@ -1,4 +1,4 @@
-"""Public names of a package that are imported on first use, so that the package costs nothing."""
+"""Public names of a package that are imported on first use, so that importing it is fast."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 def on_first_use(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """A package's `__getattr__`, which imports a public name from its module.
 
-    Importing a module puts it into its package under its own name. So a name that is its own home
-    is the module itself, and no other name may be that of a module.
+    Importing a module puts it into its package under its own name. So a name that maps to itself
+    is the module, and no other public name may equal a module's name.
 
     Args:
         package: `__name__` of the package.

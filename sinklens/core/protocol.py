@@ -1,7 +1,7 @@
-"""What sinklens needs of a model: the surface of a TransformerLens `TransformerBridge`.
+"""The interface that sinklens needs of a model: that of a TransformerLens `TransformerBridge`.
 
-TransformerLens's own protocol (`transformer_lens.model_protocol`) has no `hooks()`, which every
-intervention here is used with.
+TransformerLens's own protocol (`transformer_lens.model_protocol`) lacks `hooks()`, with which every
+intervention here is applied.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random generators that follow from the seed of a run and what they are for, never global."""
+"""Random generators derived from the seed of a run and their purpose, never global."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 def seeded(seed: int, *labels: object) -> np.random.Generator:
-    """A generator of its own for every purpose, the same in every process.
+    """A separate generator for every purpose, the same in every process.
 
     Args:
         seed: The run's seed.
-        labels: What it is for; other labels give independent numbers.
+        labels: Its purpose; different labels give independent streams.
     """
     return np.random.default_rng([seed, *"/".join(map(str, labels)).encode()])
 
 
 def content_seed(tokens: Int[Tensor, " pos"], seed: int) -> int:
-    """A number that follows from a prompt's tokens and the seed."""
+    """A seed derived from a prompt's tokens and the seed of the run."""
     digest = hashlib.sha256(f"{seed} {tokens.tolist()}".encode()).digest()
     return int.from_bytes(digest[:8], "little")

@@ -17,9 +17,9 @@ FILES = ("result.json", "run.json", "values.safetensors", "findings.txt")
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
-    """Refuse an output folder that holds something, before any work is done.
+    """Refuse an output folder that is not empty, before any work is done.
 
-    What a run that was stopped left there (`engine.kept`) does not count.
+    Unfinished work of an interrupted run (`engine.kept`) does not count.
 
     Raises:
         SinklensError: It is a file, or a folder with anything in it and `overwrite` is not set.
@@ -28,12 +28,12 @@ def require_free(folder: Path, overwrite: bool) -> None:
         raise SinklensError(f"{folder} is a file; give a folder")
     parent = next(path for path in folder.absolute().parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise SinklensError(f"cannot make {folder}: {parent} is no folder that can be written")
+        raise SinklensError(f"cannot create {folder}: {parent} is not a writable folder")
     held = [path for path in folder.glob("*") if path.name != UNFINISHED]
     saving = (folder / UNFINISHED / COMMAND).exists()  # a run was stopped while it saved
     if held and not overwrite and not saving:
         raise SinklensError(
-            f"the folder {folder} is not empty; give another one, or --overwrite (overwrite=True)"
+            f"the folder {folder} is not empty; choose another, or use --overwrite (overwrite=True)"
         )
 
 
@@ -63,7 +63,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _remove_results(folder: Path) -> None:
-    """Remove the files of earlier results, which would stand beside the new ones."""
+    """Remove the files of earlier results, so that old and new ones do not mix."""
     parts = [path.parent for path in folder.glob("*/result.json")]
     for part in (folder, *parts):
         for name in FILES:
@@ -82,7 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A file of a result.
 
     Raises:
-        SinklensError: It is missing, damaged, or no result.
+        SinklensError: It is missing, damaged, or not a result.
     """
     if path.parent.is_file():
         raise SinklensError(f"{path.parent} is a file; give the folder that a result was saved to")
@@ -91,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise SinklensError(f"{path.parent} holds no result: there is no {path.name}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SinklensError(f"{path} is damaged or cut off: {error}") from error
+        raise SinklensError(f"{path} is damaged or truncated: {error}") from error
     if not isinstance(content, dict):
-        raise SinklensError(f"{path} is not a result of sinklens")
+        raise SinklensError(f"{path} is not a sinklens result")
     return content

@@ -1,1 +1,1 @@
-"""The mathematics: tensors in, tensors out; nothing here knows a model."""
+"""Mathematics: tensors in, tensors out, independent of any model."""

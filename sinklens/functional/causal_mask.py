@@ -1,4 +1,4 @@
-"""What the causal mask alone makes of logits that depend on relative position only.
+"""The effect of the causal mask alone on logits that depend on relative position only.
 
 With g(d) the mean logit at offset d, C_i = log(sum over d <= i of exp g(d)) (a learned sink adds
 its own term, a window ends the sum), and log A_ij = g(i - j) - C_i. A later query sees more keys,
@@ -42,12 +42,12 @@ class CausalMask:
         self._log_keys = torch.arange(1, size + 1).double().log()
 
     def reordered(self, order: Int[Tensor, "layer 1 offset"]) -> CausalMask:
-        """That of the same mean logits in another order of offsets."""
+        """The component of the same mean logits with their offsets permuted."""
         moved = self.offsets.gather(-1, order.expand_as(self.offsets))
         return CausalMask(moved, self._windows, self._sink_logit)
 
     def flat(self) -> CausalMask:
-        """That of flat logits, which give uniform attention."""
+        """The component of flat logits, which give uniform attention."""
         return CausalMask(torch.zeros_like(self.offsets[:1]), self._windows)
 
     def slope(self) -> Float[Tensor, "n layer head"]:
@@ -72,14 +72,14 @@ class CausalMask:
     def window_kl(self, window: int) -> Float[Tensor, "n layer head"]:
         """Mean over queries i >= window - 1 of KL(A_win || A), in nats.
 
-        A_win keeps the last `window` keys and scales them up, so that all queries see as many; then
+        A_win keeps the last `window` keys and renormalises, so that all queries see as many; then
         KL(A_win || A) = C_i - C_(window - 1). The other direction is infinite.
         """
         sums = self.log_z[..., window - 1 :]
         return (sums - sums[..., :1]).mean(-1)
 
     def extra_r2(self) -> Float[Tensor, "n layer head"]:
-        """What i + j explains of log A beyond i - j, least squares over all pairs.
+        """The R^2 that i + j adds to i - j in a least-squares fit of log A over all pairs.
 
         The two regressions differ by one direction, i + j without its part along 1 and i - j. Any
         function of i - j alone has 0.

@@ -3,11 +3,10 @@
     KL_h = mean over queries i of KL(A_hi || mean over heads of A_hi)
 
 in nats (Ruscio et al. 2025, 2508.02546; on attention weights, not on values). Its mean over heads
-is the entropy of the mean row less the mean entropy of the rows, which is how it is computed here,
-for many sets of columns at once. Taking columns away sets their weights to 0 and scales the rest of
-each row up. A row that sees nothing else stays as it was (for a causal model query 0's own, and it
-could only be filled from the future); a head with no weight on what is left becomes uniform over
-it.
+is the entropy of the mean row minus the mean entropy of the rows, and is computed so, for many sets
+of columns at once. Removing columns sets their weights to 0 and renormalises the rest of
+each row. A row without other visible keys is left unchanged (row 0 of a causal model, which could
+only be filled from the future); a head without weight on the remaining columns becomes uniform.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 
 SETS_AT_ONCE = 64
 NEARBY = 1 / 8
-# So small that no weight notices, and a row of nothing but this is uniform.
+# Negligible beside any weight; a row of only this value is uniform.
 FLOOR = 1e-30
 
 
@@ -27,7 +26,7 @@ def sink_columns(
 ) -> Bool[Tensor, "batch key"]:
     """Keys whose attention, summed over heads and queries, reaches a percentile of all keys'.
 
-    There always are some: about (1 - percentile) n.
+    There are always some: about (1 - percentile) n.
     """
     incoming = pattern.double().sum((1, 2))
     return incoming >= incoming.quantile(percentile, dim=-1, keepdim=True)
@@ -36,14 +35,14 @@ def sink_columns(
 def columns_nearby(
     sinks: Bool[Tensor, "batch key"], order: Float[Tensor, "set key"]
 ) -> Bool[Tensor, "batch set key"]:
-    """As many other columns at about the same places, one set for each row of `order`.
+    """As many other columns at nearby positions, one set for each row of `order`.
 
-    Under a causal mask early columns are seen by more queries, so that what sinks are compared with
-    has to be as early. Every sink in turn takes the nearest column that is no sink and not taken.
-    Where sinks are more than half of all columns, fewer are left than there are sinks.
+    Under a causal mask early columns are visible to more queries, so the columns that sinks are
+    compared with have to be as early. Each sink in turn takes the nearest column that is neither a
+    sink nor taken. Where sinks are more than half of all columns, there are fewer than sinks.
 
     Args:
-        sinks: What to stand in for.
+        sinks: The columns to match.
         order: Numbers in [0, 1); the distance of a column counts as up to `NEARBY` of the length
             longer, so that sets differ.
     """
@@ -52,7 +51,7 @@ def columns_nearby(
     extra = order * max(2.0, NEARBY * length)
     taken = sinks[:, None].repeat(1, len(order), 1)
     most = int(sinks.sum(-1).max())
-    # The places of each prompt's sinks, -1 behind its last one.
+    # The positions of each prompt's sinks, -1 after the last one.
     places = sinks.float().topk(most, dim=-1).indices.sort(-1).values
     places = places.masked_fill(~sinks.gather(-1, places), -1)
     for place in places.T:

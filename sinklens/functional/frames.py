@@ -1,8 +1,8 @@
-"""Reference frames: how the attention that keys get is spread over them, and over layers.
+"""Reference frames: how received attention is distributed over keys and over layers.
 
-Ruscio et al. 2025 (2508.02546) speak of centralised (one anchor), distributed (several) and
-bidirectional (both ends) frames and give no rule that tells them apart. These scores are ours.
-From the columns c_lj of a layer l (`graphs.received`) and those of uniform attention u_lj:
+Ruscio et al. 2025 (2508.02546) describe centralised (one anchor), distributed (several) and
+bidirectional (both ends) frames, without a classification rule; these scores are ours. From the
+columns c_lj of a layer l (`graphs.received`) and those of uniform attention u_lj:
 
     largest_column     max over j of c_lj
     effective_anchors  (sum_j c_lj)^2 / sum_j c_lj^2
@@ -19,7 +19,7 @@ over the sum of the layer's columns, and its mean over layers E_j:
 
 The last three add up to the whole excess; uniform attention has 0, 0, 0. Averaging over layers
 comes first, so a key counts as one anchor only if it is the same in many layers. In a causal model
-the last column is the last query's weight on itself, and a bidirectional score means no more.
+the last column is the last query's weight on itself, which is all a bidirectional score reflects.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FRAME_METRICS = (*COLUMN_METRICS, "stability", *FRAME_TYPES)
 
 
 def column_metrics(columns: Float[Tensor, "*batch key"]) -> dict[str, Float[Tensor, "*batch"]]:
-    """What can be said of one layer's columns, by name."""
+    """The scores of one layer's columns, by name."""
     columns = columns.double()
     total = columns.sum(-1)
     return {

@@ -1,12 +1,12 @@
-"""Attention as a graph, as columns and as a matrix: what a pattern looks like, without a model.
+"""Attention as a graph, as columns and as a matrix: descriptive scores of a pattern.
 
 All functions take patterns `[..., query, key]` whose rows are shares of attention, and reduce the
-last two axes. A query sees the keys of `visible`; nulls spread its weight over just these:
-`uniform_attention`, and `permute_rows`, which keeps the weights of every row and forgets where they
-were.
+last two axes. `visible` says which keys a query sees; nulls spread its weight over these only:
+`uniform_attention`, and `permute_rows`, which keeps the weights of every row and permutes their
+positions.
 
 Graph (Ruscio et al. 2025, 2508.02546): query i has an edge to key j where A_ij > t. With in-degrees
-d_j, n positions:
+d_j and n positions:
 
     star_likeness    max d / (n - 1)
     gini             2 sum_k k d_(k) / (n sum d) - (n + 1) / n, d_(k) ascending; 0 without edges
@@ -45,7 +45,7 @@ GRAPH_METRICS = (
     "spectral_gap",
 )
 SPECTRUM_METRICS = ("participation_ratio", "stable_rank", "singular_gap")
-ROUNDING = 1e-9  # of eigenvalues that are 0, such as that of a graph in two pieces
+ROUNDING = 1e-9  # of eigenvalues that are 0, such as those of a disconnected graph
 
 
 def visible_keys(
@@ -67,11 +67,11 @@ def permute_rows(
     order: Float[Tensor, "*batch query key"],
     visible: Bool[Tensor, "query key"],
 ) -> Float[Tensor, "*batch query key"]:
-    """Each row's weights in another order among the keys that its query sees.
+    """Each row's weights permuted among the keys visible to its query.
 
     Args:
         pattern: The patterns.
-        order: Numbers in [0, 1), which decide the order.
+        order: Numbers in [0, 1), whose ranks give the order.
         visible: Which keys each query sees; weights on others stay where they are.
     """
     shuffled = order.masked_fill(~visible, 2.0).argsort(dim=-1, stable=True)
@@ -129,7 +129,7 @@ def graph_metrics(
 def singular_values(
     pattern: Float[Tensor, "*batch query key"],
 ) -> Float[Tensor, "*batch rank"]:
-    """The singular values, the largest first."""
+    """The singular values, in descending order."""
     values: Tensor = torch.linalg.svdvals(pattern.double())
     return values
 
@@ -137,7 +137,7 @@ def singular_values(
 def spectrum_metrics(
     values: Float[Tensor, "*batch rank"],
 ) -> dict[str, Float[Tensor, "*batch"]]:
-    """The figures of singular values, by name."""
+    """The statistics of singular values, by name."""
     squares = values**2
     return {
         "participation_ratio": values.sum(-1) ** 2 / squares.sum(-1),
@@ -149,7 +149,7 @@ def spectrum_metrics(
 def received(
     pattern: Float[Tensor, "*batch query key"], visible: Bool[Tensor, "query key"]
 ) -> Float[Tensor, "*batch key"]:
-    """Columns: the mean attention that a key gets from the queries that see it.
+    """Columns: the mean attention that a key receives from the queries that see it.
 
     For causal attention c_j = mean over i >= j of A_ij, so that the last column is one weight, the
     last query's own.

@@ -1,7 +1,6 @@
-"""Statistics of all prompts and without each: at 0 that of all, then those without each prompt.
+"""Leave-one-out statistics: at index 0 that of all prompts, then those without each prompt.
 
-Figures that are functions of such statistics have jackknife intervals (`stats.jackknife`) without
-another run.
+Functions of such statistics have jackknife intervals (`stats.jackknife`) without another run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The onset of a curve over training: the step at which half of its change is reached.
+"""The onset of a curve over training: the step at half-maximum, halfway through its change.
 
-Between the checkpoints around it the curve is a straight line in x = log2(1 + step), so that an
-onset is known no better than the checkpoints lie apart. The rule is ours: the papers show curves.
+The curve is interpolated linearly in x = log2(1 + step) between the bracketing checkpoints, whose
+distance bounds the precision of an onset. The rule is ours: the papers show curves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 
 def onset(steps: Float[np.ndarray, " step"], curve: Float[np.ndarray, " step"]) -> float:
-    """Where a curve is first half way from its first to its last value, in log2(1 + step).
+    """Where a curve is first halfway from its first to its last value, in log2(1 + step).
 
     Args:
         steps: Training steps, ascending.

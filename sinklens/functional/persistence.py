@@ -1,4 +1,4 @@
-"""Persistent homology of attention, on a distance that is one.
+"""Persistent homology of attention, on a symmetric distance.
 
     D_ij = 1 - max(A_ij, A_ji),  D_ii = 0
 
@@ -9,10 +9,10 @@ dies. `betti0(t)` counts the components at scale t, `betti1(t)` the loops; a per
 total length of the bars. A perfect in-star of weight w has n - 1 bars of length 1 - w in dimension
 0 and none in dimension 1; a cycle of four edges of weight w has a loop from 1 - w to 1.
 
-The published pipeline (Ruscio et al. 2025, 2508.02546) hands 1 - A to ripser as it is. For a causal
-pattern ripser then sees only the masked half, where every distance is 1, and takes the diagonal for
-the times of birth. What comes out is as many "Betti 0" as tokens, no "Betti 1", and a mean
-persistence that is the mean weight of queries i >= 1 on themselves; it is not repeated here.
+The published pipeline (Ruscio et al. 2025, 2508.02546) passes 1 - A to ripser unchanged. For a
+causal pattern ripser then reads only the masked half, where every distance is 1, and takes the
+diagonal as birth times. The result is as many "Betti 0" as tokens, no "Betti 1", and a mean
+persistence equal to the mean weight of queries i >= 1 on themselves; it is not reproduced here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BETTI_CURVES = ("betti0", "betti1")
 
 
 def require_gudhi() -> Any:
-    """The library that computes persistence.
+    """The library that computes persistence (gudhi).
 
     Raises:
         SinklensError: It is not installed.
@@ -57,7 +57,7 @@ def attention_distance(
 
 
 def bars(distance: Float[Tensor, "point point"]) -> list[Float[np.ndarray, "bar 2"]]:
-    """Birth and death of components and loops; the component that never dies dies at infinity."""
+    """Birth and death of components and loops; the component that never dies has death infinity."""
     gudhi = require_gudhi()
     rips = gudhi.RipsComplex(distance_matrix=distance.cpu().numpy(), max_edge_length=1.0)
     complex_ = rips.create_simplex_tree(max_dimension=1)

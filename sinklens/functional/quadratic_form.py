@@ -1,7 +1,7 @@
-"""Gated feed-forward blocks as quadratic forms: which channels can write a spike, and for whom.
+"""Gated MLPs as quadratic forms: which channels can write a spike, and for which inputs.
 
-A gated block writes into channel k, for an input h (Sun et al. 2026, 2603.05498, with SiLU(x) taken
-as x):
+A gated MLP writes into channel k, for an input h (Sun et al. 2026, 2603.05498; SiLU(x) approximated
+by x):
 
     F_k(h) = h^T U_k h,   U_k = sum_i Wd[i, k] Wg[:, i] Wu[:, i]^T
 
@@ -13,8 +13,8 @@ d x d matrix for each channel:
     |U_k|^2 = w^T (Wg^T Wg * Wu^T Wu) w,   tr(U_k U_k) = w^T (Wg^T Wu * Wu^T Wg) w,   w = Wd[:, k]
     |S_k|^2 = (|U_k|^2 + tr(U_k U_k)) / 2
 
-where * multiplies entry by entry. Biases are left out. SiLU is far from x where the gate is
-negative or small; `quadratic_form` beside what the block wrote says how far.
+where * multiplies entry by entry. Biases are left out. SiLU differs from x where the gate
+is negative or small; comparing `quadratic_form` with the output of the block measures the error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..core.protocol import HookedModel
 
-ROWS = 1024  # hidden units at a time
+ROWS = 1024  # hidden units per slice
 
 
 class GatedWeights(NamedTuple):
@@ -41,7 +41,7 @@ class GatedWeights(NamedTuple):
 
 
 def gated_weights(model: HookedModel, layer: int) -> GatedWeights | None:
-    """The weights of one block's MLP; None where it has no gate or is not one MLP."""
+    """The weights of one block's MLP; None where it is not a single gated MLP."""
     mlp = getattr(model.blocks[layer], "mlp", None)
     named = [getattr(mlp, name, None) for name in ("W_gate", "W_in", "W_out")]
     parts = [part.detach().double().cpu() for part in named if isinstance(part, Tensor)]
@@ -71,7 +71,7 @@ def symmetric_norm(weights: GatedWeights, channel: int) -> float:
 def leading_eigenpair(
     weights: GatedWeights, channel: int
 ) -> tuple[float, Float[Tensor, " d_model"]]:
-    """The eigenvalue of S_k that is largest in size, and its unit eigenvector."""
+    """The eigenvalue of S_k of the largest magnitude, and its unit eigenvector."""
     gate, up = weights.gate.numpy(), weights.up.numpy()
     w = weights.down[:, channel].numpy()
     width = len(gate)

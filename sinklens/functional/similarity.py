@@ -1,4 +1,4 @@
-"""How alike vectors are, and how well they tell groups apart.
+"""How similar vectors are, and how well they identify groups.
 
     mean cosine        between different vectors
     variance ratio     covariance between groups, over different members, over variance within

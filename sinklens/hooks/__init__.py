@@ -1,7 +1,7 @@
 """Interventions as TransformerLens hook functions.
 
-Each maker returns an `Intervention`, whose `fwd_hooks` go straight into
-`model.run_with_hooks(tokens, fwd_hooks=edit.fwd_hooks)`. The functions they are made of take
+Each function here returns an `Intervention`, whose `fwd_hooks` go straight into
+`model.run_with_hooks(tokens, fwd_hooks=edit.fwd_hooks)`. The hook functions themselves take
 `(activation, hook)` and return a new tensor; they can be imported and used alone.
 """
 

@@ -1,16 +1,16 @@
 """Replace the BOS embedding.
 
-At the embedding site (`hook_embed`, what the embedding puts out, any scaling included) the vector
+At the embedding site (`hook_embed`, the output of the embedding, any scaling included) the vector
 of position 0 is replaced before the first block. Conditions:
 
-- `mean`: the mean over the vocabulary of what the site puts out;
-- `zero`: zeros. With bias-free RMSNorm the position-0 stream then stays at 0 in every layer, which
-  is no token's trajectory;
-- `random_token`: what the site puts out for one ordinary token, the same for all prompts;
-- `gaussian`: a random direction with the norm of the vector that is replaced;
-- `token:<text>`: what the site puts out for one given token.
+- `mean`: the mean output over the vocabulary;
+- `zero`: zeros. With bias-free RMSNorm the residual stream at position 0 then stays at 0 in every
+  layer, which no token's does;
+- `random_token`: the output for one ordinary token, the same for all prompts;
+- `gaussian`: a random direction with the norm of the replaced vector;
+- `token:<text>`: the output for one given token.
 
-The matched control is the same edit at a later position.
+The matched control is the same intervention at a later position.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def replace_bos_embedding(
         model: The model.
         with_: `mean`, `zero`, `random_token`, `gaussian` or `token:<text>`.
         position: The position whose embedding is replaced.
-        seed: With `draw` it decides the token of `random_token` and the direction of `gaussian`.
+        seed: With `draw` it determines the token of `random_token` and the direction of `gaussian`.
         draw: The number of the draw.
 
     Raises:
@@ -73,14 +73,14 @@ def replace_bos_embedding(
 
 
 def random_token(model: HookedModel, with_: str, seed: int, draw: int) -> int:
-    """The token that a draw of `random_token` puts in BOS's place."""
+    """The token whose embedding replaces BOS in a draw of `random_token`."""
     return int(seeded(seed, "bos", with_, draw).choice(ordinary_tokens(model).numpy()))
 
 
 def _replacement(
     model: HookedModel, with_: str, random: Any, position: int
 ) -> Float[Tensor, " d_model"]:
-    """The vector that takes BOS's place."""
+    """The vector that replaces the BOS embedding."""
     if with_ == "zero":
         return torch.zeros(int(model.cfg.d_model))
     if with_ == "mean":
@@ -95,11 +95,10 @@ def _replacement(
 
 
 def mean_embedding(model: HookedModel, position: int = 0) -> Float[Tensor, " d_model"]:
-    """The mean over all rows of the vocabulary of what the embedding site puts out.
+    """The mean output of the embedding site over all rows of the vocabulary.
 
-    Special tokens count, and so do rows that pad the embedding beyond the tokenizer. Kept until the
-    weights or the compatibility mode change: it takes one pass through the embedding for every
-    token there is.
+    Special tokens count, and so do padding rows beyond the tokenizer. Cached until the weights or
+    the compatibility mode change: it takes one pass of every token through the embedding.
     """
     place = position if _depends_on_position(model) else 0
     key = (weights_hash(model), bool(getattr(model, "compatibility_mode", False)), place)
@@ -115,17 +114,17 @@ def mean_embedding(model: HookedModel, position: int = 0) -> Float[Tensor, " d_m
 def embedding_outputs(
     model: HookedModel, tokens: Int[Tensor, " token"], position: int = 0
 ) -> Float[Tensor, "token d_model"]:
-    """What the embedding site puts out for tokens at a position.
+    """The output of the embedding site for tokens at a position.
 
-    Runs the model as far as its first block, so that scaling, and norms after the embedding, are
-    what they are in a forward pass. In families that add positions before the site (BERT) it
+    Runs the model up to its first block, so that scaling, and norms after the embedding, are the
+    same as in a forward pass. In families that add positions before the site (BERT) it
     depends on `position`.
     """
     return _outputs_at(model, tokens, position if _depends_on_position(model) else 0)
 
 
 def _depends_on_position(model: HookedModel) -> bool:
-    """Whether the embedding site puts out something else for a token at another position."""
+    """Whether the output of the embedding site depends on the position of a token."""
     token = ordinary_tokens(model)[:1]
     first, second = (_outputs_at(model, token, position) for position in (0, 1))
     return not torch.allclose(first, second, atol=1e-6)

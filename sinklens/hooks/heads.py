@@ -1,20 +1,21 @@
-"""Ablate heads: their output, or only what they read from the sink.
+"""Ablate heads: their output, or only their attention edges to the sink.
 
 Conditions on the output (`hook_z`), at all positions:
 
-- `zero`; what this removes depends on whether value biases are folded (compatibility mode);
-- `mean`: the mean over prompts, position 0 and the rest apart;
+- `zero`; its effect depends on whether value biases are folded (compatibility mode);
+- `mean`: the mean over prompts, separately for position 0 and the rest;
 - `resample`: the same head's output in another prompt, position by position.
 
 Conditions on the edge from queries i > p to key p (`hook_pattern`; p = 0 is the sink):
 
-- `drop_edge`: the weight goes to 0 and the rest of the row is scaled to the row's former sum;
-- `drop_edge_unnormalised`: the weight goes to 0 and the rest stays. Where the pattern cannot be
-  edited, the same is done by taking `A_ip v_p` out of z.
+- `drop_edge`: the weight is set to 0 and the rest of the row is renormalised to the row's original
+  sum;
+- `drop_edge_unnormalised`: the weight is set to 0 and the rest is unchanged. Where the pattern
+  cannot be intervened on, the same is done by subtracting `A_ip v_p` from z.
 
-The two are different experiments: the first asks what the sink's share does, the second also takes
-away that the other weights are small. The row of query p itself is never edited: masking the only
-key of query 0 would let it read the future.
+The two are different experiments: the first forces the sink's attention onto other keys, the second
+removes only what is read from the sink. The row of query p itself is never changed: masking the
+only key of query 0 would let it read the future.
 """
 
 from __future__ import annotations
@@ -50,30 +51,29 @@ def ablate_heads(
     position: int = 0,
     draw: int | None = None,
 ) -> Intervention:
-    """Ablate query heads, all in one forward.
+    """Ablate query heads, all in one forward pass.
 
     Args:
         model: The model.
         heads: Pairs of layer and query head.
         with_: `zero`, `mean`, `resample`, `drop_edge` or `drop_edge_unnormalised`.
-        values: By layer, what is written: for `mean` what `HeadMeans` computes, for `resample` the
+        values: By layer, the values that are written: for `mean` what `HeadMeans` computes, for `resample` the
             outputs of all prompts (`HeadOutputs`), and for
             `drop_edge_unnormalised` on models whose pattern cannot be edited what `SinkReads`
             computes. The other conditions need none.
         order: For `resample`, the number of the prompt whose outputs each prompt gets; by default
-            `values` are in order already.
+            `values` are in this order already.
         position: The key whose edge is dropped; 0 is the sink.
         draw: The number of the draw.
 
     Raises:
-        UsageError: There is no such condition, no head, a head the model does not have, or
-            values are missing.
+        UsageError: The condition or a head does not exist, or heads or values are missing.
     """
     if with_ not in HEAD_CONDITIONS:
         raise unknown_name("condition", with_, HEAD_CONDITIONS)
     if values is None and with_ in ("mean", "resample"):
         probe = "HeadMeans" if with_ == "mean" else "HeadOutputs"
-        raise UsageError(f"{with_} needs values=, what the probe sinklens.probes.{probe} computes")
+        raise UsageError(f"{with_} needs values=, computed by the probe sinklens.probes.{probe}")
     by_layer: defaultdict[int, list[int]] = defaultdict(list)
     for layer, head in heads:
         if not (0 <= layer < model.cfg.n_layers and 0 <= head < model.cfg.n_heads):
@@ -135,7 +135,7 @@ def _head_hooks(
         elif values is not None:
             settings["values"] = values[layer]
             if with_ != "mean":
-                # Which prompt stands in for each of the batch.
+                # The prompt whose outputs each prompt of the batch gets.
                 settings["rows"] = order if index is None else _composed(order, index)
         hooks.append((hook_name(site, layer), partial(edits[with_], **settings)))
     return hooks
@@ -179,7 +179,7 @@ def resample_heads(
     values: Float[Tensor, "prompt pos n_heads d_head"],
     rows: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Write the outputs of heads in other prompts: those of `rows`, or `values` as they stand."""
+    """Write the outputs of heads in other prompts: those of `rows`, or `values` unchanged."""
     edited = z.clone()
     edited[:, :, heads] = _taken(values, heads, rows).to(z)
     return edited
@@ -193,7 +193,7 @@ def subtract_reads(
     values: Float[Tensor, "prompt pos n_heads d_head"],
     rows: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Take what heads read from one key out of their output."""
+    """Subtract what heads read from one key from their output."""
     edited = z.clone()
     edited[:, :, heads] -= _taken(values, heads, rows).to(z)
     return edited
@@ -216,12 +216,12 @@ def drop_edge(
     heads: list[int],
     position: int = 0,
 ) -> Float[Tensor, "batch head query key"]:
-    """Set the weight on a key to 0 for later queries and scale each row to its former sum.
+    """Set the weight on a key to 0 for later queries and renormalise each row to its original sum.
 
-    A row that had all its weight on the key has nothing to scale and becomes 0.
+    A row with all its weight on the key has nothing to renormalise and becomes 0.
     """
     edited = pattern.clone()
-    # In half precision the sum of what is left can be below the smallest normal number.
+    # In half precision the remaining sum can be below the smallest normal number.
     rows = pattern[:, heads, position + 1 :].float()
     kept = rows.clone()
     kept[..., position] = 0
@@ -238,7 +238,7 @@ def drop_edge_unnormalised(
     heads: list[int],
     position: int = 0,
 ) -> Float[Tensor, "batch head query key"]:
-    """Set the weight on a key to 0 for later queries and leave the rest of the row alone."""
+    """Set the weight on a key to 0 for later queries and leave the rest of the row unchanged."""
     edited = pattern.clone()
     rows = edited[:, heads, position + 1 :]
     rows[..., position] = 0

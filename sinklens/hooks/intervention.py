@@ -1,4 +1,4 @@
-"""What an intervention is: hook functions, and what a result has to know about them."""
+"""Interventions: hook functions, with the facts about them that results record."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ FwdHooks = list[tuple[str, HookFunction]]
 
 @dataclass(frozen=True)
 class Intervention:
-    """An edit of a forward pass, ready for `model.run_with_hooks(tokens, fwd_hooks=...)`.
+    """An intervention on a forward pass, for `model.run_with_hooks(tokens, fwd_hooks=...)`.
 
     Attributes:
-        name: The condition, as results name it (`mean`, `other_token:residual`, ...).
-        site: What is edited: `embedding`, `residual`, `key`, `value`, `z` or `pattern`.
-        first_layer: The first block whose output the edit can change.
+        name: The condition, as named in results (`mean`, `other_token:residual`, ...).
+        site: What is intervened on: `embedding`, `residual`, `key`, `value`, `z` or `pattern`.
+        first_layer: The first block whose output the intervention can change.
         fwd_hooks: Pairs of hook name and function `fn(activation, hook)`.
-        position: The position that is edited; predictions after it count. 0 for an edit of heads.
-        layer: The layer, where the edit has one.
-        head: The query head, where the edit has one.
+        position: The intervened position; predictions after it count. 0 for heads.
+        layer: The layer, where there is one.
+        head: The query head, where there is one.
         draw: The number of the random draw, where there is one.
-        identity: True only for an edit that is meant to change nothing.
-        rebind: Makes `fwd_hooks` for a part of the prompts, for edits whose values differ by
-            prompt; None for edits that do not ask which prompts run.
+        identity: True only for an intervention that is meant to change nothing.
+        rebind: Makes `fwd_hooks` for a part of the prompts, where the values differ by prompt;
+            None where they do not depend on the prompts.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Intervention:
 
 
 def together(name: str, *interventions: Intervention) -> Intervention:
-    """Several interventions in one forward, each at its own hooks.
+    """Several interventions in one forward pass, each at its own hooks.
 
     Args:
-        name: The condition that they make together.
-        interventions: Edits of different hook points; where two share one, the first acts first.
+        name: The name of the combined condition.
+        interventions: The interventions; at a shared hook point the first acts first.
     """
 
     def bind(index: Int[Tensor, " batch"]) -> FwdHooks:
@@ -91,19 +91,19 @@ def replace_position(activation: Tensor, hook: Any, *, values: Tensor, position:
 
 
 def restore_position(activation: Tensor, hook: Any, *, values: Tensor, position: int) -> Tensor:
-    """Put back what one position had in the clean run; by itself no edit.
+    """Restore the clean values at one position; not an intervention on its own.
 
     Args:
         activation: `[batch, pos, ...]`.
         hook: The hook point.
-        values: What was there, `[...]` or `[batch, ...]`.
+        values: The clean values, `[...]` or `[batch, ...]`.
         position: Where.
     """
     return replace_position(activation, hook, values=values, position=position)
 
 
 def redirect_position(activation: Tensor, hook: Any, *, direction: Tensor, position: int) -> Tensor:
-    """Turn the vector at one position into another direction and keep its norm.
+    """Give the vector at one position another direction and keep its norm.
 
     Args:
         activation: `[batch, pos, d_model]`.

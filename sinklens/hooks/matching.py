@@ -1,6 +1,6 @@
-"""What a matched control edits: later positions, other heads, other prompts.
+"""The choices of matched controls: later positions, other heads, other prompts.
 
-Every choice is seeded and follows from what is matched, so that it can be drawn again.
+Every choice is seeded and depends only on what is matched, so that it is reproducible.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..core.seeds import seeded
 def control_positions(
     length: int, draws: int, seed: int, sample: Sequence[int] | None = None
 ) -> list[int]:
-    """One later position a draw, uniform in 1 .. length / 4.
+    """One later position per draw, uniform in 1 .. length / 4.
 
-    Only positions after which a prediction is left to count; none where there is no such position.
+    Only positions after which a prediction is left to count; empty where there is none.
 
     Args:
         length: Positions in each prompt.
-        draws: How many.
-        seed: Decides them.
+        draws: The number of draws.
+        seed: Seed of the draws.
         sample: The positions whose predictions count, if not all.
     """
     counted = [q for q in range(length - 1) if sample is None or q in sample]
@@ -39,10 +39,10 @@ def control_positions(
 
 
 def derangement(tokens: Int[Tensor, "prompt pos"], seed: int, draw: int) -> Int[Tensor, " prompt"]:
-    """For each prompt the number of another one: a seeded cycle through all.
+    """For each prompt the number of another prompt: a seeded cycle through all.
 
-    The cycle is drawn over the prompts in the order of their tokens, so that each prompt's partner
-    does not depend on where it stands. With a single prompt there is no other one.
+    The cycle is drawn over the prompts sorted by their tokens, so that each prompt's partner does
+    not depend on the order of the prompts. With a single prompt there is no other one.
     """
     by_content = torch.from_numpy(np.lexsort(tokens.cpu().numpy().T[::-1]).copy())
     cycle = torch.from_numpy(seeded(seed, "derangement", draw).permutation(len(tokens)))
@@ -53,7 +53,7 @@ def derangement(tokens: Int[Tensor, "prompt pos"], seed: int, draw: int) -> Int[
 
 
 class MatchedHeads(NamedTuple):
-    """Control heads, and as many of the treated heads to set against them."""
+    """Control heads, and equally many treated heads to compare them with."""
 
     control: list[Head]
     treated: list[Head]
@@ -64,13 +64,13 @@ def matched_heads(
 ) -> MatchedHeads:
     """As many other heads as treated ones, from the same layers, then from the nearest.
 
-    Where fewer exist, all of them are the control, and they are set against as many treated heads
+    Where fewer exist, all of them are the control and are compared with as many treated heads,
     drawn at random.
 
     Args:
-        treated: The heads that are edited.
+        treated: The ablated heads.
         others: The heads that may be a control: neither treated nor sink heads.
-        seed: Decides the choice.
+        seed: Seed of the choice.
         draw: The number of the draw.
     """
     random = seeded(seed, "heads", draw)

@@ -1,17 +1,17 @@
 """Patch position 0 inside the model: its residual stream, key or value at one layer.
 
-Conditions and what is written at position 0 of layer l:
+Conditions, and what is written at position 0 of layer l:
 
-- `other_token`: what another first token would have there. Since position 0 of a causal model sees
-  only itself, this is the value of a prompt of length 1;
+- `other_token`: the value for another first token. Since position 0 of a causal model attends only
+  to itself, this is the value in a prompt of length 1;
 - `mean_token`: the mean over 256 ordinary tokens, each run as a prompt of length 1;
 - `zero`;
 - `rescaled` (residual only): own direction, mean norm of positions >= 1 at that layer;
 - `redirected` (residual only): a random direction, own norm.
 
-`part="residual"` edits the stream that enters block l, and with it the position's own later
-trajectory. `key` and `value` write that layer's `hook_k` / `hook_v` at position 0 only; they act on
-whole key-value groups, and query 0's own output is put back to what it was.
+`part="residual"` patches the residual stream that enters block l, and with it the position's own
+later trajectory. `key` and `value` write that layer's `hook_k` / `hook_v` at position 0 only; they
+act on whole key-value groups, and query 0's own output is restored.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ def patch_position0(
 
     Args:
         model: A causal model.
-        layer: The block whose input, keys or values are edited.
+        layer: The block whose input, keys or values are patched.
         with_: `other_token`, `mean_token`, `zero`, `rescaled` or `redirected`.
         part: `residual`, `key` or `value`.
         values: What is written, `[...]` for all prompts alike or `[prompt, ...]`; for `rescaled`
             the new norm. By default `other_token` takes one seeded ordinary token for all prompts
             and `mean_token` the mean over `MEAN_TOKENS` of them; `rescaled` needs it.
-        own_output: For `key` and `value`: the output of the edited position's own query,
+        own_output: For `key` and `value`: the output of the patched position's own query,
             `hook_z[:, position]` of a clean run (`PositionValues`). By default that of BOS.
-        position: The position that is edited.
-        seed: Decides tokens and directions.
+        position: The patched position.
+        seed: Seed of tokens and directions.
         draw: The number of the draw, for `redirected`.
 
     Raises:
@@ -123,12 +123,12 @@ def _check_request(model: HookedModel, layer: int, with_: str, part: str) -> Non
         raise unknown_name("part", part, PARTS)
     if part != "residual" and with_ in RESIDUAL_ONLY:
         raise UsageError(
-            f"{with_} is an edit of the residual stream; part={part!r} takes other_token, "
+            f"{with_} applies to the residual stream only; part={part!r} takes other_token, "
             "mean_token and zero"
         )
     if not check(model).causal:
         raise SinklensError(
-            "patch_position0 needs a causal model, in which position 0 sees only itself; on "
+            "patch_position0 needs a causal model, in which position 0 attends only to itself; on "
             f"{model.cfg.architecture} use replace_bos_embedding or ablate_heads"
         )
     if not 0 <= layer < model.cfg.n_layers:
@@ -144,7 +144,7 @@ def _intervention(
     draw: int | None,
     bind: partial[FwdHooks] | None = None,
 ) -> Intervention:
-    """The intervention around some hooks."""
+    """The intervention made of some hooks."""
     return Intervention(
         name=f"{with_}:{part}",
         site=part,
@@ -178,7 +178,7 @@ def _write_hooks(
 
 
 def _default_values(model: HookedModel, layer: int, with_: str, part: str, seed: int) -> Tensor:
-    """What is written if the caller gives no values."""
+    """The values that are written by default."""
     if with_ == "zero":
         return torch.zeros(())
     random = seeded(seed, "position0", with_)
@@ -188,7 +188,7 @@ def _default_values(model: HookedModel, layer: int, with_: str, part: str, seed:
 
 
 def _bos_output(model: HookedModel, layer: int) -> Float[Tensor, "1 n_heads d_head"]:
-    """What query 0 puts out in a prompt that starts with BOS."""
+    """The output of query 0 in a prompt that starts with BOS."""
     bos = bos_token_id(model)
     if bos is None:
         raise UsageError(

@@ -1,8 +1,8 @@
 """Write to single entries of the residual stream: clamp massive activations, and their controls.
 
 Entries and values are explicit (`sinklens.probes.StreamEntries` finds them). `replace_entries`
-writes values; `shift_entries` adds to entries, which is how a change of equal size is made in other
-channels. Both act at one place; what later blocks write to the same channels stays.
+writes values; `shift_entries` adds to entries, for a change of equal size in other channels. Both
+act at one layer; later writes to the same channels are unaffected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def replace_entries(
     name: str = "replace_entries",
     draw: int | None = None,
 ) -> Intervention:
-    """Give entries of the stream other values.
+    """Replace entries of the residual stream.
 
     Args:
         model: The model.
@@ -50,7 +50,7 @@ def shift_entries(
     name: str = "shift_entries",
     draw: int | None = None,
 ) -> Intervention:
-    """Add to entries of the stream.
+    """Add to entries of the residual stream.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""Models as sinklens takes them: loaded, with where they came from and what can be done on them."""
+"""Models: loading, origin, capabilities, prompts and the shipped models."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """What can be edited and measured on a model, found by trying it.
 
-Some families delegate attention to Hugging Face; there an edit of the pattern or the scores fires a
-hook and changes nothing. `check` therefore edits every kind of site on one short prompt, in the
-first and in the last layer, and looks whether the logits move. The prompt is 8 tokens long, so the
-answer costs about as much as a few ordinary forwards; it is kept per model.
+Some families delegate attention to Hugging Face; there an intervention on the pattern or the scores
+fires a hook and changes nothing. `check` therefore intervenes on every kind of site on one short
+prompt, in the first and in the last layer, and tests whether the logits change. The prompt is 8
+tokens long, so the check costs about as much as a few forward passes; it is cached per model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
 from . import bos_token_id, ordinary_tokens, origin, require_eval_mode
 
-# Kinds of site, and what TransformerLens's `get_act_name` calls them.
+# Kinds of site, and their names for TransformerLens's `get_act_name`.
 SITES = {
     "embedding": "embed",
     "residual": "resid_pre",
@@ -59,8 +59,8 @@ class Capabilities:
     Attributes:
         architecture: The Hugging Face class name.
         n_layers: Blocks.
-        n_heads: Query heads a block.
-        n_key_value_heads: Key-value heads a block.
+        n_heads: Query heads per block.
+        n_key_value_heads: Key-value heads per block.
         edits: By kind of site, whether an edit there changes the logits in the first and in the
             last layer.
         causal: Whether no logit depends on a later token.
@@ -83,7 +83,7 @@ class Capabilities:
         """Refuse `what` if edits at `site` do nothing on this model.
 
         Raises:
-            SinklensError: With the sites that do work, and `instead` if it is given.
+            SinklensError: The message names the sites that do work, and `instead` if given.
         """
         reason = self.refusal(site, what, instead)
         if reason:
@@ -101,7 +101,7 @@ class Capabilities:
         )
 
     def chosen_layers(self, asked: Sequence[int]) -> list[int]:
-        """The layers that were asked for, all of them if none was.
+        """The requested layers, or all if none was requested.
 
         Raises:
             UsageError: There is no such layer.
@@ -114,11 +114,11 @@ class Capabilities:
         return list(asked) or list(range(self.n_layers))
 
     def visible_keys(self, length: int) -> list[int | None]:
-        """By layer how many keys a query sees in prompts of a length, None for all of them."""
+        """By layer how many keys a query sees in prompts of a length, None where it sees all."""
         return [None if w is None or w >= length else w for w in self.windows]
 
     def layer_groups(self, length: int) -> list[tuple[str, list[int]]]:
-        """All layers, and where windows are shorter than the prompts, each kind apart."""
+        """All layers, or, where windows are shorter than the prompts, one group per window size."""
         windows, layers = self.visible_keys(length), list(range(self.n_layers))
         short = [layer for layer in layers if windows[layer] is not None]
         full = [layer for layer in layers if layer not in short]
@@ -154,7 +154,7 @@ def _try_everything(model: HookedModel) -> Capabilities:
     pattern_sums: list[float] = []
     reading = partial(_read_row_sum, sums=pattern_sums)
     with torch.no_grad(), warnings.catch_warnings():
-        # TransformerLens warns about exactly the edits that this looks for.
+        # TransformerLens warns about exactly the interventions that are tested here.
         warnings.simplefilter("ignore", UserWarning)
         names = [hook_name("pattern", layer) for layer in range(n_layers)]
         hooks = [(name, reading) for name in names if name in model.hook_dict]
@@ -207,17 +207,17 @@ def _edit_matters(
 
 
 def _add_noise(activation: Float[Tensor, "*shape"], hook: Any) -> Float[Tensor, "*shape"]:
-    """Add seeded noise of the activation's own size (of size 1 where it is constant)."""
+    """Add seeded noise of the activation's own scale (of scale 1 where it is constant)."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(activation.shape, generator=generator).to(activation)
     if activation.ndim == 4 and activation.shape[-1] == activation.shape[-2]:
-        # Pattern or scores: masked entries hold the smallest number there is; keep a plain size.
+        # Pattern or scores: masked entries hold the most negative number; use a moderate scale.
         return activation + noise
     return activation + noise * (activation.std() + 1)
 
 
 def _read_row_sum(pattern: Float[Tensor, "batch head query key"], hook: Any, sums: Any) -> None:
-    """Remember the smallest sum of an attention row."""
+    """Keep the smallest sum of an attention row."""
     sums.append(float(pattern.float().sum(-1).min()))
 
 

@@ -1,4 +1,4 @@
-"""GGUF files: a Hugging Face folder with dequantised weights, made once and kept in a cache."""
+"""GGUF files: converted once to a cached Hugging Face folder with dequantised weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..core.errors import SinklensError
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: `SINKLENS_CACHE`, else `~/.cache/sinklens`."""
+    """The cache of converted models: `SINKLENS_CACHE`, else `~/.cache/sinklens`."""
     return Path(os.environ.get("SINKLENS_CACHE") or Path.home() / ".cache" / "sinklens")
 
 
@@ -73,7 +73,7 @@ def _write_dequantised(file: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Switch off transformers' loading bars for a while."""
+    """Switch off transformers' loading bars within a `with` block."""
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()
@@ -86,6 +86,6 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message from a library, which may run to pages."""
+    """The first line of a library's error message, which may be long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]

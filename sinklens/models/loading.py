@@ -1,8 +1,8 @@
-"""Load a model for sinklens, and say what TransformerLens does not say about one.
+"""Load a model for sinklens, and record what TransformerLens does not.
 
 `load` turns a shipped name, a folder, a `.gguf` file, a hub id, a Hugging Face model or a bridge
 into a `TransformerBridge` with raw weights, eager attention and eval mode. `origin`,
-`bos_token_id`, `ordinary_tokens` and `weights_hash` say what experiments have to know about it.
+`bos_token_id`, `ordinary_tokens` and `weights_hash` give what experiments need to know about it.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def load(
     Args:
         source: A bridge (returned untouched), a Hugging Face model (**taken over in place** by
             TransformerLens and set to eval mode), an existing folder or `.gguf` file, the name of a
-            shipped model, or a hub id; read in this order.
+            shipped model, or a Hub id; tried in this order.
         tokenizer: A tokenizer to use instead of the one beside the weights. A Hugging Face model
             without one gives a bridge that works on tokens only.
-        device: Where to put it; by default TransformerLens decides.
+        device: Its device; by default TransformerLens chooses.
         dtype: `float32`, `float64`, `float16` or `bfloat16`.
-        revision: A hub revision.
+        revision: A Hub revision.
         step: A training step of a shipped model; the last one by default.
         seed: A training seed of a shipped model.
 
@@ -74,7 +74,7 @@ def load(
         return _wrap(source, tokenizer)
     raise UsageError(
         f"cannot load a {type(source).__name__}; give a shipped name, a folder, a .gguf file, "
-        "a hub id, a Hugging Face model or a TransformerBridge"
+        "a Hub id, a Hugging Face model or a TransformerBridge"
     )
 
 
@@ -89,8 +89,8 @@ def load_like(
     """Load another model, or another checkpoint, on the device and in the dtype of `model`.
 
     Args:
-        model: What it will be compared with.
-        source: As `load` takes it.
+        model: The model it will be compared with.
+        source: As in `load`.
         revision: A hub revision.
         step: A training step of a shipped model.
         seed: A training seed of a shipped model.
@@ -112,7 +112,7 @@ def _load_named(
     step: int | None,
     seed: int | None,
 ) -> TransformerBridge:
-    """Load what a name or a path means: an existing path, a shipped name, then a hub id."""
+    """Load by name or path: an existing path, a shipped name, then a Hub id."""
     path = Path(source)
     if path.exists() and (step is not None or seed is not None):
         raise UsageError(f"step and seed pick a checkpoint of a shipped model; {path} is a path")
@@ -126,7 +126,7 @@ def _load_named(
         known = Origin("shipped", name, step=step, seed=seed)
         with shipped.folder(name, step=step, seed=seed) as folder:
             bridge = _boot(str(folder), known, tokenizer, device, dtype, revision)
-        # TransformerLens goes by the architecture; the card knows what this model was trained on.
+        # TransformerLens follows the architecture; the card says what this model was trained on.
         bridge.cfg.default_prepend_bos = bool(shipped.card(name)["bos"])
         return bridge
     if "/" not in name:
@@ -160,7 +160,7 @@ def _model_folder(path: Path) -> Path:
 def _boot(
     name: str, known: Origin, tokenizer: Any, device: Any, dtype: str, revision: str | None
 ) -> TransformerBridge:
-    """Boot a local folder or hub id, remembering what TransformerLens would overwrite."""
+    """Boot a local folder or Hub id, keeping what TransformerLens would overwrite."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -214,7 +214,7 @@ def _build(hugging_face: Any, tokenizer: Any, name: str) -> TransformerBridge:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
     from transformer_lens.utilities.attn_implementation import force_eager_attention
 
-    if tokenizer is None:  # boot_transformers would ask the hub for one
+    if tokenizer is None:  # boot_transformers would query the Hub for one
         force_eager_attention(hugging_face)
         return build_bridge_from_module(
             hugging_face,
@@ -229,10 +229,10 @@ def _build(hugging_face: Any, tokenizer: Any, name: str) -> TransformerBridge:
 
 
 def _keep_epsilons(bridge: TransformerBridge) -> None:
-    """Give every norm the epsilon of the Hugging Face module that it stands for.
+    """Give every norm the epsilon of the Hugging Face module that it wraps.
 
-    TransformerLens reads it from the config, where it does not know every name that it can have
-    (StarCoder2 says `norm_epsilon`), and then takes 1e-5.
+    TransformerLens reads it from the config, does not recognise every name that it can have
+    (StarCoder2 has `norm_epsilon`), and then uses 1e-5.
     """
     from transformer_lens.model_bridge.generalized_components.normalization import (
         NormalizationBridge,
@@ -271,5 +271,5 @@ def _bos_before_boot(tokenizer: Any, config: Any) -> int | None:
 
 
 def _own_random_state() -> AbstractContextManager[None]:
-    """Keep the caller's random state: booting GPT-2 or NeoX draws from the global generator."""
+    """Preserve the caller's random state: booting GPT-2 or NeoX draws from the global generator."""
     return torch.random.fork_rng(devices=[])

@@ -21,8 +21,8 @@ class Origin:
 
     Attributes:
         kind: `shipped`, `hub`, `folder`, `gguf`, `hugging_face` (an object) or `bridge`.
-        name: The shipped name, the hub id, or the name of the folder or file without its path.
-        revision: The hub revision that was asked for.
+        name: The shipped name, the Hub id, or the name of the folder or file without its path.
+        revision: The requested Hub revision.
         step: The training step of a shipped checkpoint.
         seed: The training seed of a shipped model.
         bos_token_id: The BOS token as tokenizer or config gave it before booting; None where the
@@ -54,7 +54,7 @@ def require_eval_mode(model: HookedModel) -> None:
 
 
 def origin(model: HookedModel) -> Origin:
-    """Where the model came from; kind `bridge` if `load` did not make it."""
+    """Where the model came from; kind `bridge` if it was not made by `load`."""
     known = ORIGINS.get(model)
     if known is None:
         known = Origin("bridge", str(model.cfg.model_name), bos_token_id=_guess_bos(model))
@@ -69,7 +69,7 @@ def bos_token_id(model: HookedModel) -> int | None:
 def ordinary_tokens(model: HookedModel) -> Int[Tensor, " token"]:
     """All token ids that a text can contain: the vocabulary without special tokens.
 
-    Rows of the embedding beyond the tokenizer's last entry are padding and left out too.
+    Embedding rows beyond the tokenizer's last entry are padding and excluded too.
     """
     size = int(model.cfg.d_vocab)
     special = {bos_token_id(model)}
@@ -87,10 +87,10 @@ def ordinary_tokens(model: HookedModel) -> Int[Tensor, " token"]:
 
 
 def weights_state(model: HookedModel) -> tuple[Any, ...]:
-    """What changes when a weight is written, replaced or moved.
+    """A value that changes when a weight is written, replaced or moved.
 
-    Writing through `.data` without another storage goes unseen, and so does writing an inference
-    tensor, which counts no versions.
+    Writing through `.data` within the same storage is not detected, nor is writing to an inference
+    tensor, which has no version counter.
     """
     return tuple(
         (name, w.data_ptr(), w.dtype, w.device, 0 if w.is_inference() else w._version)
@@ -101,10 +101,10 @@ def weights_state(model: HookedModel) -> tuple[Any, ...]:
 def weights_hash(model: HookedModel) -> str:
     """SHA-256 over all weights, by name, as they are now (16 hexadecimal digits).
 
-    Kept per model while `weights_state` is the same.
+    Cached per model while `weights_state` is unchanged.
     """
     state = model.original_model.state_dict()
-    # Inference tensors count no versions; theirs are hashed every time.
+    # Inference tensors have no version counter; they are hashed every time.
     counted = not any(tensor.is_inference() for tensor in state.values())
     versions = weights_state(model)
     known = _hashes.get(model)
@@ -120,10 +120,10 @@ def weights_hash(model: HookedModel) -> str:
 
 
 def _guess_bos(model: HookedModel) -> int | None:
-    """BOS of a bridge that somebody else booted.
+    """BOS of a bridge that was booted elsewhere.
 
     Its tokenizer may carry EOS in place of a missing BOS, so the Hugging Face config decides; a
-    tokenizer whose BOS differs from its EOS is believed too.
+    tokenizer whose BOS differs from its EOS is trusted too.
     """
     value = getattr(getattr(model.original_model, "config", None), "bos_token_id", None)
     tokenizer = model.tokenizer

@@ -1,10 +1,10 @@
-"""Prompts: equal-length token windows, cut by a rule that anyone can repeat.
+"""Prompts: token windows of equal length, cut by a reproducible rule.
 
-The rule of `prompts`: tokenise the whole text without special tokens, cut consecutive windows that
-do not overlap from the start (`length - 1` tokens each, `length` without BOS), put BOS in front,
-take the first `n`. Without a text it is the shipped corpus (33 State of the Union addresses), of
-whose M windows number floor(i M / n) is taken for i < n, so that prompts come from many documents;
-shipped models that were trained on something else get it instead (`own_prompts`).
+The rule of `prompts`: tokenise the whole text without special tokens, cut consecutive,
+non-overlapping windows from the start (`length - 1` tokens each, `length` without BOS), prepend
+BOS, take the first `n`. The default text is the shipped corpus (33 State of the Union addresses),
+of whose M windows those with numbers floor(i M / n), i < n, are taken, so that prompts come from
+many documents; shipped models trained on another task get its sequences instead (`own_prompts`).
 
 Also here: the control inputs `random_prompts` and `repeated_prompts`.
 """
@@ -41,8 +41,8 @@ class Prompts:
     Attributes:
         tokens: Token ids.
         bos: Whether position 0 of every prompt is the model's BOS.
-        source: What they are, for the tables: `sotu`, a file's name, `text`, `strings`, `random`...
-        answers: For `logit_diff`: the right and the wrong next token after each prompt.
+        source: Their source in tables: `sotu`, a file's name, `text`, `strings`, `random`, ...
+        answers: For `logit_diff`: the correct and the incorrect next token after each prompt.
     """
 
     tokens: Int[Tensor, "prompt pos"]
@@ -51,7 +51,7 @@ class Prompts:
     answers: Int[Tensor, "prompt 2"] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what no experiment can use."""
+        """Refuse tokens and answers that no experiment can use."""
         if self.tokens.ndim != 2 or self.tokens.dtype.is_floating_point or not self.tokens.numel():
             raise UsageError(
                 f"tokens must be integers of shape [prompt, pos], not {self.tokens.dtype} "
@@ -94,17 +94,17 @@ class Prompts:
         """A user's own prompts, which must have the same number of tokens.
 
         Args:
-            model: The model whose tokenizer reads them.
+            model: The model whose tokenizer is used.
             strings: The texts.
-            bos: Whether to prepend BOS; by default what the model does by default.
-            answers: The right and the wrong answer of each prompt, as strings of one token each or
-                as token ids.
+            bos: Whether to prepend BOS; by default as the model does.
+            answers: The correct and the incorrect answer of each prompt, as strings of one token
+                each or as token ids.
 
         Raises:
             UsageError: The token counts differ, or an answer is not one token.
         """
         if isinstance(strings, str):
-            raise UsageError("from_strings takes a list of strings, one a prompt; this is one text")
+            raise UsageError("from_strings takes a list of strings, not one text")
         use_bos = _resolve_bos(model, bos)
         encoded = [_encode(model, string) for string in strings]
         lengths = [len(tokens) + use_bos for tokens in encoded]
@@ -126,12 +126,11 @@ def prompts(
     """`n` windows of a text by the rule at the top of this module.
 
     Args:
-        model: The model whose tokenizer cuts the text.
+        model: The model whose tokenizer is used.
         text: A text; a `pathlib.Path` is a file to read; None is the shipped corpus.
         n: How many windows.
         length: Positions in each, BOS included.
-        bos: Whether to prepend BOS; by default what the model does by default
-            (`cfg.default_prepend_bos`).
+        bos: Whether to prepend BOS; by default as the model does (`cfg.default_prepend_bos`).
 
     Raises:
         UsageError: The text gives fewer than `n` windows, the file cannot be read, or BOS is asked
@@ -156,10 +155,10 @@ def prompts(
 
 
 def own_prompts(name: str, prompts: Prompts) -> Prompts:
-    """Prompts of the shipped corpus, as the task that a shipped model was trained on has them.
+    """Prompts in the form of the task on which a shipped model was trained.
 
-    Text for most. `encoder` has [SEP] in place of the last token; the `backcopy` models get
-    sequences of their task, which are no text at all.
+    Text of the shipped corpus for most. `encoder` has [SEP] in place of the last token; the
+    `backcopy` models get sequences of their task, which are not text.
 
     Raises:
         UsageError: There is no shipped model of that name.
@@ -168,7 +167,7 @@ def own_prompts(name: str, prompts: Prompts) -> Prompts:
 
 
 def prompts_of(task: str, prompts: Prompts) -> Prompts:
-    """Prompts as a task has them.
+    """Prompts in the form of a task.
 
     Args:
         task: An entry of `OWN_PROMPTS`.
@@ -192,7 +191,7 @@ def random_prompts(
 def repeated_prompts(
     model: HookedModel, n: int = 64, length: int = 64, *, bos: bool | None = None, seed: int = 0
 ) -> Prompts:
-    """Prompts of one token repeated; another ordinary token in each prompt."""
+    """Prompts of one repeated token; a different ordinary token in each prompt."""
     _require_size(n, length, seed)
     use_bos = _resolve_bos(model, bos)
     generator = np.random.default_rng([seed, *b"repeated_prompts"])
@@ -202,14 +201,14 @@ def repeated_prompts(
 
 
 def single_token(model: HookedModel, text: str) -> int:
-    """The token that a text consists of.
+    """The single token that a text consists of.
 
     Raises:
         UsageError: The text is not exactly one token.
     """
     tokens = _encode(model, text)
     if len(tokens) != 1:
-        raise UsageError(f"{text!r} is {len(tokens)} tokens {tokens}, one is needed")
+        raise UsageError(f"{text!r} is {len(tokens)} tokens {tokens}; exactly one is needed")
     return tokens[0]
 
 
@@ -219,7 +218,7 @@ def corpus() -> str:
 
 
 def _require_size(n: int, length: int, seed: int = 0) -> None:
-    """Refuse sizes and seeds that no prompts can have."""
+    """Refuse invalid sizes and seeds."""
     if seed < 0:
         raise UsageError(f"seed must be 0 or more, not {seed}")
     if n < 1 or length < 2:
@@ -227,7 +226,7 @@ def _require_size(n: int, length: int, seed: int = 0) -> None:
 
 
 def _read(text: str | Path | None) -> tuple[str, str]:
-    """A text and the name that tables give it."""
+    """A text and its name in tables."""
     if text is None:
         return corpus(), "sotu"
     if isinstance(text, Path):
@@ -239,7 +238,7 @@ def _read(text: str | Path | None) -> tuple[str, str]:
 
 
 def _corpus_tokens(model: HookedModel) -> list[int]:
-    """Token ids of the shipped corpus, cut once for all tokenizers that cut alike."""
+    """Token ids of the shipped corpus, cached for tokenizers with the same rules."""
     tokenizer = model.tokenizer
     known = None if tokenizer is None else _cut_corpora.get(tokenizer)
     if known is None:
@@ -253,7 +252,7 @@ def _corpus_tokens(model: HookedModel) -> list[int]:
 
 
 def _rules(tokenizer: Any) -> tuple[type, str] | None:
-    """What a tokenizer does, as far as it can tell."""
+    """The rules of a tokenizer, as far as it exposes them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -264,10 +263,10 @@ def _encode(model: HookedModel, text: str) -> list[int]:
     """Token ids of a text, without special tokens."""
     if model.tokenizer is None:
         raise SinklensError(
-            "this model has no tokenizer to cut a text with; load it with tokenizer=..., or make "
+            "this model has no tokenizer to tokenise text; load it with tokenizer=..., or make "
             "Prompts(tokens, bos, source) from token ids"
         )
-    # `verbose=False`: a whole corpus is longer than any context, which is no mistake here.
+    # `verbose=False`: a whole corpus is longer than any context, which is intended here.
     return list(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
@@ -276,7 +275,7 @@ def _resolve_bos(model: HookedModel, bos: bool | None) -> bool:
     available = bos_token_id(model) is not None
     if bos and not available:
         raise SinklensError(
-            f"BOS was asked for, but {model.cfg.model_name} has no BOS token; use bos=False "
+            f"BOS was requested, but {model.cfg.model_name} has no BOS token; use bos=False "
             "(--no-bos)"
         )
     if bos is None:

@@ -1,4 +1,4 @@
-"""A model like the user's with weights that were never trained."""
+"""A model of the same configuration as the user's with untrained weights."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from ..core.protocol import HookedModel
 from .loading import load
 
 RANDOM_WEIGHTS = "random_weights"
-"""What rows and arrays of it are named."""
+"""The name of its rows and arrays."""
 LARGEST = 1_000_000_000
-"""Parameters up to which a second, random model is made without being asked for."""
+"""Up to this many parameters, the random model is made by default."""
 
 
 def random_twin(
     model: HookedModel, wanted: bool | None, seed: int
 ) -> tuple[HookedModel | None, str]:
-    """The random model, if it is wanted and can be made, with how it was made or why it was not.
+    """The random model, if wanted and possible, with how it was made or why it was not.
 
     Args:
         model: The model.
-        wanted: Whether it was asked for; None makes one of a model that is not large.
-        seed: Decides the weights.
+        wanted: Whether it was requested; None makes one unless the model is large.
+        seed: Seed of the weights.
 
     Raises:
-        SinklensError: It was asked for and cannot be made.
+        SinklensError: It was requested and cannot be made.
     """
     if wanted is False:
         return None, ""
     parameters = sum(p.numel() for p in model.original_model.parameters())
     if wanted is None and parameters > LARGEST:
         return None, (
-            "the model is large and its random twin would take as much memory; "
-            "random_weights=True asks for it"
+            "the model is large and a random model would need as much memory; "
+            "random_weights=True requests it"
         )
     try:
         return random_weights(model, seed)

@@ -1,1 +1,1 @@
-"""Effect sizes with intervals and tests, and what no mechanism would give."""
+"""Effect sizes with intervals and tests, and null expectations."""

@@ -1,11 +1,11 @@
-"""Effect sizes: paired differences with intervals and tests, one number a prompt.
+"""Effect sizes: paired differences with intervals and tests, one number per prompt.
 
-For each prompt the difference edited - clean is taken; draws are averaged within the prompt first.
-The resampling unit is the prompt. Interval: Student's t on the differences (95 %). p-value: the
-sign-flip test, which asks whether the differences are symmetric about 0 (20,000 resamples, exact
+For each prompt the difference intervened - clean is taken; draws are averaged within the prompt
+first. The resampling unit is the prompt. Interval: Student's t on the differences (95 %). p-value:
+the sign-flip test of the null that the differences are symmetric about 0 (20,000 resamples, exact
 where fewer exist). q-value: Benjamini-Hochberg over the treatment rows of one metric; contrasts are
-a family of their own. With few prompts the smallest p that can occur is large (2^(1-n)), and a
-skewed distribution makes the interval too narrow; `d_z` is mean over standard deviation.
+a family of their own. With few prompts the smallest attainable p is large (2^(1-n)), and for a
+skewed distribution the interval is too narrow; `d_z` is mean over standard deviation.
 """
 
 from __future__ import annotations
@@ -30,27 +30,28 @@ class EffectSize:
 
     Attributes:
         metric: What was measured.
-        condition: Under what.
-        kind: `treatment` or `control` (edited against clean), `measurement` (a value beside its
-            analytic null), `null` (an empirical one; the control of a measurement is the same
-            elsewhere, beside its own null) or `contrast` (how much more the treatment does than the
-            control, or how much further a value is from its null than a control or null is).
+        condition: The intervention or input.
+        kind: `treatment` or `control` (intervened against clean), `measurement` (a value beside its
+            analytic null), `null` (an empirical null; the control of a measurement is the same
+            measurement elsewhere, beside its own null) or `contrast` (the effect of the treatment
+            minus that of the control, or the distance of a value from its null minus that of a
+            control or empirical null).
         against: The name of the control or null that the row is about; None for a treatment or a
             measurement.
         resampled: The unit that is resampled: `prompt`, `token` or `seed`.
         layer: The layer, where the row is about one.
         head: The query head, where the row is about one.
         queries: The range of queries, such as `1:8`, where the row is about one.
-        baseline: Mean over prompts of what it is compared with.
-        value: Mean over prompts of what was measured.
+        baseline: Mean over prompts of the clean run, the null, or the control in a contrast.
+        value: Mean over prompts of the measured value.
         effect: Mean of the paired differences, value - baseline.
         ci_low: Lower end of the 95 % interval, None for fewer than two prompts.
         ci_high: Upper end.
-        p_value: Sign-flip test, where it makes sense.
+        p_value: Sign-flip test, where it is applicable.
         q_value: Benjamini-Hochberg within the family.
         d_z: Mean difference over its standard deviation, None where that is 0.
-        n_prompts: How many units were resampled: prompts, or what `resampled` names.
-        n_draws: Draws that were averaged within each prompt.
+        n_prompts: The number of resampled units: prompts, or what `resampled` names.
+        n_draws: The number of draws averaged within each prompt.
         unit: The unit of baseline, value, effect and interval.
     """
 
@@ -77,7 +78,7 @@ class EffectSize:
 
 @dataclass(frozen=True)
 class Row:
-    """An effect with the values of the prompts that it came from."""
+    """An effect with the values per prompt from which it was computed."""
 
     effect: EffectSize
     values: Values
@@ -101,23 +102,23 @@ def paired_row(
     against: str | None = None,
     resampled: str = "prompt",
 ) -> Row:
-    """The effect of paired values, one a prompt.
+    """The effect of paired values, one per prompt.
 
     Args:
         metric: What was measured.
-        condition: Under what.
+        condition: The intervention or input.
         kind: See `EffectSize`.
-        values: One value a prompt.
-        baselines: What each is compared with.
+        values: One value per prompt.
+        baselines: What each value is compared with.
         unit: The unit.
         tested: Whether to run the sign-flip test.
-        seed: Decides the resamples of the test.
+        seed: Seed of the resamples of the test.
         layer: The layer, if the row is about one.
         head: The head, if the row is about one.
         queries: The range of queries, if the row is about one.
-        n_draws: How many draws are averaged in each value.
+        n_draws: The number of draws averaged in each value.
         against: The control or null that the row is about.
-        resampled: What each value is of.
+        resampled: The unit of which each value is one.
     """
     values, baselines = np.asarray(values, float), np.asarray(baselines, float)
     differences = values - baselines

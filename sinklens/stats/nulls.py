@@ -1,6 +1,6 @@
 """Analytic nulls: the values that Gaussian entries, random shares and uniform attention give.
 
-Uniform attention knows nothing: every query spreads its weight evenly over the keys that it sees.
+Under uniform attention every query spreads its weight evenly over its visible keys.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from scipy import stats
 
 
 def gaussian_peak_ratio(entries: int) -> float:
-    """The largest of so many Gaussian entries over the median one, in size.
+    """The largest of a number of Gaussian entries over the median entry, in magnitude.
 
     The median over draws of the largest, Phi^-1((1 + 2^(-1/n)) / 2), over that of one entry,
     Phi^-1(3/4): 6.3 for the 36,864 entries of 64 positions and 576 channels.
@@ -20,13 +20,13 @@ def gaussian_peak_ratio(entries: int) -> float:
 
 
 def gaussian_exceeds(entries: int, times: float) -> float:
-    """The chance that any of so many Gaussian entries is `times` the median one in size."""
+    """The probability that any of so many Gaussian entries is `times` the median in magnitude."""
     tail = 2 * stats.norm.sf(times * stats.norm.isf(0.25))
     return float(-np.expm1(entries * np.log1p(-tail)))
 
 
 def gaussian_peak_kurtosis(positions: int, width: int) -> float:
-    """The kurtosis of the Gaussian vector that holds the largest entry of several.
+    """The kurtosis of the Gaussian vector that holds the largest entry among several vectors.
 
     Above the 3 d / (d + 2) of any one, since it was chosen for its largest entry z:
     d (z^4 + 3 (d - 1)) / (z^2 + d - 1)^2, but for the spread of the other entries.
@@ -36,7 +36,7 @@ def gaussian_peak_kurtosis(positions: int, width: int) -> float:
 
 
 def largest_share(parts: int) -> float:
-    """The largest share on average where a whole is broken at random: (1 + 1/2 + .. + 1/n) / n."""
+    """The broken-stick expectation of the largest of n shares: (1 + 1/2 + .. + 1/n) / n."""
     return float((1 / np.arange(1, parts + 1)).mean())
 
 

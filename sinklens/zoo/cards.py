@@ -229,8 +229,8 @@ def _page(card: Mapping[str, Any]) -> str:
         parts.append(
             "## Comparison with other members\n\nEach line compares trained models by a t test "
             "with the training seed as the unit, on the value minus that of uniform attention "
-            "where one is given. With three seeds the test has little power; p is not corrected for the "
-            "number of lines."
+            "where one is given. With three seeds the test has little power; p is not corrected "
+            "for the number of lines."
             f"\n\n{lines}"
         )
     parts.append(

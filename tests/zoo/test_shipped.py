@@ -358,9 +358,8 @@ def test_findings_say_which_variance_is_assumed() -> None:
     assert "significantly different (t test over seeds, p = " in lines[0]
     assert "rope has" in lines[0]
     [rate] = [line for line in lines if line.startswith("sink rate") and "qknorm has" in line]
-    assert (
-        "one seed each" not in rate and "no variation between the seeds" in rate
-    )  # 3 x 0, and one
+    assert "one seed each" not in rate  # three of 0, and one
+    assert "no variation between the seeds" in rate
     [spike] = [line for line in lines if line.startswith("spike") and "qknorm has" in line]
     assert "assuming that qknorm, with one seed, has the same variance" in spike
     # Without BOS the second token of a window is not predicted, and it is a hard one.
