@@ -11,7 +11,8 @@ position.
 Probe metrics, by prompt, averaged over layers and heads:
 
 - `sink_mass`: mean attention of queries i >= 1 to key 0;
-- `sink_rate`: share of heads whose sink score of key 0 exceeds 0.3 (`gu`; Gu et al. 2025, 2410.10781);
+- `sink_rate`: share of heads whose sink score of key 0 exceeds 0.3 (`gu`: Gu et al. 2025,
+  2410.10781);
 - `position0_norm`: the largest norm of the residual stream at position 0, entering each block and
   leaving the last.
 

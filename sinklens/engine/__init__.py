@@ -1,19 +1,19 @@
-"""Run interventions over prompts and measure; the only place that loops over forwards.
+"""Run interventions over prompts and measure; the only place that loops over forward passes.
 
 One batch of prompts at a time: a clean forward, then the interventions, so that only one batch of
-clean values is held. Four things make this fast without changing what comes out, one module each;
-`shortcuts` finds out what a model allows of them:
+clean values is held. Four optimisations leave the results unchanged, one module each; `shortcuts`
+determines which of them a model allows:
 
-- `forward`: an edit in block k costs a run from block k; logits are computed only where they are
-  read; patterns are made only where a hook asks for them, large ones some rows at a time
-  (`attention`);
+- `forward`: an intervention in block k costs a run from block k on; logits are computed only where
+  they are read; patterns are materialised only where a hook needs them, large ones some rows at a
+  time (`attention`);
 - `bridges`: blocks in which no hook is run as Hugging Face wrote them;
-- `verify`: interventions that start at the same block share a forward, and each is watched, since
-  one that did not happen is an error;
+- `verify`: interventions that start at the same block share a forward pass, and each is verified,
+  since one that had no effect on its activation is an error;
 - `metric_reader`: metrics are read a slice of predictions at a time.
 
-`read` reads attention under an edit, `screening` guesses effects from gradients, and `resume`
-keeps finished work on disk.
+`read` reads attention under an intervention, `screening` estimates effects from gradients, and
+`resume` keeps finished work on disk.
 
 How many prompts and interventions a forward holds follows from shapes alone, so that the same
 command gives the same bytes (`sizes`).

@@ -3,12 +3,12 @@
 TransformerLens makes the pattern of a whole layer at once, `batch x heads x T x T`, so that a hook
 can edit it. Where no hook does, that is not needed:
 
-- `without_patterns`: nobody asks for patterns; `sdpa` never makes them.
-- `in_slices`: probes read patterns but nothing edits them. The family's own eager function is
-  called for some queries at a time, the probes see their rows, and the rows are forgotten.
+- `without_patterns`: patterns are not needed; `sdpa` never materialises them.
+- `in_slices`: probes read patterns but nothing changes them. The family's own eager function is
+  called for some queries at a time, the probes read these rows, and the rows are discarded.
 
-In both, hooks on projections, values, keys, z and the stream stay in place. Equal to the usual way
-but for float rounding; whether a family's attention can be run so is found by trying (`shortcuts`).
+In both, hooks on projections, values, keys, z and the residual stream stay in place. The result is
+equal within rounding error; whether a family allows it is found by trying (`shortcuts`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Reader = Callable[..., None]
 
 
 class _Reading(NamedTuple):
-    """Who reads, and how many queries at a time."""
+    """The readers, and the number of queries at a time."""
 
     readers: Sequence[Reader]
     queries: int

@@ -1,13 +1,13 @@
-"""Blocks that no hook is in, run as Hugging Face wrote them.
+"""Blocks without hooks, run with the plain Hugging Face modules.
 
 TransformerLens puts a bridge around each part of a block, which has its hook points. Passing
 through them took SmolLM2-135M 1.7 ms a block, 6 % of what 256 tokens took (two cores of a shared
 machine, medians of 16 interleaved runs with bridges and without). In a forward that has no hook in
 a block, the parts are called directly.
 
-Some bridges compute what they wrap in another way, which differs by rounding. A model whose
-streams are not equal to the last bit without them keeps them (`shortcuts`), so that an edit that
-changes nothing measures exactly 0.
+Some bridges compute their part in another way, which differs by rounding. A model whose residual
+stream is not bitwise equal without them keeps them (`shortcuts`), so that an intervention that
+changes nothing has an effect of exactly 0.
 """
 
 from __future__ import annotations

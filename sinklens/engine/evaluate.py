@@ -38,13 +38,13 @@ class Evaluation:
 
     Attributes:
         metrics: The metrics, in the order of the middle axis.
-        values: In the edited run.
-        baselines: In the clean run, at the positions that count for the intervention.
-        clean: In the clean run, at positions >= 1.
+        values: Metrics of the intervened run.
+        baselines: Metrics of the clean run, at the positions that count for the intervention.
+        clean: Metrics of the clean run, at positions >= 1.
         probes: What each of `probes` computed on the clean run.
         fired: How often the hooks of each intervention fired.
-        forwards: Forwards of a batch, one a batch and intervention, however they were run.
-        shortcuts: What was spared: `prefix`, `unembedding`, `patterns` (of whole layers),
+        forwards: Forward passes, one per batch and intervention, however they were run.
+        shortcuts: The shortcuts in use: `prefix`, `unembedding`, `patterns` (of whole layers),
             `bridges` (in blocks without a hook).
     """
 
@@ -73,14 +73,14 @@ def evaluate(
     """Measure every intervention on every prompt.
 
     Args:
-        model: In eval mode; it comes back as it was.
+        model: In eval mode; it is left unchanged.
         prompts: The prompts.
-        interventions: What to do. Those that start at the same block share forwards.
+        interventions: The interventions. Those that start at the same block share forward passes.
         metrics: Names, `Metric`s or functions; may be empty if there are no interventions.
         probes: Read on the clean run only.
-        batch_size: Prompts in a forward; by default as many as `memory` allows, on a CPU fewer.
+        batch_size: Prompts in a forward pass; by default as `memory` allows, fewer on a CPU.
         progress: Whether to show a bar; None shows one in a terminal or a notebook.
-        memory: Bytes for what a forward holds; by default 1 GiB, or a quarter of all there is.
+        memory: Bytes that a forward pass may hold; by default 1 GiB, at most a quarter of all.
         positions: Count only predictions at these positions; logits are computed only there.
 
     Raises:
@@ -222,7 +222,7 @@ class _Sweep:
         if not bool(torch.isfinite(outcome.last).all()):
             raise SinklensError(
                 f"{origin(self._model).name} gives NaN or infinite activations in the clean run; "
-                "its weights or its dtype cannot carry this"
+                "check its weights and its dtype"
             )
         self._measure.start(index, outcome)
 
@@ -273,7 +273,7 @@ class _Sweep:
 def _keep(
     call: Call, batch: int, group: Mapping[int, Watch], index: Tensor, results: Tensor
 ) -> None:
-    """Keep a finished group on disk, where there is a folder for it."""
+    """Keep a finished group on disk, if there is a folder for it."""
     tensors = {"values": results}
     for number, watch in group.items():
         tensors[f"watch{number}"] = torch.tensor([int(watch.changed), *watch.fired])
@@ -281,7 +281,7 @@ def _keep(
 
 
 def _group_name(group: Mapping[int, Watch], index: Tensor) -> str:
-    """A name that tells which interventions a group holds and on which prompts."""
+    """A name that identifies the interventions of a group and their prompts."""
     said = [watch.identity for watch in group.values()]
     digest = hashlib.sha256(repr((said, index.tolist())).encode()).hexdigest()[:12]
     return f"{min(group)}-{max(group)}-{digest}"
@@ -301,7 +301,7 @@ def _finished(
 
 
 def _require_fitting(model: HookedModel, prompts: Prompts, positions: Sequence[int] | None) -> None:
-    """Refuse tokens that the model does not know and positions that prompts do not have."""
+    """Refuse tokens outside the vocabulary and positions outside the prompts."""
     largest, size = int(prompts.tokens.max()), int(model.cfg.d_vocab)
     if largest >= size or int(prompts.tokens.min()) < 0:
         raise UsageError(f"token {largest} is outside the vocabulary of {size}")

@@ -1,4 +1,4 @@
-"""A forward pass that does only what is asked: from block k on, and up to the unembedding.
+"""A forward pass that computes only what is needed: from block k on, up to the unembedding.
 
 Four shortcuts, none of which changes the numbers of the parts that do run:
 

@@ -1,12 +1,13 @@
-"""How strongly the loss pulls at each group of weights: the empirical Fisher trace.
+"""The trace of the empirical Fisher information, for each group of weights.
 
     trace of a group = |gradient of the prompt's mean loss by the group's weights|^2
 
-for each prompt apart (nats squared over the weights' own unit squared), averaged over prompts by
-whoever reads it. 2508.02546 calls the mean over samples the empirical Fisher information. It
-depends on how weights are scaled, so layers and groups compare, models do not.
+for each prompt separately (nats squared over the weights' own unit squared), averaged over prompts
+by the caller. Ruscio et al. 2025 (2508.02546) call the mean over samples the empirical Fisher
+information. It depends on the scale of the weights, so that layers and groups are comparable,
+models are not.
 
-One prompt at a time: a forward and a backward of about twice its cost.
+One prompt at a time: a forward pass and a backward pass of about twice its cost.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .forward import forward
 from .progress import progress_bar
 
 NO_LABEL = -100
-"""Of positions that are not predicted: padding, unmasked tokens, what has no next token."""
+"""Label of positions without a prediction: padding, unmasked tokens, the last token."""
 
 
 def squared_gradients(
@@ -41,9 +42,9 @@ def squared_gradients(
     """The squared gradient norm of each prompt's mean loss, by group of parameters.
 
     Args:
-        model: In eval mode; it comes back as it was, without gradients.
-        tokens: What the model reads.
-        labels: What it should predict at each position; `NO_LABEL` where nothing.
+        model: In eval mode; it is left unchanged, without gradients.
+        tokens: The input.
+        labels: The target at each position; `NO_LABEL` where there is none.
         groups: Parameters by group; one that the loss does not reach counts as 0.
         progress: Whether to show a bar; None shows one in a terminal or a notebook.
 
@@ -78,7 +79,7 @@ def squared_gradients(
 
 @contextmanager
 def _wanting_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Have parameters take part in gradients for a while."""
+    """Enable gradients of parameters within a `with` block."""
     before = [parameter.requires_grad for parameter in parameters]
     try:
         for parameter in parameters:

@@ -1,8 +1,8 @@
-"""Metrics read off a forward, a slice of predictions at a time.
+"""Metrics of a forward pass, computed on a slice of predictions at a time.
 
 A metric that is a mean over predictions is computed on rows of logits, so that `[batch, pos,
 d_vocab]` never exists: at most `rows` rows at once, and only those of predictions that count.
-Metrics of a user's own get all logits of one intervention.
+User-defined metrics get all logits of one intervention.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class MetricReader:
             if row.shape != (len(self._index),):
                 raise SinklensError(
                     f"the metric {metric.name} returned shape {list(row.shape)}; it has to "
-                    f"return one number a prompt, [{len(self._index)}]"
+                    f"return one number per prompt, [{len(self._index)}]"
                 )
             if not bool(torch.isfinite(row).all()):
                 raise SinklensError(

@@ -19,7 +19,7 @@ def show_progress(progress: bool | None) -> bool:
 
 
 def announce(what: str, forwards: int, prompts: Prompts, progress: bool | None) -> None:
-    """Say how many forwards something will take, where progress is shown."""
+    """Print how many forward passes something will take, where progress is shown."""
     if show_progress(progress):
         print(
             f"{what}: {forwards} forwards of {len(prompts)} x {prompts.length} tokens",

@@ -1,4 +1,4 @@
-"""Read a probe while an intervention is in place, without going on to the logits."""
+"""Read a probe while an intervention is in place, without computing logits."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def read_under(
     batch_size: int | None = None,
     memory: int | None = None,
 ) -> Reading:
-    """What a probe computes while an intervention is in place.
+    """The values of a probe while an intervention is in place.
 
     Args:
-        model: In eval mode; it comes back as it was.
+        model: In eval mode; it is left unchanged.
         prompts: The prompts.
-        intervention: What is in place; None is a clean run.
+        intervention: The intervention; None for a clean run.
         probe: Reads blocks up to `last_layer`.
         last_layer: The last block that has to run.
         batch_size: Prompts in a forward; by default as many as `memory` allows, on a CPU fewer.
         memory: Bytes for what a forward holds, as in `evaluate`.
 
     Raises:
-        SinklensError: The intervention did not happen.
+        SinklensError: The intervention did not take effect.
     """
     require_eval_mode(model)
     sizes = choose_sizes(
@@ -79,7 +79,7 @@ def _names(probe: Probe) -> list[Any]:
 
 
 def _runner(model: HookedModel, last_layer: int, names: list[Any]) -> Callable[[Tensor, Any], Any]:
-    """Runs tokens with hooks as far as a block."""
+    """Runs tokens with hooks up to a block."""
     if last_layer + 1 < len(model.blocks):
         return lambda tokens, hooks: model.run_with_hooks(
             tokens, fwd_hooks=hooks, stop_at_layer=last_layer + 1

@@ -1,4 +1,4 @@
-"""Finished work on disk, so that a run that was killed goes on where it was.
+"""Finished work on disk, so that an interrupted run can be resumed.
 
     with kept(folder, command):      # the command line does this for --out
         result = sinklens.run(...)
@@ -52,7 +52,7 @@ def kept(folder: Path, command: Sequence[str], *, overwrite: bool = False) -> It
     if own.exists() and not (said.exists() and said.read_bytes() == text.encode()):
         if not said.exists() and not _is_blank(own):
             raise SinklensError(
-                f"{own} is not of an unfinished run, which would be kept under this name; give "
+                f"{own} does not belong to an unfinished run, which would be kept there; give "
                 "another folder"
             )
         if said.exists() and not overwrite:

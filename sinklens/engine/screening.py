@@ -1,17 +1,17 @@
-"""A first guess of every intervention's effect, from one forward and backward for many of them.
+"""Attribution patching: first-order estimates of effects, from one gradient for many interventions.
 
-    estimate = sum over hook points of <gradient of the metric, edited - clean activation>
+    estimate = sum over hook points of <gradient of the metric, intervened - clean activation>
 
-per prompt: the first-order term of the effect (attribution patching, 2310.10348, with the edit's
-own difference). It is exact for infinitely small edits; a head's whole output is not small, and
-where softmax or norms saturate the estimate can miss an effect altogether. It is there to choose
-what is worth running, and is reported beside the exact value.
+per prompt: the first-order term of the effect (attribution patching, 2310.10348, with the
+intervention's own difference). It is exact for infinitesimal interventions; a head's whole output
+is not small, and where softmax or norms saturate the estimate can miss an effect. It serves to
+choose what to run exactly, and is reported beside the exact value.
 
-What is edited at position p is measured at the predictions after p; that at p itself does not
-count. A gradient of the predictions at none of the edited positions serves all of these: in a
-causal model those before p do not depend on it, and the mean over those after it is the sum over
-their number. Where every position is edited, two gradients do, each for every second one. The
-estimate is then of part of the predictions.
+An intervention at position p is measured at the predictions after p; that at p itself does not
+count. A gradient of the predictions at positions that no candidate intervenes on serves them all:
+in a causal model those before p do not depend on it, and the mean over those after it is the sum
+over their number. Where every position is intervened on, two gradients suffice, each for every
+second position. The estimate is then of part of the predictions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ..models.prompts import Prompts
 from .sizes import choose_sizes
 
 FORWARDS = 3
-"""What a gradient costs: a forward, and a backward that takes twice as long."""
+"""Cost of a gradient in forward passes: a forward pass, and a backward pass of twice its cost."""
 LEAST_LEFT = 0.4
 """Of a position's predictions, those that a shared gradient has to be of."""
 
@@ -53,9 +53,9 @@ def estimate(
     """The first-order effect of each intervention on a metric.
 
     Args:
-        model: In eval mode; it comes back as it was, without gradients.
+        model: In eval mode; it is left unchanged, without gradients.
         prompts: The prompts.
-        interventions: What would be done.
+        interventions: The interventions whose effects are estimated.
         metric: A metric whose gradient at the clean run is not 0 (so not `kl`).
         batch_size: Prompts in a forward; by default as many as `memory` allows.
         memory: Bytes for what a forward holds, as in `evaluate`.

@@ -1,4 +1,4 @@
-"""Whether the caller has hooks of their own on a model, which shortcuts would pass by or repeat.
+"""Whether the caller has hooks of their own on a model, which shortcuts would skip or repeat.
 
 They belong to the model as the caller sees it. TransformerLens wires some families with permanent
 hooks, and libraries wrap modules; those are part of the model.

@@ -1,9 +1,9 @@
-"""Interventions that share a forward, each watched.
+"""Interventions that share a forward pass, each of them verified.
 
 A batch holds the same prompts once for every intervention that shares it. Each hook point then has
-one function, which hands every intervention its own part of the activation. An intervention that
-did not happen is an error: every hook has to fire, and over the whole run at least one has to
-change the tensor it was given.
+one function, which gives every intervention its own part of the activation. An intervention that
+did not take effect is an error: every hook has to fire, and over the whole run at least one has to
+change its tensor.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class CannotShareError(Exception):
 
 
 class Watch:
-    """Counts the firings of an intervention's hooks and looks whether they change anything."""
+    """Counts the firings of an intervention's hooks and checks whether they change anything."""
 
     def __init__(self, model: HookedModel, intervention: Intervention) -> None:
-        """Refuse what this model has no hook for, or ignores."""
+        """Refuse hooks that this model does not have or ignores."""
         self.intervention = intervention
         self.names = [name for name, _ in intervention.fwd_hooks]
         known = model.hook_dict
@@ -136,5 +136,5 @@ def edit_parts(
 
 
 def _restores(function: Any) -> bool:
-    """Whether a hook puts back what was there, which may differ by rounding and is no edit."""
+    """Whether a hook restores clean values, which may differ by rounding only."""
     return getattr(function, "func", function) is restore_position

@@ -57,7 +57,7 @@ def ablate_heads(
         model: The model.
         heads: Pairs of layer and query head.
         with_: `zero`, `mean`, `resample`, `drop_edge` or `drop_edge_unnormalised`.
-        values: By layer, the values that are written: for `mean` what `HeadMeans` computes, for `resample` the
+        values: By layer, the written values: for `mean` those of `HeadMeans`, for `resample` the
             outputs of all prompts (`HeadOutputs`), and for
             `drop_edge_unnormalised` on models whose pattern cannot be edited what `SinkReads`
             computes. The other conditions need none.

@@ -1,4 +1,4 @@
-"""Results: what an experiment found, how it is kept on disk, shown, drawn and reported."""
+"""Results: data, verdicts, sentences, tables, figures, files and reports."""
 
 from .diagnosis import Diagnosis as Diagnosis
 from .record import Array as Array

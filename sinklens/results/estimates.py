@@ -1,12 +1,12 @@
-"""The vocabulary of every experiment: a number beside its null, and what it is set against.
+"""The vocabulary of every experiment: a value beside its null, and what it is compared with.
 
-A `Sample` is one number per prompt beside its null, an `Effect` what an intervention does to a
-number beside the clean run, a `Share` how many of so many tokens. Each can be set against
+A `Sample` is one number per prompt beside its null, an `Effect` the values of an intervened run
+beside those of the clean run, a `Share` a share of tokens. Each can be compared with
 `Reference`s: matched controls, or empirical nulls. `rows_of` makes the rows of a result:
 
     the sample        value beside its null
     each reference    value beside its own null (kind `control` or `null`)
-    each contrast     distance of the sample from its null, against that of the reference,
+    each contrast     distance of the sample from its null minus that of the reference,
                       paired by prompt and tested by sign flips
 """
 
@@ -25,14 +25,14 @@ from ..stats.effects import Row, Values, paired_row
 
 @dataclass(frozen=True)
 class Measure:
-    """What a number is; declared once for every metric of an experiment.
+    """What a metric measures; declared once for every metric of an experiment.
 
     Attributes:
         unit: The unit of values, nulls and differences.
-        null: What the null is, in words: `uniform attention`, `Gaussian entries`.
+        null: The null in words: `uniform attention`, `Gaussian entries`.
         form: How a value is written, such as `.3g` or `.1%`.
-        signed: Whether a difference from the null can have either sign. A sign-flip test of one
-            that cannot (a divergence) says nothing, so there is none.
+        signed: Whether a difference from the null can have either sign. Where it cannot (a
+            divergence), a sign-flip test is not meaningful and is not run.
     """
 
     unit: str
@@ -48,8 +48,8 @@ class Sample:
     Attributes:
         values: One number per prompt; a plain number where it does not depend on the prompts, which
             has no spread and so no interval.
-        null: What no mechanism would give: one number, or one per prompt.
-        draws: How many draws are averaged in each value.
+        null: The null expectation: one number, or one per prompt.
+        draws: The number of draws averaged in each value.
     """
 
     values: Any
@@ -65,19 +65,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class Effect(Sample):
-    """What an intervention does: values of the run with it, `null` those of the clean run."""
+    """An intervention: values of the intervened run, with those of the clean run as `null`."""
 
     kind: ClassVar[str] = "treatment"
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of the tokens that were tried: a share with Wilson's interval over tokens.
+    """A share of the tested tokens, with Wilson's interval over tokens.
 
     Attributes:
-        hits: How many.
-        of: Of how many.
-        null: The share that no mechanism would give.
+        hits: The number of tokens that count.
+        of: The number of tested tokens.
+        null: The null expectation of the share.
     """
 
     hits: int
@@ -92,8 +92,8 @@ class Reference:
     Attributes:
         sample: Its values beside their own null.
         name: Its name in tables (`later_position`), and with blanks in sentences.
-        kind: `control` (the same elsewhere) or `null` (the same without a mechanism).
-        own: The value that it is set against, where that is not the sample itself: read at the same
+        kind: `control` (the same elsewhere) or `null` (the same without the mechanism).
+        own: The value it is compared with, where that is not the sample itself: read at the same
             queries, or over as many heads.
     """
 
@@ -133,11 +133,11 @@ def rows_of(
     Args:
         metric: What was measured.
         measure: What kind of number it is.
-        condition: Under what.
+        condition: The condition.
         sample: The values.
-        references: What it is set against.
-        prompts: How many prompts there are.
-        seed: Decides the resamples of the tests.
+        references: Controls and empirical nulls.
+        prompts: The number of prompts.
+        seed: Seed of the resamples of the tests.
         place: What the rows are about, if it is one layer, head or range of queries.
     """
     named: dict[str, Any] = {"unit": measure.unit, "seed": seed, **vars(place or Place())}

@@ -1,4 +1,4 @@
-"""Figures as data: an experiment declares one, the result stores it, and it is drawn from there.
+"""Figures as data: declared by the experiment, stored in the result, drawn from there.
 
 A declaration names arrays and rows of the result; drawing (plotly) never imports an experiment. The
 default is a forest of effects with their intervals.
@@ -30,7 +30,7 @@ OFFSETS = {"treatment": 0.22, "contrast": -0.22}  # so that kinds do not hide ea
 
 @dataclass(frozen=True)
 class Forest:
-    """Effects with their 95 % intervals, one panel a metric."""
+    """Effects with their 95 % confidence intervals, one panel per metric."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a result holds: rows, arrays, findings, settings and where they came from."""
+"""The content of a result: rows, arrays, findings, settings and provenance."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .estimates import Measure
 
 @dataclass(frozen=True)
 class Array:
-    """A tensor whose axes have names, and labels where numbers alone do not say what is meant.
+    """A tensor with named axes, and labels where indices alone are ambiguous.
 
     Attributes:
         values: The numbers.
-        dims: One name an axis, such as `("layer", "head")`.
+        dims: One name per axis, such as `("layer", "head")`.
         coords: By name of an axis its labels, such as thresholds, stages or conditions.
     """
 
@@ -55,12 +55,12 @@ class Record:
             rows whose resampling unit is not the prompt.
         settings: The configuration, `left_out` (conditions and metrics, with reasons) and `notes`.
         provenance: Model, weights hash, dtype, device, BOS, text hash, seed, versions, fire counts.
-        findings: What was found besides rows and arrays, such as the layer of a step.
-        draws: What was drawn (tokens, positions, heads), for whoever repeats it.
+        findings: Other findings, such as the layer of a step.
+        draws: The random draws (tokens, positions, heads), for replication.
         measures: By metric its unit, the words of its null and how it is written; a condition with
             a unit or null of its own stands beside it (`fingerprint/nearest_centroid`).
         figure: What `plot` draws.
-        run: Times and machine; not part of the result proper.
+        run: Times and machine; not part of the reproducible result.
     """
 
     experiment: str
@@ -77,7 +77,7 @@ class Record:
     run: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """All rows in long form, one column a field of `EffectSize`."""
+        """All rows in long form, one column per field of `EffectSize`."""
         return pd.DataFrame([asdict(effect) for effect in self.effects])
 
     def to_xarray(self) -> dict[str, Any]:
@@ -107,11 +107,11 @@ class Record:
             if all(getattr(effect, name) == value for name, value in fields.items())
         ]
         if len(rows) != 1:
-            raise UsageError(f"{len(rows)} rows have {fields}; one was asked for")
+            raise UsageError(f"{len(rows)} rows match {fields}; exactly one has to")
         return rows[0]
 
     def references(self, row: EffectSize) -> list[tuple[EffectSize, EffectSize]]:
-        """Each control or null that a row is set against, with the contrast."""
+        """Each control or null that a row is compared with, and the contrast."""
         mine = [other for other in self.effects if _same_row(other, row) and other.against]
         contrasts = {other.against: other for other in mine if other.kind == "contrast"}
         return [

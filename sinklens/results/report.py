@@ -22,7 +22,7 @@ def write_report(
 
     Args:
         results: Results by experiment.
-        file: Where. It appears whole or not at all.
+        file: The HTML file, which is written completely or not at all.
         findings: The page of a diagnosis, put first.
         overwrite: Replace a file that is there already.
 
@@ -31,7 +31,9 @@ def write_report(
     """
     target = Path(file)
     if target.exists() and not overwrite:
-        raise SinklensError(f"{target} exists; give another name, or --overwrite (overwrite=True)")
+        raise SinklensError(
+            f"{target} exists; choose another name, or use --overwrite (overwrite=True)"
+        )
     parts = [f"<pre>{html.escape(chr(10).join(findings))}</pre>"] if findings else []
     for number, result in enumerate(results.values()):
         # The library for the figures goes into the page once.

@@ -1,9 +1,9 @@
-"""What an experiment returns: rows, arrays, settings and where they came from; and how it is kept.
+"""Results: rows, arrays, settings and provenance, and how they are saved and loaded.
 
 On disk a result is a folder: `result.json` (the same bytes for the same seed, versions, device and
 thread count), `run.json` (times and machine) and `values.safetensors` (arrays and the values of
 each prompt). Loading runs no code. `result.json` holds the hash of `values.safetensors`, so that a
-folder that was cut off or mixed up is refused.
+folder that is truncated or mixed up is refused.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class ExperimentResult(Record):
     """The outcome of one experiment on one model: data, and how it is shown, saved and loaded."""
 
     def table(self) -> pd.DataFrame:
-        """One line a row: effect, interval, p, q, and the controls and nulls beside it."""
+        """One line per row: effect, interval, p, q, and the controls and nulls beside it."""
         return table_of(self)
 
     def notes(self) -> list[str]:
-        """What a reader of the table has to know: BOS, prompts, what is missing and why."""
+        """Notes to the table: prompts, BOS, what was left out and why, statistical power."""
         bos = "with" if self.provenance["bos"] else "without"
         prompts = self.provenance["prompts"]
         lines = [
@@ -90,7 +90,7 @@ class ExperimentResult(Record):
         """Write the result into a folder that is absent or empty.
 
         Args:
-            folder: Where. It appears whole or not at all.
+            folder: The folder, which is written completely or not at all.
             overwrite: Replace the files of a result that is there already.
 
         Raises:
@@ -185,7 +185,7 @@ class ExperimentResult(Record):
 
 
 def identity(model: HookedModel, prompts: Prompts) -> dict[str, Any]:
-    """What decides the numbers besides the experiment and its settings."""
+    """All that determines the numbers besides the experiment and its settings."""
     known = origin(model)
     return {
         "model": {

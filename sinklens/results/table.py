@@ -1,4 +1,4 @@
-"""The table of a result for a person: one line a row, and one more for each further reference."""
+"""The printed table of a result: one line per row, and one per further control or null."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from .wording import describe, place_of
 
 
 def table_of(result: Record) -> pd.DataFrame:
-    """Effect, interval, p and q of every row, beside each control or null that it is set against.
+    """Effect, interval, p and q of every row, beside each of its controls and empirical nulls.
 
-    A second reference of the same row has a line of its own, which leaves the columns of the row
-    empty.
+    A second reference of the same row has its own line, in which the columns of the row are empty.
     """
     lines = [line for row in result.effects if row.against is None for line in _lines(result, row)]
     return pd.DataFrame(lines).dropna(axis="columns", how="all")

@@ -13,7 +13,7 @@ An experiment declares `says`: templates and functions. A template names rows an
     "... at queries {share/all@1:8}"                  a row about some queries
     "Entering layer {layer}, ..."                     a finding, with a format if it has one
 
-A sentence is said only if everything that it names is there.
+A sentence appears only if everything that it names exists.
 """
 
 from __future__ import annotations

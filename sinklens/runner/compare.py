@@ -1,7 +1,7 @@
-"""Comparisons: an intervention and its matched controls, and the rows that they give.
+"""Comparisons: an intervention and its matched controls, and the resulting rows.
 
-The effect of the treatment is set against that of each control, paired by prompt; draws are
-averaged within a prompt first.
+The effect of the treatment is compared with that of each control, paired by prompt; draws are
+averaged within each prompt first.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Control:
 
     Attributes:
         name: Its name in tables, such as `later_position`.
-        interventions: One a draw.
-        own: What the contrast sets against it, if that is not the whole treatment (fewer control
-            heads than treated ones).
+        interventions: One per draw.
+        own: What the contrast compares it with, if not the whole treatment (fewer control heads
+            than treated ones).
     """
 
     name: str
@@ -40,11 +40,11 @@ class Control:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A condition: what is done, and what its matched controls do.
+    """A condition: the treatment and its matched controls.
 
     Attributes:
         condition: The name.
-        treatment: One intervention a draw.
+        treatment: One intervention per draw.
         controls: Its controls; those without an intervention could not be made.
         no_control: Why there is none, where that is not for lack of a later position; empty where
             a note of the experiment says it.

@@ -1,4 +1,4 @@
-"""Settings of an experiment: a frozen dataclass that refuses what means nothing.
+"""Settings of an experiment: a frozen dataclass that refuses invalid values.
 
     @dataclass(frozen=True)
     class MyConfig(ExperimentConfig):
@@ -27,7 +27,7 @@ def setting(
     below: float | int | None = None,
     choices: Sequence[str] = (),
 ) -> Any:
-    """A field with limits; those of a tuple hold for each of its items, and None is always fine.
+    """A field with limits; those of a tuple hold for each of its items, and None is always valid.
 
     Args:
         default: The default.
@@ -50,10 +50,10 @@ class ExperimentConfig:
             name and cannot act on the model is an error, a default one is left out.
         draws: Draws of what is random, and of control positions or heads; 0 leaves controls out.
         metrics: Names, or metrics of the user's own; empty means the defaults.
-        seed: Decides every draw.
+        seed: Seed of every random draw.
         progress: Whether to show progress; None shows it in a terminal or a notebook.
-        batch_size: Prompts in a forward; None lets `memory` decide.
-        memory: Bytes for what a forward holds; by default 1 GiB, or a quarter of all there is.
+        batch_size: Prompts in a forward pass; None lets `memory` decide.
+        memory: Bytes that a forward pass may hold; by default 1 GiB, at most a quarter of all.
         positions: Count only predictions at these positions.
         screen: Rank the rows of a condition by a gradient estimate and run only the `top` largest.
         top: How many rows of each condition to run after screening.
@@ -71,7 +71,7 @@ class ExperimentConfig:
     top: int = setting(30, least=1)
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
+        """Refuse invalid values."""
         object.__setattr__(self, "conditions", tuple(dict.fromkeys(self.conditions)))
         for entry in dataclasses.fields(self):
             _require_allowed(entry, getattr(self, entry.name))

@@ -1,4 +1,4 @@
-"""Screening: rank many rows by a cheap estimate and run only the largest exactly.
+"""Screening: rank rows by attribution patching and run only the largest exactly.
 
 The estimate is first-order (`engine/screening.py`). Rows of one kind of edit compete with each
 other, over heads, layers and positions; the `top` with the largest mean estimate over prompts, by
@@ -75,12 +75,12 @@ class Ranking:
         """A sentence for the foot of the table."""
         agreement = settings["rank_correlation"]
         spoken = "too few to compare" if agreement is None else f"Spearman {agreement:.2f}"
-        part = " at the predictions that are edited by none" if self.of_part else ""
+        part = " at positions that no candidate intervenes on" if self.of_part else ""
         return (
-            f"Screened: {settings['run']} of {len(self.labels)} rows, those with the largest "
-            f"first-order estimate of {self.metric}{part}, were run; estimate and exact effect "
-            f"agree in rank, by size, among them: {spoken}. They were chosen on the prompts that "
-            "they are tested on, so p and q are too small."
+            f"Screened: of {len(self.labels)} rows the {settings['run']} with the largest "
+            f"attribution-patching estimate of {self.metric}{part} were run; rank correlation of "
+            f"estimate and exact effect, by magnitude, among them: {spoken}. Rows were selected on "
+            "the prompts on which they are tested, so p and q are too small."
         )
 
 

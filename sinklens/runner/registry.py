@@ -1,6 +1,6 @@
 """The registry: how an experiment is declared, found, configured and run.
 
-    @experiment(paper="Gu et al. 2025 (2410.10781)", question="...?", measures=MEASURES, says=SAYS)
+    @experiment(paper="Gu et al. 2025 (2410.10781)", question="...", measures=MEASURES, says=SAYS)
     def my_experiment(run: Run[MyConfig]) -> None: ...
 
 The function's name is the experiment's name. Modules of this package are found by themselves; other
@@ -110,7 +110,7 @@ def experiment(
 
 
 def all_experiments() -> dict[str, Experiment]:
-    """Every experiment there is, by name."""
+    """All experiments, by name."""
     package = importlib.import_module(HOME)
     for module in pkgutil.walk_packages(package.__path__, f"{HOME}."):
         importlib.import_module(module.name)
@@ -144,15 +144,15 @@ def run(
 
     Args:
         name: Its name; `sinklens list` prints them.
-        model: A bridge, as `sinklens.load` returns it; it comes back as it was.
-        prompts: What to run it on; by default 64 windows of 64 tokens of the shipped corpus.
-        seed: Decides every draw.
+        model: A bridge, as `sinklens.load` returns it; it is left unchanged.
+        prompts: The prompts; by default 64 windows of 64 tokens of the shipped corpus.
+        seed: Seed of every random draw.
         progress: Whether to show progress; None shows it in a terminal or a notebook.
         **settings: Fields of the experiment's configuration. Strings from a command line are
             turned into what the field holds.
 
     Raises:
-        SinklensError: It cannot be done on this model or these prompts.
+        SinklensError: It cannot be run on this model or these prompts.
         UsageError: A name or a setting is wrong.
     """
     chosen = get(name)

@@ -1,4 +1,4 @@
-"""A run of one experiment on one model: what its function reads, compares, adds and finds.
+"""A run of one experiment on one model: what its function reads, compares and adds.
 
     @experiment(paper="Gu et al. 2025 (2410.10781)", question="...", needs=(CAUSAL,), ...)
     def my_experiment(run: Run[MyConfig]) -> None:
@@ -7,8 +7,8 @@
         run.compare(comparisons)
         run.keep("sink_mass", scores.mass.mean(0), "layer head")
 
-`Run` knows model, prompts, settings and what the model can do; it counts forwards, announces them,
-keeps what hooks fired, and makes the result.
+`Run` holds model, prompts, settings and capabilities; it counts and announces forward passes,
+records which hooks fired, and makes the result.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ class Run(Generic[Config]):
             metric: What was measured; declared in the experiment's `measures`.
             condition: Of what.
             sample: The values beside their null.
-            references: Controls and empirical nulls that it is set against.
+            references: Controls and empirical nulls.
             layer: The layer, if the row is about one.
             head: The head, if the row is about one.
             queries: The range of queries, if the row is about one.
@@ -270,7 +270,7 @@ class Run(Generic[Config]):
         self._findings |= findings
 
     def drawn(self, **draws: Any) -> None:
-        """Keep what was drawn, for whoever repeats it."""
+        """Record random draws, for replication."""
         self._draws |= draws
 
     def note(self, *lines: str) -> None:

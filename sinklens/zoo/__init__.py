@@ -1,9 +1,9 @@
 """Models that come with the package, and the recipes that trained them.
 
-A family of matched small models: each differs from `rope` in one thing, as far as its architecture
-allows. `names` lists them, `card` tells how each was made and what was measured on it, `compare`
-runs an experiment on several and sets their differences beside the difference between seeds. What
-is shipped lies in `models/shipped`; here are the recipes, training, cards and the comparison.
+A family of matched small models: each differs from `rope` in one respect, as far as its
+architecture allows. `names` lists them, `card` says how each was trained and what was measured on
+it, `compare` runs an experiment on several and compares their differences with the variation between
+seeds. The shipped files are in `models/shipped`; here are recipes, training, cards and comparison.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Training on the Bigram-Backcopy task (2410.13835, section 3), whose best possible loss is known.
+"""Training on the Bigram-Backcopy task (Guo et al. 2024, 2410.13835, section 3).
 
 `models/shipped/backcopy.py` draws its sequences. The best loss is 0 after a trigger, after another
 character the entropy of its bigram row. A head is useful after triggers and has nothing to do
 elsewhere.
 
-Losses are to be held against the optimum of our table, not against the paper's numbers, whose
+Losses are to be compared with the optimum of our table, not with the paper's numbers, whose
 distributions are those of another text: the best loss after characters that are no triggers is 2.39
 nats here and 2.22 there, by simulation. Sequences are `LENGTH` positions long, as in the paper.
 """

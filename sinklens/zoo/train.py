@@ -1,7 +1,7 @@
 """Train a shipped model again: `python -m sinklens.zoo.train NAME [--seed S] [--out FOLDER]`.
 
 One thread, float32, so that the same machine gives the same weights bit for bit. The state is saved
-as it goes; the same command goes on after it was stopped. The folder that comes out can be read by
+regularly; the same command resumes an interrupted run. The folder that comes out can be read by
 Hugging Face and by `sinklens.load`; weights are stored as fp16. `collect.py` makes a shipped member
 of it.
 """

@@ -160,7 +160,7 @@ def test_find(results: dict[str, sinklens.ExperimentResult]) -> None:
     result = results["bos_replacement"]
     row = result.find(metric="loss", condition="mean", kind="contrast")
     assert (row.metric, row.condition, row.kind) == ("loss", "mean", "contrast")
-    with pytest.raises(sinklens.SinklensError, match="rows have"):
+    with pytest.raises(sinklens.SinklensError, match="rows match"):
         result.find(metric="loss")
     with pytest.raises(sinklens.SinklensError, match="0 rows"):
         result.find(metric="nothing")

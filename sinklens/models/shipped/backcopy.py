@@ -1,4 +1,4 @@
-"""Sequences of the Bigram-Backcopy task (2410.13835, section 3), on which two models were trained.
+"""Sequences of the Bigram-Backcopy task (Guo et al. 2024, 2410.13835, section 3).
 
 Every sequence is BOS and characters. The first is drawn from the unigram distribution without the
 triggers, which are the `N_TRIGGERS` most frequent characters. After a trigger comes the character
