@@ -2,8 +2,8 @@
 
 Four shortcuts, none of which changes the numbers of the parts that do run:
 
-- **Prefix**: an edit in block k leaves what the blocks below put out as it was. Block k - 1 then
-  hands on what it put out in the clean run, and the blocks below hand on anything; each stays in
+- **Prefix**: an intervention in block k leaves the outputs of the blocks below unchanged. Block
+  k - 1 then returns its clean output, and the blocks below return anything; each stays in
   its place, so that position ids, masks and layer numbers are those of a whole forward. What comes
   out is equal to the last bit.
 - **Unembedding on demand**: the forward stops short of the unembedding (it gets no rows: a single
@@ -49,8 +49,8 @@ class Outcome:
         model: The model that ran.
         hidden: What enters the unembedding.
         whole: All logits, where they were made at once.
-        kept: What some blocks put out.
-        tuple_length: How long the tuple is that a block puts out; None where it is a tensor.
+        kept: Outputs of some blocks.
+        tuple_length: Length of the tuple that a block returns; None where it is a tensor.
     """
 
     model: HookedModel
@@ -106,7 +106,7 @@ def forward(
         tokens: What to run.
         hooks: Hooks; none in a block below `start`.
         start: The first block that runs; `below` stands for those before it.
-        below: What block `start - 1` put out in the clean run of the same tokens.
+        below: The output of block `start - 1` in the clean run of the same tokens.
         keep: Blocks whose output is kept, for later runs.
         attention: How attention is computed instead of as TransformerLens does; no hook may then
             ask for patterns (`shortcuts.is_free_of`). Runs that are compared should agree in this.
@@ -114,7 +114,7 @@ def forward(
             and without patterns.
         rows: Whether logits are made by rows, afterwards; only where the model allows it, and not
             with hooks behind the input of the unembedding.
-        tuple_length: How long the tuple is that a block puts out; None where it is a tensor.
+        tuple_length: Length of the tuple that a block returns; None where it is a tensor.
     """
     inputs: list[Tensor] = []
     reading = [(UNEMBED, partial(keep_input, kept=inputs))] if rows else []
@@ -133,9 +133,9 @@ def forward(
 
 
 def repeat_output(output: Any, times: int) -> Any:
-    """What a block put out, for a batch that holds the same prompts several times.
+    """The output of a block, for a batch that holds the same prompts several times.
 
-    Always a copy: an edit that writes in place must not reach the forwards that come after.
+    Always a copy: an intervention that writes in place must not reach later forward passes.
     """
     if isinstance(output, tuple):
         return (repeat_output(output[0], times), *output[1:])
@@ -168,7 +168,7 @@ def keep_input(activation: Tensor, hook: Any, *, kept: list[Tensor]) -> Tensor:
 
 @contextmanager
 def replaced(model: HookedModel, start: int, below: Any) -> Iterator[None]:
-    """Have the blocks before `start` hand on what block `start - 1` put out."""
+    """Have the blocks before `start` return the clean output of block `start - 1`."""
     replaced = [model.blocks[layer] for layer in range(start)]
     passed: set[int] = set()
     try:
@@ -183,7 +183,7 @@ def replaced(model: HookedModel, start: int, below: Any) -> Iterator[None]:
 
 
 def _hand_on_once(output: Any, passed: set[int], number: int, *args: Any, **kwargs: Any) -> Any:
-    """In place of a block's forward, which a forward pass calls a single time.
+    """In place of a block's forward, which a forward pass calls once.
 
     Raises:
         SinklensError: It is called again: by a hook that runs the model, or from another thread.
@@ -198,13 +198,13 @@ def _hand_on_once(output: Any, passed: set[int], number: int, *args: Any, **kwar
 
 
 def _hand_on(output: Any, *args: Any, **kwargs: Any) -> Any:
-    """In place of what a module puts out."""
+    """In place of the output of a module."""
     return output
 
 
 @contextmanager
 def keeping(model: HookedModel, layers: Iterable[int]) -> Iterator[dict[int, Any]]:
-    """Keep what some blocks put out."""
+    """Keep the outputs of some blocks."""
     kept: dict[int, Any] = {}
     handles: list[Any] = []
     try:

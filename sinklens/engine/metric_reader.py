@@ -100,7 +100,7 @@ class MetricReader:
         self._clean_rows = self._read_rows(clean, 0, "the clean run")
 
     def clean(self, position: int) -> Float[Tensor, "metric batch"]:
-        """Every metric of the clean run, read where it counts for an edit at a position."""
+        """Every metric of the clean run, where it counts for an intervention at a position."""
         assert self._clean is not None
         values = {factory: probe.compute() for factory, probe in self._clean_probes.items()}
         return self._all(self._clean, position, self._clean_rows, values)

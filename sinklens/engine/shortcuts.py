@@ -1,6 +1,6 @@
 """Which shortcuts a model allows, found by trying each beside the whole forward.
 
-Every trial runs two short prompts of ordinary tokens, where it can with an edit in place, so that
+Every trial runs two short prompts of ordinary tokens, if possible under an intervention, so that
 a part that only looks right on a clean run (a stack of blocks that is run several times) is found
 out. What was found is kept until a weight is written, or the model changes its mode, code, dtype
 or device (`models.weights_state` says what goes unseen).
@@ -42,7 +42,7 @@ class Shortcuts:
         slices: Whether patterns can be read some queries at a time.
         sliced_sites: Kinds of site that are read alike while they are.
         bridges: Whether blocks without patterns are the same without bridges.
-        tuple_length: How long the tuple is that a block puts out; None where it is a tensor.
+        tuple_length: Length of the tuple that a block returns; None where it is a tensor.
     """
 
     prefix: bool
@@ -113,7 +113,7 @@ def _try_all(model: HookedModel) -> Shortcuts:
         form = len(kept[0]) if isinstance(kept[0], tuple) else None
         prefix = _works(_try_prefix, model, tokens, whole, kept)
         unembedding = prefix and _works(_try_unembedding, model, tokens, whole, form)
-        # In half precision sdpa differs by more than an edit may do.
+        # In half precision sdpa differs by more than some interventions.
         exact = whole.dtype in (torch.float32, torch.float64)
         sites = _alike(model, tokens, without_patterns) if exact else frozenset()
         slices = _works(_try_slices, model, tokens, whole)
@@ -145,11 +145,11 @@ def _works(trial: Any, *arguments: Any) -> bool:
 
 
 def _try_prefix(model: HookedModel, tokens: Tensor, whole: Tensor, kept: dict[int, Any]) -> bool:
-    """Leave out the first block, all but the last, and all, with an edit of what comes next."""
+    """Leave out the first block, all but the last, and all, with an intervention after them."""
     last = len(model.blocks)
     for start in {1, last - 1, last} - {0}:
-        # The first blocks to run get another stream, as under an edit: a block that runs again
-        # after them would then have to put out something else.
+        # The first blocks to run get another residual stream, as under an intervention: a block
+        # that runs again after them would then have to return something else.
         seen: list[Tensor] = []
         shift = partial(_keep_and_shift, kept=seen)
         hooks = [] if start == last else [(hook_name("residual", start), shift)]

@@ -94,7 +94,7 @@ class Watch:
         if not self.changed and not self.intervention.identity:
             raise SinklensError(
                 f"{name} did not happen: its hooks ({', '.join(self.names[:3])}) fired and changed "
-                "nothing. A hook function has to return a new tensor that differs; an edit that is "
+                "nothing. A hook function has to return a new tensor that differs; one that is "
                 "meant to change nothing is marked identity=True"
             )
 

@@ -1,4 +1,4 @@
-"""What can be edited and measured on a model, found by trying it.
+"""What can be intervened on and measured in a model, found by trying it.
 
 Some families delegate attention to Hugging Face; there an intervention on the pattern or the scores
 fires a hook and changes nothing. `check` therefore intervenes on every kind of site on one short
@@ -61,8 +61,8 @@ class Capabilities:
         n_layers: Blocks.
         n_heads: Query heads per block.
         n_key_value_heads: Key-value heads per block.
-        edits: By kind of site, whether an edit there changes the logits in the first and in the
-            last layer.
+        edits: By kind of site, whether an intervention there changes the logits in the first
+            and in the last layer.
         causal: Whether no logit depends on a later token.
         bos: Whether the model has a BOS token.
         windows: By layer, the number of keys a query sees, None where it sees all.
@@ -80,7 +80,7 @@ class Capabilities:
     learned_sinks: bool
 
     def require(self, site: str, what: str, instead: str = "") -> None:
-        """Refuse `what` if edits at `site` do nothing on this model.
+        """Refuse `what` if interventions at `site` do nothing on this model.
 
         Raises:
             SinklensError: The message names the sites that do work, and `instead` if given.
@@ -90,14 +90,14 @@ class Capabilities:
             raise SinklensError(reason)
 
     def refusal(self, site: str, what: str, instead: str = "") -> str:
-        """Why edits at `site` do nothing on this model, empty where they work."""
+        """Why interventions at `site` do nothing on this model, empty where they work."""
         if self.edits[site]:
             return ""
         works = ", ".join(name for name, possible in self.edits.items() if possible)
         hook = hook_name(site, 0).replace("blocks.0", "blocks.*")
         return (
-            f"{what} needs {hook} to take effect; on {self.architecture} an edit there does "
-            f"nothing. Edits of {works} do work.{' ' + instead if instead else ''}"
+            f"{what} needs {hook} to take effect; on {self.architecture} an intervention there "
+            f"does nothing. Interventions on {works} do work.{' ' + instead if instead else ''}"
         )
 
     def chosen_layers(self, asked: Sequence[int]) -> list[int]:
@@ -134,7 +134,7 @@ _checked: WeakKeyDictionary[Any, dict[bool, Capabilities]] = WeakKeyDictionary()
 
 
 def check(model: HookedModel) -> Capabilities:
-    """What can be edited and measured on `model`; tried once per model and compatibility mode.
+    """What can be intervened on and measured in `model`, tried once per compatibility mode.
 
     Raises:
         SinklensError: The model is in train mode, or its logits are not finite.
@@ -148,7 +148,7 @@ def check(model: HookedModel) -> Capabilities:
 
 
 def _try_everything(model: HookedModel) -> Capabilities:
-    """Run the model on one prompt, clean and with an edit of every kind of site."""
+    """Run the model on one prompt, clean and with an intervention on every kind of site."""
     tokens = _short_prompt(model)
     n_layers = int(model.cfg.n_layers)
     pattern_sums: list[float] = []

@@ -2,8 +2,8 @@
 
 A family of matched small models: each differs from `rope` in one respect, as far as its
 architecture allows. `names` lists them, `card` says how each was trained and what was measured on
-it, `compare` runs an experiment on several and compares their differences with the variation between
-seeds. The shipped files are in `models/shipped`; here are recipes, training, cards and comparison.
+it, `compare` runs an experiment on several and compares their differences with the variation
+between seeds. The shipped files are in `models/shipped`; recipes, training and cards are here.
 """
 
 from __future__ import annotations
