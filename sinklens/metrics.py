@@ -72,7 +72,7 @@ class LogitMetric:
 
 @dataclass(frozen=True)
 class ProbeMetric:
-    """A metric that a probe reads and `reduce` reduces to one number per prompt."""
+    """A metric of a probe's values, which `reduce` turns into one number per prompt."""
 
     name: str
     probe: Callable[[HookedModel], Probe]
@@ -98,9 +98,7 @@ def loss(
     made = with_next_token(positions, tokens.shape[1])
     losses = [
         loss_by_row(mine[made], next_tokens=row[made + 1]).mean()
-        for mine, row in zip(
-            logits, tokens, strict=True
-        )  # one prompt at a time stays in the caches
+        for mine, row in zip(logits, tokens, strict=True)  # one by one they stay in the caches
     ]
     return torch.stack(losses)
 
