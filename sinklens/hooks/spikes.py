@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.protocol import HookedModel
-from ..probes.stream_entries import Entries, stream_hook
+from ..probes.base import stream_hook
+from ..probes.stream_entries import Entries
 from .intervention import FwdHooks, HookFunction, Intervention
 
 

@@ -8,7 +8,8 @@ gated block and what it writes, beside its quadratic form (`functional.quadratic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,8 +17,7 @@ from torch import Tensor
 
 from ..core.protocol import HookedModel
 from ..functional.quadratic_form import GatedWeights, quadratic_form
-from .base import Gathered
-from .stream_entries import stream_hook
+from .base import SiteProbe, stream_hook
 
 
 class ChannelShareValues(NamedTuple):
@@ -32,28 +32,25 @@ class ChannelShareValues(NamedTuple):
     largest: Float[Tensor, "prompt pos"]
 
 
-class ChannelShares:
+class ChannelShares(SiteProbe[ChannelShareValues]):
     """The share of the stream's squared norm that lies in some channels, and in the largest."""
 
     def __init__(self, model: HookedModel, layer: int, channels: Sequence[int]) -> None:
         """Read the stream that enters block `layer` (leaves the last, for the number of blocks)."""
+        super().__init__(partial(stream_hook, model), [layer])
         self._channels = list(channels)
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = [(stream_hook(model, layer), self._read)]
 
-    def _read(self, stream: Float[Tensor, "batch pos channel"], hook: Any) -> None:
+    def reduce(
+        self, stream: Float[Tensor, "batch pos channel"], layer: int, /
+    ) -> ChannelShareValues:
+        """The shares of each token."""
         squares = stream.float() ** 2
         parts = (squares[..., self._channels], squares.topk(len(self._channels)).values)
-        for name, part in zip(ChannelShareValues._fields, parts, strict=True):
-            self._seen.add(name, part.sum(-1) / squares.sum(-1))
+        return ChannelShareValues(*(part.sum(-1) / squares.sum(-1) for part in parts))
 
     def compute(self) -> ChannelShareValues:
         """Of all prompts."""
-        return ChannelShareValues(*map(self._seen.concatenated, ChannelShareValues._fields))
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
+        return self.at(*self.layers)
 
 
 class GatedReadValues(NamedTuple):
@@ -70,7 +67,7 @@ class GatedReadValues(NamedTuple):
     written: Float[Tensor, "prompt pos channel"]
 
 
-class GatedReads:
+class GatedReads(SiteProbe[GatedReadValues]):
     """What one gated block reads and writes, beside its quadratic form."""
 
     def __init__(
@@ -81,27 +78,16 @@ class GatedReads:
         eigenvectors: Float[Tensor, "channel d_model"],
     ) -> None:
         """Read the MLP of block `layer`, before any norm of its output."""
+        super().__init__("mlp.hook_out", [layer], beside=["mlp.hook_in"])
         self._weights, self._channels, self._eigenvectors = weights, list(channels), eigenvectors
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (f"blocks.{layer}.mlp.hook_in", self._enter),
-            (f"blocks.{layer}.mlp.hook_out", self._leave),
-        ]
 
-    def _enter(self, inputs: Float[Tensor, "batch pos d_model"], hook: Any) -> None:
-        inputs = inputs.detach().double().cpu()
+    def reduce(self, written: Float[Tensor, "batch pos d_model"], layer: int, /) -> GatedReadValues:
+        """What entered along the eigenvectors, and what was written into the channels."""
+        inputs = self.held["mlp.hook_in"].double().cpu()
         cosine = inputs @ self._eigenvectors.double().T / inputs.norm(dim=-1, keepdim=True)
         forms = [quadratic_form(self._weights, inputs, channel) for channel in self._channels]
-        self._seen.add("cosine", cosine)
-        self._seen.add("predicted", torch.stack(forms, -1))
-
-    def _leave(self, written: Float[Tensor, "batch pos d_model"], hook: Any) -> None:
-        self._seen.add("written", written[..., self._channels])
+        return GatedReadValues(cosine, torch.stack(forms, -1), written[..., self._channels])
 
     def compute(self) -> GatedReadValues:
         """Of all prompts."""
-        return GatedReadValues(*map(self._seen.concatenated, GatedReadValues._fields))
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
+        return self.at(*self.layers)

@@ -8,8 +8,7 @@ and ones near the sinks, since early columns of a causal pattern can hold more w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +18,7 @@ from torch import Tensor
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
 from ..functional.divergence import columns_nearby, head_divergence, sink_columns
-from ..models.capabilities import hook_name
-from .base import Gathered
+from .base import LayerProbe
 from .patterns import PatternReader
 
 
@@ -44,7 +42,7 @@ class DivergenceValues(NamedTuple):
     removed: Float[Tensor, "prompt layer percentile"]
 
 
-class HeadDivergences:
+class HeadDivergences(LayerProbe[DivergenceValues]):
     """KL of heads to their mean with and without sink columns, and without others."""
 
     def __init__(
@@ -66,22 +64,18 @@ class HeadDivergences:
                 same orders of columns for all prompts.
             seed: Decides them.
         """
+        super().__init__("pattern", range(reader.capabilities.n_layers))
         self._reader, self._percentiles = reader, list(percentiles)
-        self._layers = range(reader.capabilities.n_layers)
         random = seeded(seed, "columns")
         ranks = [random.permutation(reader.length) for _ in range(sets)]
         self._ranks = torch.from_numpy(np.array(ranks).reshape(sets, reader.length))
         near = seeded(seed, "columns nearby").random((sets, reader.length), np.float32)
         self._near = torch.from_numpy(near)
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (hook_name("pattern", layer), partial(self._read, layer=layer))
-            for layer in self._layers
-        ]
 
-    def _read(
-        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
-    ) -> None:
+    def reduce(
+        self, pattern: Float[Tensor, "batch head query key"], layer: int, /
+    ) -> DivergenceValues:
+        """The divergences of a layer, its mean over queries."""
         pattern = self._reader.checked(pattern, layer)
         visible = self._reader.visible(layer).to(pattern.device)
         ranks, near = self._ranks.to(pattern.device), self._near.to(pattern.device)
@@ -94,7 +88,7 @@ class HeadDivergences:
         whole, without, rest = divergence.split([1, count, 2 * count * len(ranks)], 1)
         random, nearby = rest.unflatten(1, (2, count, len(ranks))).unbind(1)
         nothing = torch.zeros_like(without)
-        seen = DivergenceValues(
+        return DivergenceValues(
             whole=whole[:, 0],
             without_sinks=without,
             without_random=random.mean(-1) if len(ranks) else nothing,
@@ -102,15 +96,3 @@ class HeadDivergences:
             deviation=random.std(-1) if len(ranks) > 1 else nothing,
             removed=torch.stack([one.float().mean(-1) for one in sinks], -1),
         )
-        for what, values in seen._asdict().items():
-            self._seen.add((what, layer), values)
-
-    def compute(self) -> DivergenceValues:
-        """Of all prompts."""
-        return DivergenceValues(
-            *(self._seen.stacked(what, self._layers) for what in DivergenceValues._fields)
-        )
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()

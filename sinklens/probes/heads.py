@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.protocol import HookedModel
 from ..models.capabilities import check, hook_name
-from .base import Gathered
+from .base import SiteProbe
 
 
 class HeadMeans:
@@ -50,56 +50,49 @@ class HeadMeans:
         self._counts.zero_()
 
 
-class HeadOutputs:
+class HeadOutputs(SiteProbe[Tensor]):
     """Every prompt's head outputs, for some layers."""
 
     def __init__(self, model: HookedModel, layers: Iterable[int]) -> None:
         """Read `hook_z` of some layers of `model`."""
-        self._layers = sorted(set(layers))
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (hook_name("z", layer), partial(self._read, layer=layer)) for layer in self._layers
-        ]
+        super().__init__("z", sorted(set(layers)))
 
-    def _read(self, z: Float[Tensor, "batch pos head d_head"], hook: Any, *, layer: int) -> None:
-        self._seen.add(layer, z)
+    def reduce(
+        self, z: Float[Tensor, "batch pos head d_head"], layer: int, /
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """All of it."""
+        return z
 
     def compute(self) -> dict[int, Float[Tensor, "prompt pos head d_head"]]:
         """By layer: the outputs of all prompts."""
-        return {layer: self._seen.concatenated(layer) for layer in self._layers}
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
+        return {layer: self.at(layer) for layer in self.layers}
 
 
-class SinkReads:
+class _Edge(NamedTuple):
+    """The weights on one key, and its value."""
+
+    weight: Float[Tensor, "prompt head query"]
+    value: Float[Tensor, "prompt head d_head"]
+
+
+class SinkReads(SiteProbe[_Edge]):
     """What every query reads from one key of one layer: `A_ip v_p` for queries i > p, else 0."""
 
     def __init__(self, model: HookedModel, layer: int, position: int = 0) -> None:
         """Read pattern and values of a layer of `model`."""
+        super().__init__("pattern", [layer], beside=["value"])
         capabilities = check(model)
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
         self._position = position
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (hook_name("pattern", layer), self._read_weight),
-            (hook_name("value", layer), self._read_value),
-        ]
 
-    def _read_weight(self, pattern: Float[Tensor, "batch head query key"], hook: Any) -> None:
-        self._seen.add("weight", pattern[..., self._position])
-
-    def _read_value(self, value: Float[Tensor, "batch pos kv_head d_head"], hook: Any) -> None:
-        self._seen.add("value", value[:, self._position][:, self._heads])
+    def reduce(self, pattern: Float[Tensor, "batch head query key"], layer: int, /) -> _Edge:
+        """Weights and value, whose product is made once for all prompts."""
+        value = self.held["value"][:, self._position][:, self._heads]
+        return _Edge(pattern[..., self._position], value)
 
     def compute(self) -> Float[Tensor, "prompt query head d_head"]:
         """The read-outs of all prompts."""
-        weight, value = self._seen.concatenated("weight"), self._seen.concatenated("value")
+        weight, value = self.at(*self.layers)
         reads = torch.einsum("phq,phd->pqhd", weight, value)
         reads[:, : self._position + 1] = 0
         return reads
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()

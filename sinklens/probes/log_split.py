@@ -14,16 +14,15 @@ small value reads nothing. The ratio is no share: what is read at other keys can
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..core.protocol import HookedModel
-from ..models.capabilities import check, hook_name
-from .base import Gathered
+from ..models.capabilities import check
+from .base import LayerProbe, SiteProbe
 
 SMALLEST_WEIGHT = 1e-30
 
@@ -40,34 +39,24 @@ class LogSplitValues(NamedTuple):
     sink_logit: Float[Tensor, "layer head"] | None
 
 
-class LogSplit:
+class LogSplit(SiteProbe[Tensor]):
     """Whether scores and weights fit together, and the logit of learned sinks."""
 
     def __init__(self, model: HookedModel) -> None:
         """Read scores and pattern of every layer of `model`."""
         capabilities = check(model)
-        self._layers = range(capabilities.n_layers)
+        super().__init__("pattern", range(capabilities.n_layers), beside=["scores"])
         self._learned, self._windows = capabilities.learned_sinks, capabilities.windows
-        self._scores: Tensor | None = None
         self._sink_logits: dict[int, Tensor] = {}
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = []
-        for layer in self._layers:
-            self.fwd_hooks.append((hook_name("scores", layer), self._keep))
-            self.fwd_hooks.append((hook_name("pattern", layer), partial(self._read, layer=layer)))
 
-    def _keep(self, scores: Float[Tensor, "batch head query key"], hook: Any) -> None:
-        self._scores = scores
-
-    def _read(
-        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
-    ) -> None:
-        assert self._scores is not None
+    def reduce(
+        self, pattern: Float[Tensor, "batch head query key"], layer: int, /
+    ) -> Float[Tensor, " batch"]:
+        """The largest error of a layer."""
         size, window = pattern.shape[-1], self._windows[layer]
         seen = torch.ones(size, size, dtype=torch.bool, device=pattern.device).tril()
         seen = seen if window is None else seen.triu(1 - window)
-        scores = self._scores.float().masked_fill(~seen, -torch.inf)
-        self._scores = None
+        scores = self.held["scores"].float().masked_fill(~seen, -torch.inf)
         weights = pattern.float()
         log_z = scores.logsumexp(-1, keepdim=True)
         logs = weights.clamp_min(SMALLEST_WEIGHT).log()
@@ -77,17 +66,16 @@ class LogSplit:
             b = self._sink_logits[layer][:, None, None]
             log_z = torch.logaddexp(log_z, b)
         errors = (logs - scores + log_z).abs().masked_fill(weights <= SMALLEST_WEIGHT, 0.0)
-        self._seen.add(layer, errors.amax((1, 2, 3)))
+        return errors.amax((1, 2, 3))
 
     def compute(self) -> LogSplitValues:
         """Of all prompts."""
-        error = torch.stack([self._seen.concatenated(layer) for layer in self._layers], 1)
-        learned = [self._sink_logits[layer].cpu() for layer in self._layers if self._learned]
-        return LogSplitValues(error, torch.stack(learned) if learned else None)
+        learned = [self._sink_logits[layer].cpu() for layer in self.layers if self._learned]
+        return LogSplitValues(self.stacked(), torch.stack(learned) if learned else None)
 
     def reset(self) -> None:
         """Forget everything."""
-        self._seen.clear()
+        super().reset()
         self._sink_logits.clear()
 
 
@@ -117,7 +105,7 @@ class SinkReadoutValues(NamedTuple):
     readout: Float[Tensor, "prompt layer head"]
 
 
-class SinkReadouts:
+class SinkReadouts(LayerProbe[SinkReadoutValues]):
     """What heads read at a key, position 0 by default: by weight, and by what it brings in."""
 
     def __init__(self, model: HookedModel, key: int = 0, after: int = 0) -> None:
@@ -129,40 +117,23 @@ class SinkReadouts:
             after: The position after which queries count, the key or a later one.
         """
         capabilities = check(model)
+        super().__init__("z", range(capabilities.n_layers), beside=["value", "pattern"])
         self._key, self._first = key, max(key, after) + 1
-        self._layers = range(capabilities.n_layers)
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
-        self._grams = {}
-        self._parts: dict[str, Tensor] = {}
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = []
-        for layer in self._layers:
-            written = model.blocks[layer].attn.W_O.detach().float()
-            self._grams[layer] = written @ written.transpose(-1, -2)
-            for site in ("value", "pattern"):
-                self.fwd_hooks.append((hook_name(site, layer), partial(self._keep, site=site)))
-            self.fwd_hooks.append((hook_name("z", layer), partial(self._read, layer=layer)))
+        outputs = [block.attn.W_O.detach().float() for block in model.blocks]
+        self._grams = [output @ output.transpose(-1, -2) for output in outputs]
 
-    def _keep(self, activation: Float[Tensor, " batch *shape"], hook: Any, *, site: str) -> None:
+    def hold(self, activation: Float[Tensor, " batch *shape"], site: str, /) -> Tensor:
+        """The key's values, or the weights on it."""
         at_key = activation[:, self._key] if site == "value" else activation[..., self._key]
-        self._parts[site] = at_key.float()
+        return at_key.float()
 
-    def _read(self, z: Float[Tensor, "batch pos head d_head"], hook: Any, *, layer: int) -> None:
-        gram, weight = self._grams[layer], self._parts["pattern"][..., self._first :]
-        value = self._parts["value"][:, self._heads]
+    def reduce(self, z: Float[Tensor, "batch pos head d_head"], layer: int, /) -> SinkReadoutValues:
+        """Weight and read-out of a layer's heads."""
+        gram, weight = self._grams[layer], self.held["pattern"][..., self._first :]
+        value = self.held["value"][:, self._heads]
         brought = torch.einsum("bhd,hde,bhe->bh", value, gram, value).clamp_min(0).sqrt()
         later = z[:, self._first :].float()
         written = torch.einsum("bihd,hde,bihe->bhi", later, gram, later).clamp_min(0).sqrt()
         ratio = weight * brought[..., None] / written.clamp_min(torch.finfo(torch.float32).tiny)
-        self._seen.add(("weight", layer), weight.mean(-1))
-        self._seen.add(("readout", layer), ratio.mean(-1))
-
-    def compute(self) -> SinkReadoutValues:
-        """Of all prompts."""
-        gathered = [self._seen.stacked(what, self._layers) for what in SinkReadoutValues._fields]
-        return SinkReadoutValues(*gathered)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
-        self._parts.clear()
+        return SinkReadoutValues(weight.mean(-1), ratio.mean(-1))

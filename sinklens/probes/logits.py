@@ -27,7 +27,7 @@ kept by prompt. Keys behind a window are in no pair.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..models.capabilities import hook_name
-from .base import Gathered
+from .base import LayerProbe
 
 FORMS = ("component", "total", "linear", "visible")
 
@@ -190,47 +190,39 @@ class DiagonalShift:
         return logits.gather(-1, source[:, None].expand_as(logits).to(logits.device))
 
 
-class _Logits(ABC):
-    """Takes the pairs of early queries out of the scores of every layer."""
+def _logits(
+    scores: Float[Tensor, "batch head query key"],
+    basis: PairBasis,
+    shift: DiagonalShift | None,
+    first: int,
+) -> Float[Tensor, "batch head pair"]:
+    """The logits of the pairs of prompts number `first` and on, in float64.
 
-    def __init__(self, basis: Mapping[int, PairBasis], shift: DiagonalShift | None = None) -> None:
-        self._basis, self._shift = basis, shift
-        self._count = dict.fromkeys(basis, 0)
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (hook_name("scores", layer), partial(self._take, layer=layer)) for layer in basis
-        ]
-
-    def _take(
-        self, scores: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
-    ) -> None:
-        """Hand on the logits of the pairs, in float64; 0 where a window hides the key."""
-        basis = self._basis[layer]
-        taken = scores[..., basis.query, basis.key].double()
-        taken = taken.masked_fill(~basis.seen.to(scores.device), 0.0)
-        if self._shift is not None:
-            taken = self._shift.moved(taken, basis, self._count[layer])
-        self._count[layer] += len(taken)
-        self._read(taken, layer)
-
-    @abstractmethod
-    def _read(self, logits: Float[Tensor, "batch head pair"], layer: int) -> None:
-        """Take in the logits of a batch."""
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._count = dict.fromkeys(self._basis, 0)
+    They are 0 where a window hides the key.
+    """
+    logits = scores[..., basis.query, basis.key].double()
+    logits = logits.masked_fill(~basis.seen.to(scores.device), 0.0)
+    return logits if shift is None else shift.moved(logits, basis, first)
 
 
-class LogitSums(_Logits):
+class LogitSums:
     """The sum over prompts of the logits of early queries, by layer."""
 
     def __init__(self, basis: Mapping[int, PairBasis], shift: DiagonalShift | None = None) -> None:
         """Read the scores of every layer; `basis` says by layer which pairs."""
-        super().__init__(basis, shift)
+        self._basis, self._shift = basis, shift
         self._sums: dict[int, Tensor] = {}
+        self._count: Counter[int] = Counter()
+        self.fwd_hooks: list[tuple[str, Any]] = [
+            (hook_name("scores", layer), partial(self._read, layer=layer)) for layer in basis
+        ]
 
-    def _read(self, logits: Float[Tensor, "batch head pair"], layer: int) -> None:
+    def _read(
+        self, scores: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
+    ) -> None:
+        logits = _logits(scores, self._basis[layer], self._shift, self._count[layer])
         self._sums[layer] = self._sums.get(layer, 0) + logits.sum(0)
+        self._count[layer] += len(logits)
 
     def compute(self) -> dict[int, Float[Tensor, "head pair"]]:
         """By layer."""
@@ -238,11 +230,11 @@ class LogitSums(_Logits):
 
     def reset(self) -> None:
         """Forget everything."""
-        super().reset()
         self._sums.clear()
+        self._count.clear()
 
 
-class LogitForms(_Logits):
+class LogitForms(LayerProbe[LogitFormValues]):
     """The forms of the module docstring, by prompt, layer, head and pair set."""
 
     def __init__(
@@ -258,27 +250,22 @@ class LogitForms(_Logits):
             sums: What `LogitSums` found in the same runs; None if all prompts are in one forward.
             shift: For the null.
         """
-        super().__init__(basis, shift)
-        self._sums = sums
-        self._seen = Gathered()
+        super().__init__("scores", basis)
+        self._basis, self._sums, self._shift = basis, sums, shift
 
-    def _read(self, logits: Float[Tensor, "batch head pair"], layer: int) -> None:
+    def reduce(
+        self, scores: Float[Tensor, "batch head query key"], layer: int, /
+    ) -> LogitFormValues:
+        """The forms and curves of a layer."""
         basis = self._basis[layer]
+        logits = _logits(scores, basis, self._shift, self.count[layer])
         whole = logits.sum(0) if self._sums is None else self._sums[layer]
-        self._seen.add(("products", layer), basis.products(logits, whole))
         by_query, offsets = zip(*(c.read(logits, whole) for c in basis.curves), strict=True)
-        self._seen.add(("by_query", layer), torch.stack(by_query, -1))
-        self._seen.add(("offsets", layer), torch.stack(offsets, -1))
-
-    def compute(self) -> LogitFormValues:
-        """Of all prompts."""
-        gathered = [self._seen.stacked(what, self._basis) for what in LogitFormValues._fields]
-        return LogitFormValues(*gathered)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        super().reset()
-        self._seen.clear()
+        return LogitFormValues(
+            products=basis.products(logits, whole),
+            by_query=torch.stack(by_query, -1),
+            offsets=torch.stack(offsets, -1),
+        )
 
 
 class _Curve:

@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.protocol import HookedModel
-from ..models.capabilities import hook_name
-from .base import Gathered
+from .base import ResumableProbe, stream_hook
 
 
 class NormValues(NamedTuple):
@@ -26,33 +25,13 @@ class NormValues(NamedTuple):
     others: Float[Tensor, "prompt *site"]
 
 
-class _Norms:
-    """Norm at position 0 and mean norm of the rest, at a list of hooks."""
+class _Norms(ResumableProbe[NormValues]):
+    """Norm at position 0 and mean norm of the rest."""
 
-    def __init__(self, names: list[str]) -> None:
-        self._sites = range(len(names))
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (name, partial(self._read, site=site)) for site, name in enumerate(names)
-        ]
-
-    def _read(self, activation: Float[Tensor, "batch pos *rest"], hook: Any, *, site: int) -> None:
+    def reduce(self, activation: Float[Tensor, "batch pos *rest"], layer: Any, /) -> NormValues:
+        """The norms of a layer."""
         norms = activation.float().norm(dim=-1)
-        self._seen.add(("position0", site), norms[:, 0])
-        self._seen.add(("others", site), norms[:, 1:].mean(1))
-
-    def compute(self) -> NormValues:
-        """Norms of all prompts."""
-        gathered = [self._seen.stacked(what, self._sites) for what in ("position0", "others")]
-        return NormValues(*gathered)
-
-    def fill(self, clean: _Norms, times: int) -> None:
-        """Take layers that were not seen from the clean run (`Resumable`)."""
-        self._seen.fill(clean._seen, times)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
+        return NormValues(norms[:, 0], norms[:, 1:].mean(1))
 
 
 class ResidualNorms(_Norms):
@@ -60,9 +39,7 @@ class ResidualNorms(_Norms):
 
     def __init__(self, model: HookedModel) -> None:
         """Read the residual stream of `model`."""
-        layers = int(model.cfg.n_layers)
-        names = [hook_name("residual", layer) for layer in range(layers)]
-        super().__init__([*names, hook_name("resid_post", layers - 1)])
+        super().__init__(partial(stream_hook, model), range(int(model.cfg.n_layers) + 1))
 
 
 class ValueNorms(_Norms):
@@ -70,4 +47,4 @@ class ValueNorms(_Norms):
 
     def __init__(self, model: HookedModel) -> None:
         """Read the values of `model`."""
-        super().__init__([hook_name("value", layer) for layer in range(int(model.cfg.n_layers))])
+        super().__init__("value", range(int(model.cfg.n_layers)))

@@ -15,9 +15,8 @@ forgotten. Three sources are reduced alike:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from ..core.protocol import HookedModel
 from ..core.seeds import content_seed
 from ..functional.graphs import permute_rows, uniform_attention, visible_keys
 from ..models.capabilities import Capabilities, hook_name
-from .base import Gathered
+from .base import LayerProbe
 
 Reduction = Callable[..., dict[str, Tensor]]
 """`fn(pattern[batch, query, key], visible[query, key], layer) -> {name: [batch, ...]}`."""
@@ -109,21 +108,30 @@ class PatternReader:
         even = uniform_attention(self.visible(layer).to(mean.device))[None]
         return even * mean.sum(-1, keepdim=True) if self.capabilities.learned_sinks else even
 
-    def order(self, prompts: range, layer: int, draw: int) -> Float[Tensor, "batch query key"]:
-        """Random numbers that decide the order within rows."""
+    def orders(
+        self, first: int, pattern: Float[Tensor, "batch *head query key"], layer: int
+    ) -> Iterator[Float[Tensor, "batch query key"]]:
+        """For each draw, random numbers that decide the order within rows.
+
+        Args:
+            first: The first prompt of the batch.
+            pattern: Its pattern.
+            layer: Whose pattern it is.
+        """
         size = (self.length, self.length)
-        return torch.from_numpy(
-            np.stack(
-                [
-                    np.random.default_rng([self._seeds[i], layer, draw]).random(size, np.float32)
-                    for i in prompts
-                ]
-            )
-        )
+        seeds = self._seeds[first : first + len(pattern)]
+        for draw in range(self.draws):
+            generators = [np.random.default_rng([seed, layer, draw]) for seed in seeds]
+            numbers = np.stack([one.random(size, np.float32) for one in generators])
+            yield torch.from_numpy(numbers).to(pattern.device)
 
 
-class MeanPatterns:
-    """Reductions of the head-averaged pattern of every layer, beside its nulls."""
+class MeanPatterns(LayerProbe[dict[tuple[str, str], Tensor]]):
+    """Reductions of the head-averaged pattern of every layer, beside its nulls.
+
+    `compute` gives them by source and name, `[prompt, layer, ...]`, over the layers where a
+    reduction gave that name. Values of `row_permuted` have an axis of draws behind that of layers.
+    """
 
     def __init__(
         self,
@@ -141,68 +149,31 @@ class MeanPatterns:
             reductions: What to make of each pattern.
             uniform: Whether to reduce uniform attention too.
         """
+        super().__init__("pattern", range(reader.capabilities.n_layers))
         self._reader, self._reductions, self._uniform = reader, list(reductions), uniform
-        self._layers = range(reader.capabilities.n_layers)
-        self._seen = Gathered()
-        self._names: dict[tuple[str, str], None] = {}
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (hook_name("pattern", layer), partial(self._read, layer=layer))
-            for layer in self._layers
-        ]
 
-    def _read(
-        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
-    ) -> None:
+    def reduce(
+        self, pattern: Float[Tensor, "batch head query key"], layer: int, /
+    ) -> dict[tuple[str, str], Tensor]:
+        """By source and name."""
         visible = self._reader.visible(layer).to(pattern.device)
         mean = self._reader.checked(pattern, layer).mean(1)
-        done = sum(map(len, self._seen.parts(layer)))
-        batch = range(done, done + len(mean))
-        self._seen.add(layer, mean[:, 0, 0])
-        self._keep(ATTENTION, self._reduced(mean, visible, layer), layer)
+        sources = {ATTENTION: self._reduced(mean, visible, layer)}
         if self._uniform:
             reduced = self._reduced(self._reader.even(mean, layer), visible, layer)
-            wide = {name: v.expand(len(mean), *v.shape[1:]) for name, v in reduced.items()}
-            self._keep(UNIFORM, wide, layer)
+            sources[UNIFORM] = {k: v.expand(len(mean), *v.shape[1:]) for k, v in reduced.items()}
         draws = []
-        for draw in range(self._reader.draws):
-            order = self._reader.order(batch, layer, draw).to(mean.device)
+        for order in self._reader.orders(self.count[layer], mean, layer):
             draws.append(self._reduced(permute_rows(mean, order, visible), visible, layer))
         if draws:
-            stacked = {name: torch.stack([one[name] for one in draws], 1) for name in draws[0]}
-            self._keep(ROW_PERMUTED, stacked, layer)
+            sources[ROW_PERMUTED] = {k: torch.stack([d[k] for d in draws], 1) for k in draws[0]}
+        return {(source, k): v for source, named in sources.items() for k, v in named.items()}
 
     def _reduced(self, pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Tensor]:
         reduced: dict[str, Tensor] = {}
         for reduction in self._reductions:
             reduced |= reduction(pattern, visible, layer)
         return reduced
-
-    def _keep(self, source: str, reduced: dict[str, Tensor], layer: int) -> None:
-        for name, values in reduced.items():
-            self._names[source, name] = None
-            self._seen.add((source, name, layer), values)
-
-    def compute(self) -> dict[tuple[str, str], Float[Tensor, "prompt layer *rest"]]:
-        """By source and name, over the layers where a reduction gave that name.
-
-        Values of `row_permuted` have an axis of draws behind that of layers.
-        """
-        return {
-            (source, name): torch.stack(
-                [
-                    self._seen.concatenated((source, name, layer))
-                    for layer in self._layers
-                    if self._seen.parts((source, name, layer))
-                ],
-                1,
-            )
-            for source, name in self._names
-        }
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
-        self._names.clear()
 
 
 @cache

@@ -7,8 +7,6 @@ holds in any prompt with the same first token; `first_token_values` uses that.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,38 +14,31 @@ from torch import Tensor
 
 from ..core.protocol import HookedModel
 from ..models.capabilities import hook_name
-from .base import Gathered
+from .base import SiteProbe
 
 PartValues = dict[tuple[str, int], Float[Tensor, "prompt *shape"]]
 
 
-class PositionValues:
+class PositionValues(SiteProbe[Tensor]):
     """Activations at one position, by kind of site and layer."""
 
     def __init__(
         self, model: HookedModel, sites: Iterable[str], layers: Iterable[int], position: int = 0
     ) -> None:
         """Read kinds of site (`residual`, `key`, `value`, `z`) of some layers of `model`."""
+        keys = [(site, layer) for site in sites for layer in layers]
+        super().__init__(lambda key: hook_name(*key), keys)
         self._position = position
-        self._keys = [(site, layer) for site in sites for layer in layers]
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (hook_name(site, layer), partial(self._read, key=(site, layer)))
-            for site, layer in self._keys
-        ]
 
-    def _read(
-        self, activation: Float[Tensor, "batch pos *shape"], hook: Any, *, key: tuple[str, int]
-    ) -> None:
-        self._seen.add(key, activation[:, self._position])
+    def reduce(
+        self, activation: Float[Tensor, "batch pos *shape"], key: tuple[str, int], /
+    ) -> Float[Tensor, "batch *shape"]:
+        """What stands at the position."""
+        return activation[:, self._position]
 
     def compute(self) -> PartValues:
         """By site and layer: the activations of all prompts, `[prompt, ...]`."""
-        return {key: self._seen.concatenated(key) for key in self._keys}
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
+        return {key: self.at(key) for key in self.layers}
 
 
 def first_token_values(

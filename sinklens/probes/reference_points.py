@@ -21,7 +21,6 @@ row-permuted attention (`probes.patterns`).
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,8 +28,7 @@ from torch import Tensor
 
 from ..core.protocol import HookedModel
 from ..functional.graphs import permute_rows
-from ..models.capabilities import hook_name
-from .base import Gathered
+from .base import LayerProbe
 from .patterns import ATTENTION, ROW_PERMUTED, UNIFORM, PatternReader
 
 SPACES = ("hidden_state", "value", "output")
@@ -65,8 +63,12 @@ def contribution_share(
     return mean
 
 
-class ReferenceShares:
-    """The share of the reference points, by space and layer, for attention and its nulls."""
+class ReferenceShares(LayerProbe[dict[str, Tensor]]):
+    """The share of the reference points, by space and layer, for attention and its nulls.
+
+    `compute` gives shares by source, `[prompt, layer, space]`; `points` is the share of keys that
+    are one. Values of `row_permuted` have an axis of draws before that of spaces.
+    """
 
     def __init__(
         self, model: HookedModel, reader: PatternReader, *, threshold: float = 0.1
@@ -78,46 +80,33 @@ class ReferenceShares:
             reader: Knows the masks and the random orders.
             threshold: The mean received attention of a reference point.
         """
-        self._reader, self._threshold = reader, threshold
         capabilities = reader.capabilities
-        self._layers = range(capabilities.n_layers)
+        # Where attention is delegated, the pattern comes after what it was used for.
+        super().__init__(
+            "resid_post", range(capabilities.n_layers), beside=["residual", "value", "pattern"]
+        )
+        self._reader, self._threshold = reader, threshold
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
-        self._outputs = [model.blocks[layer].attn.W_O.detach() for layer in self._layers]
-        self._seen = Gathered()
-        self._held: dict[str, Tensor] = {}
-        self.fwd_hooks: list[tuple[str, Any]] = []
-        for layer in self._layers:
-            self.fwd_hooks += [
-                (hook_name("residual", layer), partial(self._hold, what="hidden_state")),
-                (hook_name("value", layer), partial(self._hold, what="value")),
-                (hook_name("pattern", layer), partial(self._hold, what="pattern")),
-                # Where attention is delegated, the pattern comes after what it was used for.
-                (hook_name("resid_post", layer), partial(self._reduce, layer=layer)),
-            ]
+        self._outputs = [block.attn.W_O.detach() for block in model.blocks]
 
-    def _hold(self, activation: Tensor, hook: Any, *, what: str) -> None:
-        self._held[what] = activation.detach()
-
-    def _reduce(self, activation: Tensor, hook: Any, *, layer: int) -> None:
-        """Turn what the block held into shares."""
-        pattern = self._reader.checked(self._held["pattern"], layer)
+    def reduce(self, stream: Tensor, layer: int, /) -> dict[str, Tensor]:
+        """The shares of one block, from what it held."""
+        pattern = self._reader.checked(self.held["pattern"], layer)
         visible = self._reader.visible(layer).to(pattern.device)
-        chosen = reference_points(pattern.mean(1), threshold=self._threshold)
-        self._seen.add(("points", layer), chosen.float().mean(-1))
-        share = partial(self._shares, chosen=chosen, layer=layer)
-        done = sum(map(len, self._seen.parts((ATTENTION, layer))))
-        self._seen.add((ATTENTION, layer), share(pattern))
         mean = pattern.mean(1)
+        chosen = reference_points(mean, threshold=self._threshold)
+        share = partial(self._shares, chosen=chosen, layer=layer)
         even = self._reader.even(mean, layer).expand_as(mean)
-        self._seen.add((UNIFORM, layer), share(even[:, None]))
+        shares = {
+            "points": chosen.float().mean(-1),
+            ATTENTION: share(pattern),
+            UNIFORM: share(even[:, None]),
+        }
         draws = []
-        for draw in range(self._reader.draws):
-            order = self._reader.order(range(done, done + len(pattern)), layer, draw)
-            order = order.to(pattern.device)[:, None].expand_as(pattern)
+        for order in self._reader.orders(self.count[layer], pattern, layer):
+            order = order[:, None].expand_as(pattern)
             draws.append(share(permute_rows(pattern, order, visible)))
-        if draws:
-            self._seen.add((ROW_PERMUTED, layer), torch.stack(draws, 1))
-        self._held.clear()
+        return shares | ({ROW_PERMUTED: torch.stack(draws, 1)} if draws else {})
 
     def _shares(
         self,
@@ -129,8 +118,8 @@ class ReferenceShares:
         """The share in every space."""
         counted = ~chosen
         counted[:, 0] = False
-        hidden = self._held["hidden_state"].float()
-        values = self._held["value"].float()[:, :, self._heads]
+        hidden = self.held["residual"].float()
+        values = self.held["value"].float()[:, :, self._heads]
         weight = self._outputs[layer].float()
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for weights in (pattern * chosen[:, None, None], pattern):
@@ -142,16 +131,3 @@ class ReferenceShares:
             [contribution_share(part, whole, counted) for part, whole in zip(*parts, strict=True)],
             -1,
         )
-
-    def compute(self) -> dict[str, Float[Tensor, "prompt layer *rest"]]:
-        """Shares by source, `[prompt, layer, space]`; `points` is the share of keys that are one.
-
-        Values of `row_permuted` have an axis of draws before that of spaces.
-        """
-        sources = ("points", ATTENTION, UNIFORM, *([ROW_PERMUTED] if self._reader.draws else []))
-        return {source: self._seen.stacked(source, self._layers) for source in sources}
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
-        self._held.clear()

@@ -33,7 +33,7 @@ from ..core.errors import SinklensError
 from ..core.labels import stage_name
 from ..core.protocol import HookedModel
 from ..models.capabilities import hook_name
-from .base import Gathered
+from .base import SiteProbe, Values
 
 ADDITIVE = 1e-3  # of the largest entry; a norm on the stream is far above it
 ROUNDINGS = 4  # of a sum of three terms in another order, which parallel blocks may take
@@ -71,6 +71,63 @@ def kurtosis(stream: Float[Tensor, "*place channel"]) -> Float[Tensor, " *place"
     return stream.shape[-1] * (stream**4).sum(-1) / squares**2
 
 
+class _StageProbe(SiteProbe[Values]):
+    """Reads the stream at some stages, which stand in the place of layers.
+
+    The stage between attention and MLP is summed up from what attention adds: TransformerLens names
+    it by the input of a norm, which parallel blocks and norms after sub-blocks do not have there.
+    """
+
+    def __init__(self, model: HookedModel, stages: Iterable[int] | None = None) -> None:
+        super().__init__("residual", ())  # sites of its own
+        self.layers = list(range(2 * int(model.cfg.n_layers) + 1) if stages is None else stages)
+        self._stream: Tensor | None = None
+        for block in sorted({max(0, stage - 1) // 2 for stage in self.layers}):
+            before, between, after = 2 * block, 2 * block + 1, 2 * block + 2
+            self.fwd_hooks += [
+                (hook_name("residual", block), partial(self._enter, stage=before)),
+                (hook_name("attn_out", block), partial(self._add, stage=between)),
+                (hook_name("mlp_out", block), partial(self._add, stage=after)),
+                (hook_name("resid_post", block), partial(self._leave, stage=after)),
+            ]
+
+    def _enter(self, stream: Tensor, hook: Any, *, stage: int) -> None:
+        """Take in the stream that enters a block."""
+        self._stream = stream
+        if stage == 0:  # else the block before has read it
+            self._read_stage(stream, stage)
+
+    def _add(self, written: Tensor, hook: Any, *, stage: int) -> None:
+        """Add what a sub-block writes."""
+        assert self._stream is not None
+        self._stream = self._stream + written
+        if stage % 2:  # else the stream is read where it leaves the block
+            self._read_stage(self._stream, stage)
+
+    def _leave(self, stream: Tensor, hook: Any, *, stage: int) -> None:
+        """Read the stream that leaves a block, if it is the sum of what was written.
+
+        Raises:
+            SinklensError: It is not.
+        """
+        assert self._stream is not None
+        difference = (self._stream - stream).abs().max()
+        self._stream = None
+        rounding = ROUNDINGS * torch.finfo(stream.dtype).eps
+        if not bool(difference <= max(ADDITIVE, rounding) * stream.abs().max()):
+            raise SinklensError(
+                f"the stream after {stage_name(stage)} is not what entered the block plus what "
+                "attention and MLP wrote: this model norms the stream itself, as BERT does, so no "
+                "sub-block can be said to write a spike. probes.ResidualPeaks reads the largest "
+                "entries of any model"
+            )
+        self._read_stage(stream, stage)
+
+    def _read_stage(self, stream: Tensor, stage: int) -> None:
+        if stage in self.layers:
+            self._read(stream, None, layer=stage)
+
+
 class PeakTraceValues(NamedTuple):
     """The largest entries after every sub-block."""
 
@@ -83,7 +140,7 @@ class PeakTraceValues(NamedTuple):
     massive: Float[Tensor, "prompt stage criterion"]
 
 
-class PeakTrace:
+class PeakTrace(_StageProbe[PeakTraceValues]):
     """The largest entries of the stream, and its medians, after every sub-block."""
 
     def __init__(self, model: HookedModel, criteria: Sequence[Criterion], *, top: int = 3) -> None:
@@ -94,19 +151,18 @@ class PeakTrace:
             criteria: For each, whether any entry of a stage is massive.
             top: How many entries to keep, the largest first.
         """
+        super().__init__(model)
         self._criteria, self._top = tuple(criteria), top
-        self._stages = 2 * int(model.cfg.n_layers) + 1
-        self._seen = Gathered()
-        self.fwd_hooks = _stage_hooks(model, self._read)
 
-    def _read(self, stream: Float[Tensor, "batch pos channel"], stage: int) -> None:
+    def reduce(self, stream: Float[Tensor, "batch pos channel"], stage: int, /) -> PeakTraceValues:
+        """The largest entries of one stage."""
         size = stream.float().abs()
         entries = size.flatten(1)
         largest, where = entries.topk(self._top)
         position, channel = where // size.shape[-1], where % size.shape[-1]
         holder = size[torch.arange(len(size)), position[:, 0]]
         massive = [one.holds(stream.float()).flatten(1).any(1) for one in self._criteria]
-        seen = PeakTraceValues(
+        return PeakTraceValues(
             magnitude=largest,
             position=position,
             channel=channel,
@@ -115,18 +171,10 @@ class PeakTrace:
             kurtosis=kurtosis(holder),
             massive=torch.stack(massive, -1) if massive else entries[:, :0],
         )
-        for what, values in seen._asdict().items():
-            self._seen.add((what, stage), values)
 
     def compute(self) -> PeakTraceValues:
         """Of all prompts."""
-        return PeakTraceValues(
-            *(self._seen.stacked(what, range(self._stages)) for what in PeakTraceValues._fields)
-        )
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
+        return self.stacked()
 
 
 class PositionPeakValues(NamedTuple):
@@ -136,107 +184,44 @@ class PositionPeakValues(NamedTuple):
     kurtosis: Float[Tensor, "prompt pos"]
 
 
-class PositionPeaks:
+class PositionPeaks(_StageProbe[PositionPeakValues]):
     """The largest entry and the kurtosis at every position of one stage."""
 
     def __init__(self, model: HookedModel, stage: int) -> None:
         """Read the stream after `stage` sub-blocks; 2 l is what enters block l."""
-        self._stage = stage
-        self._seen = Gathered()
-        self.fwd_hooks = _stage_hooks(model, self._read, [max(0, stage - 1) // 2])
+        super().__init__(model, [stage])
 
-    def _read(self, stream: Float[Tensor, "batch pos channel"], stage: int) -> None:
-        if stage == self._stage:
-            self._seen.add("largest", stream.float().abs().amax(-1))
-            self._seen.add("kurtosis", kurtosis(stream.float()))
+    def reduce(
+        self, stream: Float[Tensor, "batch pos channel"], stage: int, /
+    ) -> PositionPeakValues:
+        """Each position's."""
+        stream = stream.float()
+        return PositionPeakValues(stream.abs().amax(-1), kurtosis(stream))
 
     def compute(self) -> PositionPeakValues:
         """Of all prompts."""
-        return PositionPeakValues(*map(self._seen.concatenated, PositionPeakValues._fields))
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
+        return self.at(*self.layers)
 
 
-class Written:
+class Written(_StageProbe[Tensor]):
     """What every sub-block writes into some channels at one position of each prompt, signed."""
 
     def __init__(
         self, model: HookedModel, positions: Int[Tensor, " prompt"], channels: Sequence[int]
     ) -> None:
         """Read `channels` at `positions`, one a prompt, in the order in which prompts will run."""
+        super().__init__(model)
         self._positions, self._channels = positions, list(channels)
-        self._stages = 2 * int(model.cfg.n_layers) + 1
-        self._seen = Gathered()
-        self.fwd_hooks = _stage_hooks(model, self._read)
 
-    def _read(self, stream: Float[Tensor, "batch pos channel"], stage: int) -> None:
-        done = sum(map(len, self._seen.parts(stage)))
+    def reduce(
+        self, stream: Float[Tensor, "batch pos channel"], stage: int, /
+    ) -> Float[Tensor, "batch channel"]:
+        """The entries of one stage."""
+        done = self.count[stage]
         mine = self._positions[done : done + len(stream)].to(stream.device)
         rows = torch.arange(len(stream), device=stream.device)
-        self._seen.add(stage, stream[rows, mine][:, self._channels])
+        return stream[rows, mine][:, self._channels]
 
     def compute(self) -> Float[Tensor, "prompt stage channel"]:
         """The stream's entries after every sub-block; differences are what sub-blocks write."""
-        return torch.stack([self._seen.concatenated(stage) for stage in range(self._stages)], 1)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
-
-
-def _stage_hooks(
-    model: HookedModel, read: Any, blocks: Iterable[int] | None = None
-) -> list[tuple[str, Any]]:
-    """Hooks that call `read(stream, stage)` at every stage, or at those of some blocks.
-
-    The stage between attention and MLP is summed up from what attention adds: TransformerLens names
-    it by the input of a norm, which parallel blocks and norms after sub-blocks do not have there.
-    """
-    hooks: list[tuple[str, Any]] = []
-    for layer in range(int(model.cfg.n_layers)) if blocks is None else blocks:
-        held: list[Tensor] = []
-        stage = 2 * layer
-        hooks += [
-            (hook_name("residual", layer), partial(_enter, held=held, read=read, stage=stage)),
-            (hook_name("attn_out", layer), partial(_add, held=held, read=read, stage=stage + 1)),
-            (hook_name("mlp_out", layer), partial(_add, held=held, read=None, stage=stage + 2)),
-            (
-                hook_name("resid_post", layer),
-                partial(_leave, held=held, read=read, stage=stage + 2),
-            ),
-        ]
-    return hooks
-
-
-def _enter(stream: Tensor, hook: Any, *, held: list[Tensor], read: Any, stage: int) -> None:
-    """Take in the stream that enters a block."""
-    held[:] = [stream]
-    if stage == 0:  # else the block before has read it
-        read(stream, stage)
-
-
-def _add(written: Tensor, hook: Any, *, held: list[Tensor], read: Any, stage: int) -> None:
-    """Add what a sub-block writes."""
-    held[0] = held[0] + written
-    if read is not None:
-        read(held[0], stage)
-
-
-def _leave(stream: Tensor, hook: Any, *, held: list[Tensor], read: Any, stage: int) -> None:
-    """Read the stream that leaves a block, if it is the sum of what was written.
-
-    Raises:
-        SinklensError: It is not.
-    """
-    difference = (held.pop() - stream).abs().max()
-    rounding = ROUNDINGS * torch.finfo(stream.dtype).eps
-    if not bool(difference <= max(ADDITIVE, rounding) * stream.abs().max()):
-        raise SinklensError(
-            f"the stream after {stage_name(stage)} is not what entered the block plus what "
-            "attention and MLP wrote: this model norms the stream itself, as BERT does, so no "
-            "sub-block can be said to write a spike. probes.ResidualPeaks reads the largest "
-            "entries of any model"
-        )
-    read(stream, stage)
+        return self.stacked()

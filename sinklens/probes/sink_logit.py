@@ -16,16 +16,15 @@ that no gap is infinite.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..core.protocol import HookedModel
-from ..models.capabilities import check, hook_name
-from .base import Gathered
+from ..models.capabilities import check
+from .base import ResumableProbe
 
 
 class LogitGapValues(NamedTuple):
@@ -34,7 +33,7 @@ class LogitGapValues(NamedTuple):
     gap: Float[Tensor, "prompt layer head"]
 
 
-class LogitGaps:
+class LogitGaps(ResumableProbe[LogitGapValues]):
     """The gap between the sink's logit and others, by prompt, layer and head."""
 
     def __init__(self, model: HookedModel, key: int = 0, place: int = 0) -> None:
@@ -48,17 +47,14 @@ class LogitGaps:
         self._key, self._place = key, place
         capabilities = check(model)
         site = "scores" if capabilities.edits["scores"] else "pattern"
+        super().__init__(site, range(capabilities.n_layers))
         self._of_pattern = site == "pattern"
-        self._layers = range(capabilities.n_layers)
         self._causal, self._windows = capabilities.causal, capabilities.windows
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (hook_name(site, layer), partial(self._read, layer=layer)) for layer in self._layers
-        ]
 
-    def _read(
-        self, activation: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
-    ) -> None:
+    def reduce(
+        self, activation: Float[Tensor, "batch head query key"], layer: int, /
+    ) -> LogitGapValues:
+        """The mean gap over the queries that count."""
         length = activation.shape[-1]
         logits = activation.float()
         if self._of_pattern:
@@ -73,17 +69,4 @@ class LogitGaps:
         queries &= seen.any(-1)
         # Scores of hidden keys can be minus infinity, which times 0 is no number.
         others = logits.masked_fill(seen == 0, 0).sum(-1) / seen.sum(-1).clamp_min(1)
-        self._seen.add(layer, (logits[..., self._key] - others)[..., queries].mean(-1))
-
-    def compute(self) -> LogitGapValues:
-        """Of all prompts."""
-        gaps = [self._seen.concatenated(layer) for layer in self._layers]
-        return LogitGapValues(torch.stack(gaps, 1))
-
-    def fill(self, clean: LogitGaps, times: int) -> None:
-        """Take layers that were not seen from the clean run (`Resumable`)."""
-        self._seen.fill(clean._seen, times)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
+        return LogitGapValues((logits[..., self._key] - others)[..., queries].mean(-1))

@@ -15,16 +15,15 @@ and a learned sink, which takes what the row sums lack (mean over queries i >= 1
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.protocol import HookedModel
-from ..models.capabilities import check, hook_name
-from .base import Gathered
+from ..models.capabilities import check
+from .base import ResumableProbe, SliceableProbe
 
 
 class SinkScoreValues(NamedTuple):
@@ -36,67 +35,35 @@ class SinkScoreValues(NamedTuple):
     unplaced: Float[Tensor, "prompt layer head"]
 
 
-class SinkScores:
+class SinkScores(SliceableProbe[SinkScoreValues], ResumableProbe[SinkScoreValues]):
     """Sink scores by prompt, layer, query head and key position, and sink mass."""
 
     def __init__(self, model: HookedModel) -> None:
         """Read the pattern of every layer of `model`."""
-        self._layers = range(int(model.cfg.n_layers))
+        super().__init__(model)
         self._causal = check(model).causal
-        self._seen = Gathered()
-        self._sums: list[Tensor] = []
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (hook_name("pattern", layer), partial(self._read, layer=layer))
-            for layer in self._layers
-        ]
 
-    def _read(
-        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
-    ) -> None:
-        """Read one layer's pattern."""
-        self.read_queries(pattern, layer=layer, first=0)
-
-    def read_queries(
-        self, rows: Float[Tensor, "batch head some key"], *, layer: int, first: int
-    ) -> None:
-        """Add up some rows of a pattern (`Sliceable`); with the last of them a batch is read."""
+    def sums(self, rows: Float[Tensor, "batch head some key"], first: int, /) -> SinkScoreValues:
+        """The sums over queries of each score."""
         rows = rows.float()
-        length = rows.shape[-1]
-        end = first + rows.shape[-2]
         later = rows[:, :, max(1 - first, 0) :]
-        earlier = rows[:, :, : length - 1 - first]
+        earlier = rows[:, :, : rows.shape[-1] - 1 - first]
         # A causal pattern is 0 above the diagonal, so that the sum over all queries is over i >= k.
         visible = rows if self._causal else rows.tril(first)
-        sums = [
-            visible.sum(-2),
-            later[..., 0].sum(-1),
-            earlier[..., -1].sum(-1),
-            later.shape[-2] - later.sum((-2, -1)),
-        ]
-        if first:
-            sums = [before + more for before, more in zip(self._sums, sums, strict=True)]
-        self._sums = sums
-        if end == length:
-            queries = torch.arange(length, 0, -1, device=rows.device)
-            counts: list[Any] = [queries, *[length - 1] * 3]
-            for what, total, count in zip(SinkScoreValues._fields, sums, counts, strict=True):
-                self._seen.add((what, layer), total / count)
+        return SinkScoreValues(
+            scores=visible.sum(-2),
+            mass=later[..., 0].sum(-1),
+            last=earlier[..., -1].sum(-1),
+            unplaced=later.shape[-2] - later.sum((-2, -1)),
+        )
 
-    def compute(self) -> SinkScoreValues:
-        """The scores of all prompts."""
-        gathered = [self._seen.stacked(what, self._layers) for what in SinkScoreValues._fields]
-        return SinkScoreValues(*gathered)
-
-    def fill(self, clean: SinkScores, times: int) -> None:
-        """Take layers that were not seen from the clean run (`Resumable`)."""
-        self._seen.fill(clean._seen, times)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
+    def means(self, sums: SinkScoreValues, length: int, /) -> SinkScoreValues:
+        """Key k is seen by T - k queries; the others count all but one query."""
+        queries = torch.arange(length, 0, -1, device=sums.scores.device)
+        return SinkScoreValues(sums.scores / queries, *(total / (length - 1) for total in sums[1:]))
 
 
-class KeyMass:
+class KeyMass(SliceableProbe[dict[int, Tensor]]):
     """The mean weight that later queries give to some keys, `[prompt, layer, head]` for each.
 
     For key 0 this is the sink mass: a query's weight on itself does not count.
@@ -104,38 +71,18 @@ class KeyMass:
 
     def __init__(self, model: HookedModel, keys: Sequence[int]) -> None:
         """Read the pattern of every layer of `model`."""
-        self._layers = range(int(model.cfg.n_layers))
+        super().__init__(model)
         self._keys = list(dict.fromkeys(keys))
-        self._seen = Gathered()
-        self._sums: dict[int, Tensor] = {}
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (hook_name("pattern", layer), partial(self._read, layer=layer))
-            for layer in self._layers
-        ]
 
-    def _read(
-        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
-    ) -> None:
-        self.read_queries(pattern, layer=layer, first=0)
+    def sums(self, rows: Float[Tensor, "batch head some key"], first: int, /) -> dict[int, Tensor]:
+        """By key, the sum over later queries."""
+        return {
+            key: rows[:, :, max(key + 1 - first, 0) :, key].float().sum(-1) for key in self._keys
+        }
 
-    def read_queries(
-        self, rows: Float[Tensor, "batch head some key"], *, layer: int, first: int
-    ) -> None:
-        """Add up some rows of a pattern (`Sliceable`); with the last of them a batch is read."""
-        length, end = rows.shape[-1], first + rows.shape[-2]
-        for key in self._keys:
-            total = rows[:, :, max(key + 1 - first, 0) :, key].float().sum(-1)
-            self._sums[key] = total if not first else self._sums[key] + total
-            if end == length:
-                self._seen.add((key, layer), self._sums[key] / (length - 1 - key))
-
-    def compute(self) -> dict[int, Float[Tensor, "prompt layer head"]]:
-        """Of all prompts, by key."""
-        return {key: self._seen.stacked(key, self._layers) for key in self._keys}
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
+    def means(self, sums: dict[int, Tensor], length: int, /) -> dict[int, Tensor]:
+        """By key, the mean over later queries."""
+        return {key: total / (length - 1 - key) for key, total in sums.items()}
 
 
 def sink_scores(

@@ -10,14 +10,13 @@ anything depends on it.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ..core.protocol import HookedModel
-from ..models.capabilities import hook_name
-from .base import Gathered
+from .base import ResumableProbe, stream_hook
 
 
 class PeakValues(NamedTuple):
@@ -34,39 +33,16 @@ class PeakValues(NamedTuple):
         return self.largest / self.median
 
 
-class ResidualPeaks:
+class ResidualPeaks(ResumableProbe[PeakValues]):
     """The largest entry of the stream entering each block and leaving the last."""
 
     def __init__(self, model: HookedModel, *, first: int = 0) -> None:
         """Read the residual stream of `model`, from what enters block `first` on."""
-        layers = int(model.cfg.n_layers)
-        names = [hook_name("residual", layer) for layer in range(first, layers)]
-        names.append(hook_name("resid_post", layers - 1))
-        self._sites = range(len(names))
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (name, partial(self._read, site=site)) for site, name in enumerate(names)
-        ]
+        super().__init__(partial(stream_hook, model), range(first, int(model.cfg.n_layers) + 1))
 
-    def _read(
-        self, activation: Float[Tensor, "batch pos channel"], hook: Any, *, site: int
-    ) -> None:
-        flat = activation.float().abs().flatten(1)
-        largest, where = flat.max(1)
-        self._seen.add(("largest", site), largest)
-        self._seen.add(("median", site), flat.median(1).values)
-        self._seen.add(("position", site), where // activation.shape[-1])
-        self._seen.add(("channel", site), where % activation.shape[-1])
-
-    def compute(self) -> PeakValues:
-        """Peaks of all prompts."""
-        gathered = [self._seen.stacked(what, self._sites) for what in PeakValues._fields]
-        return PeakValues(*gathered)
-
-    def fill(self, clean: ResidualPeaks, times: int) -> None:
-        """Take layers that were not seen from the clean run (`Resumable`)."""
-        self._seen.fill(clean._seen, times)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
+    def reduce(self, stream: Float[Tensor, "batch pos channel"], layer: int, /) -> PeakValues:
+        """The largest entry of each prompt, and where it is."""
+        sizes = stream.float().abs().flatten(1)
+        largest, place = sizes.max(1)
+        width = stream.shape[-1]
+        return PeakValues(largest, sizes.median(1).values, place // width, place % width)

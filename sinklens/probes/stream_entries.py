@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.protocol import HookedModel
-from ..models.capabilities import hook_name
+from .base import stream_hook
 from .residual_trace import Criterion
 
 
@@ -46,12 +46,6 @@ class EntryValues(NamedTuple):
     ordinary: list[Entries]
     means: Float[Tensor, "2 channel"]
     median: Float[Tensor, " prompt"]
-
-
-def stream_hook(model: HookedModel, layer: int) -> str:
-    """The hook of the stream that enters block `layer`, or with L blocks and L leaves the last."""
-    last = int(model.cfg.n_layers) - 1
-    return hook_name("residual", layer) if layer <= last else hook_name("resid_post", last)
 
 
 class StreamEntries:
