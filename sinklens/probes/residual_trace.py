@@ -215,7 +215,7 @@ class Written(_StageProbe[Tensor]):
 
     def reduce(
         self, stream: Float[Tensor, "batch pos channel"], stage: int, /
-    ) -> Float[Tensor, "batch channel"]:
+    ) -> Float[Tensor, "batch chosen"]:
         """The entries of one stage."""
         done = self.count[stage]
         mine = self._positions[done : done + len(stream)].to(stream.device)
