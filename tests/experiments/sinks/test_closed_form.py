@@ -602,7 +602,11 @@ def test_mean_effect_of_each_control_draw(setup: Setup, case: str) -> None:
         assert any("No control" in note for note in result.notes())
         return
     array = result.arrays["control_draws"]
-    assert array.dims == ("metric", "comparison", "draw")
+    assert array.dims == ("metric", "control", "draw")
+    expected = [one for one in expected if one.control]
+    assert array.coords["metric"] == list(CASES[case].metrics)
+    for label, one in zip(array.coords["control"], expected, strict=True):
+        assert label.startswith(one.condition)
     meant = np.full((len(CASES[case].metrics), len(expected), most), np.nan)
     for (i, metric), (j, one) in itertools.product(
         enumerate(CASES[case].metrics), enumerate(expected)
