@@ -1,0 +1,348 @@
+"""Outlier dimensions: channels that stand out everywhere, and whether they follow token frequency.
+
+Two rules name outliers, each relative to the other channels of the same place:
+
+    gain  the gain of the norm is more than 3 standard deviations from the mean gain, and so is its
+          bias where it has one, in at least half of the blocks' norms (`ln1`, `ln2`). Null:
+          Gaussian parameters; beside it, what is expected with each norm's channels shuffled
+    size  mean |x| in the residual stream over positions >= 1 is as far above the mean channel's in
+          at least half of the places (entering each block, leaving the last). Null: Gaussian sizes,
+          the same in all places, since a residual stream keeps what it holds
+
+Of both sets, beside as many random channels: `size_ratio`, that size over the median channel's
+(above 1 by construction for the size rule), and `frequency_correlation`, |Spearman's rho| of a
+channel's value with the token's count in the shipped corpus, over the ordinary tokens of one prompt
+at positions >= 1, averaged over channels and places. For n permuted counts rho is nearly Gaussian
+with variance 1 / (n - 1): the null is sqrt(2 / (pi (n - 1))), and the empirical null permutes.
+
+Then the channels are ablated in the output of these norms at all positions: to `zero`, as if gain
+and bias were, and to their `mean`, position 0 and later ones apart. A norm before a sub-block hides
+them from it alone; a norm on the residual stream itself (BERT) takes them out of that.
+
+Follows Puccetti et al. 2022 (2205.11380) on BERT, who take Kovaleva's rule for gain and bias of one
+norm a layer (`norms=ln2` is a block's last), ask for damage on a task besides, and show Pearson
+correlations with counts in the training text in figures only: no number here reproduces theirs. The
+size rule, |rho| and its nulls are ours. Ablation shows what a trained model needs, and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ...core.errors import SinklensError
+from ...core.protocol import HookedModel
+from ...core.seeds import content_seed, seeded
+from ...hooks.intervention import FwdHooks, Intervention
+from ...models import ordinary_tokens
+from ...models.capabilities import hook_name
+from ...models.prompts import Prompts, corpus
+from ...probes.base import Gathered, stream_hook
+from ...results.estimates import Measure, Reference, Sample
+from ...results.figures import Lines
+from ...results.record import Record
+from ...results.wording import Compared, phrase
+from ...runner.compare import Comparison, Control
+from ...runner.config import ExperimentConfig, setting
+from ...runner.needs import at_least_tokens
+from ...runner.registry import experiment
+from ...runner.run import Run
+
+CONDITIONS = ("zero:gain", "mean:gain", "zero:size", "mean:size")
+NORMS = ("ln1", "ln2")
+RANDOM, PERMUTED = "random_channels", "permuted_counts"
+NONE = "no channel is an outlier by {}; lower deviations= or share= ask for less"
+CROWDED = "fewer other channels are left than there are outliers"
+NO_CORPUS = "without a tokenizer the corpus cannot be counted; load the model with tokenizer="
+LEAST_TOKENS = 3
+FEW_TOKENS = "a prompt has fewer than 3 ordinary tokens after position 0"
+WAVE = 1000.0  # an input beside which the epsilon of a norm is within rounding error
+Groups = dict[str, Int[Tensor, "group channel"]]  # by rule its outliers, then each random draw
+
+
+@dataclass(frozen=True)
+class OutlierDimensionsConfig(ExperimentConfig):
+    """Settings; a condition is an edit and the rule that names its channels.
+
+    Attributes:
+        deviations: How many standard deviations from the other channels make an outlier.
+        share: In which share of the norms, or of the places of the residual stream.
+        norms: The norms of a block that are read and ablated.
+    """
+
+    deviations: float = setting(3.0, above=0)
+    share: float = setting(0.5, above=0, most=1)
+    norms: tuple[str, ...] = setting(NORMS, choices=NORMS)
+
+
+class SiteValues:
+    """One reduction of the activations at several hooks, by prompt and hook."""
+
+    def __init__(self, names: Sequence[str], reduce: Callable[[Tensor], Tensor]) -> None:
+        """Read the hooks of these names; `reduce` maps `[batch, pos, channel]` to `[batch, ..]`."""
+        self._sites, self._reduce, self._seen = range(len(names)), reduce, Gathered()
+        self.fwd_hooks: list[tuple[str, Any]] = [
+            (name, partial(self._read, site=site)) for site, name in enumerate(names)
+        ]
+
+    def _read(self, activation: Float[Tensor, "batch pos channel"], hook: Any, site: int) -> None:
+        self._seen.add(site, self._reduce(activation.float()))
+
+    def compute(self) -> Float[Tensor, "prompt site *rest"]:
+        """Of all prompts."""
+        return torch.stack([self._seen.concatenated(site) for site in self._sites], 1)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._seen.clear()
+
+
+def write_channels(
+    activation: Float[Tensor, "batch pos channel"],
+    hook: Any,
+    *,
+    channels: Sequence[int],
+    values: Float[Tensor, "2 chosen"],
+) -> Float[Tensor, "batch pos channel"]:
+    """Give channels one value at position 0 and another at all later positions."""
+    edited = activation.clone()
+    edited[:, :1, list(channels)], edited[:, 1:, list(channels)] = values.to(activation)
+    return edited
+
+
+def outliers_by_rule(result: Record) -> Iterator[str]:
+    """Which channels each rule names, and how many its null expects."""
+    shuffled = f"; with every norm's channels shuffled {result.findings['gain_shuffled']:.2g}"
+    for rule, places, more in (("gain", "norms", shuffled), ("size", "places", "")):
+        row = result.find(metric=f"{rule}_outliers")
+        channels = result.findings[f"{rule}_channels"]
+        listed = ", ".join(map(str, channels[:8])) + (", ..." if len(channels) > 8 else "")
+        yield (
+            f"Outliers by {rule} in at least {result.settings['share']:.0%} of {places}: "
+            f"{len(channels)} of {result.findings['channels']} channels"
+            f"{listed and f' ({listed})'}, {phrase(result, row, 'verdict')}{more}."
+        )
+
+
+def ablated_outliers(result: Record) -> Iterator[str]:
+    """What ablation does to the loss, or where there is none to the logits."""
+    metrics = {row.metric for row in result.effects}
+    yield from Compared("Outliers set to", "loss" if "loss" in metrics else "kl")(result)
+
+
+MEASURES = {
+    "gain_outliers": Measure("channels", "Gaussian parameters", ".2g"),
+    "size_outliers": Measure("channels", "Gaussian sizes", ".2g"),
+    "size_ratio": Measure("times the median channel", "channels of equal size", ",.3g"),
+    "frequency_correlation": Measure("|rho|", "permuted counts", ".3f"),
+}
+SAYS = (
+    outliers_by_rule,
+    "Size of outliers in the residual stream, by {size_ratio/*}.",
+    "Rank correlation of outliers with token frequency, by {frequency_correlation/*}.",
+    ablated_outliers,
+    Compared("Outliers set to", "sink_mass", ("zero:gain", "zero:size")),
+)
+
+
+@experiment(
+    paper="2205.11380",
+    question="Do a few channels stand out everywhere, follow token frequency, and matter?",
+    needs=(at_least_tokens(LEAST_TOKENS + 1),),
+    conditions=CONDITIONS,
+    metrics=("loss", "kl", "sink_mass"),
+    measures=MEASURES,
+    says=SAYS,
+    figure=Lines(
+        ("frequency_correlation",), "Rank correlation with token frequency", "layer input", "|rho|"
+    ),
+    smallest={"deviations": 1.5},
+)
+def outlier_dimensions(run: Run[OutlierDimensionsConfig]) -> None:
+    """Find outliers, correlate them with token frequency, and ablate them.
+
+    Raises:
+        SinklensError: The blocks have none of the norms, or a condition was asked for and no
+            channel is an outlier by its rule.
+    """
+    norms = norm_hooks(run.model, run.config.norms)
+    places = [stream_hook(run.model, layer) for layer in range(run.capabilities.n_layers + 1)]
+    sizes = SiteValues(places, lambda x: x[:, 1:].abs().mean(1))
+    means = SiteValues(norms, lambda x: torch.stack([x[:, 0], x[:, 1:].mean(1)], 1))
+    run.read(sizes, means)
+    size, parameters = sizes.compute().double(), norm_parameters(run.model, norms)
+    run.keep("gain", parameters[0], "norm channel", norm=norms)
+    run.keep("size", size.mean(0), "layer_input channel")
+    large = standard_scores(size.mean(0)) > run.config.deviations
+    gaussian = size.shape[-1] * float(stats.norm.sf(run.config.deviations))
+    by_gain, by_size = _by_gain(run, parameters), _named(run, "size", "places", large, gaussian)
+    groups = _beside_random_channels(run, by_gain, by_size)
+    ratio = size / size.median(-1, keepdim=True).values
+    for rule, channels in groups.items():
+        by_place = ratio[..., channels].mean(-1)
+        _add_beside(run, "size_ratio", rule, 1.0, by_place[..., 0], by_place[..., 1:].mean(-1))
+    if groups:
+        add_frequency_correlation(run, groups, places)
+    rules = {condition: condition.partition(":")[2] for condition in CONDITIONS}
+    none = {name: NONE.format(rule) for name, rule in rules.items() if rule not in groups}
+    run.refuse(none, none_is_fine=True)
+    mean = means.compute().double().mean(0)
+    run.compare([_ablation(name, groups[rules[name]], norms, mean) for name in run.conditions])
+
+
+def norm_hooks(model: HookedModel, norms: Sequence[str]) -> list[str]:
+    """The outputs of the norms that blocks have; a model whose blocks have none is refused."""
+    layers = range(int(model.cfg.n_layers))
+    names = [hook_name(f"{norm}.hook_out", layer) for layer in layers for norm in norms]
+    if not (present := [name for name in names if name in model.hook_dict]):
+        raise SinklensError(
+            f"outlier_dimensions reads the blocks' norms {' and '.join(norms)}; "
+            f"{model.cfg.architecture} has none. massive_activations reads the residual stream"
+        )
+    return present
+
+
+def norm_parameters(model: HookedModel, hooks: Sequence[str]) -> Float[Tensor, "2 norm channel"]:
+    """Gain and bias of norms, from what they make of a wave of +1 and -1 and of its negative.
+
+    Its mean is 0 and its mean square 1 up to a factor, so that a norm returns gain * wave + bias,
+    whatever it stores (Gemma's holds gain - 1). A norm without bias is odd: it has exactly 0.
+    """
+    weight = next(model.original_model.parameters())
+    wave = torch.ones(int(model.cfg.d_model), dtype=weight.dtype, device=weight.device)
+    wave[1::2] = -1
+    both, paths = WAVE * torch.stack([wave, -wave])[None], [name.split(".")[1:3] for name in hooks]
+    modules = [getattr(model.blocks[int(layer)], norm) for layer, norm in paths]
+    with torch.no_grad():
+        up, down = torch.stack([norm(both)[0] for norm in modules], 1).double().cpu()
+    return torch.stack([(up - down) / 2 * wave.double().cpu(), (up + down) / 2])
+
+
+def standard_scores(values: Float[Tensor, "place channel"]) -> Float[Tensor, "place channel"]:
+    """By how many standard deviations channels differ from the mean one; 0 where none does."""
+    centred = values - values.mean(-1, keepdim=True)
+    return centred / centred.std(-1, keepdim=True).clamp(min=1e-12)
+
+
+def expected_channels(beyond: Sequence[float], share: float, width: int) -> float:
+    """How many of `width` channels a share of independent places put beyond, by chance of each."""
+    least = int(np.ceil(share * len(beyond) - 1e-9))
+    return width * float(stats.poisson_binom.sf(least - 1, np.asarray(beyond)))
+
+
+def rank_correlations(values: Tensor, counts: Tensor) -> Float[Tensor, "order place channel"]:
+    """Spearman's rho of `[place, token, channel]` with `[token, order]`; 0 for a constant side."""
+    ranks = [torch.from_numpy(stats.rankdata(part, axis=-2)) for part in (values, counts)]
+    units = [normalize(rank - rank.mean(-2, keepdim=True), dim=-2) for rank in ranks]
+    return torch.einsum("ptc,to->opc", *units)
+
+
+def token_counts(run: Run[Any]) -> Float[Tensor, "prompt pos"]:
+    """How often the shipped corpus has each token of the prompts; NaN for special tokens."""
+    tokens = run.prompts.tokens.cpu()
+    text = Prompts.from_strings(run.model, [corpus()], bos=False).tokens.flatten().cpu()
+    counts = torch.bincount(text, minlength=int(run.model.cfg.d_vocab))[tokens].double()
+    return counts.masked_fill(~torch.isin(tokens, ordinary_tokens(run.model)), torch.nan)
+
+
+def add_frequency_correlation(run: Run[Any], groups: Groups, places: Sequence[str]) -> None:
+    """How channels follow the frequency of tokens, beside random channels and permuted counts."""
+    counts = None if run.model.tokenizer is None else token_counts(run)[:, 1:]
+    if counts is None or int((~counts.isnan()).sum(1).min()) < LEAST_TOKENS:
+        run.left_out("frequency_correlation", NO_CORPUS if counts is None else FEW_TOKENS)
+        return
+    orders, null = [], (2 / (torch.pi * ((~counts.isnan()).sum(1) - 1).double())).sqrt()
+    for tokens, own in zip(run.prompts.tokens, counts, strict=True):
+        random = np.random.default_rng(content_seed(tokens, run.config.seed))
+        known = own[~own.isnan()].numpy()
+        drawn = [known, *(random.permutation(known) for _ in range(run.config.draws))]
+        orders.append(torch.from_numpy(np.stack(drawn, 1)))
+    used = torch.cat([channels.flatten() for channels in groups.values()])
+    reader = SiteValues(places, lambda x: x[:, 1:, used])
+    run.read(reader)
+    parts = [part.split([c.numel() for c in groups.values()], -1) for part in reader.compute()]
+    curves: dict[str, Tensor] = {}
+    for number, (rule, channels) in enumerate(groups.items()):
+        values = [part[number][:, ~own.isnan()] for part, own in zip(parts, counts, strict=True)]
+        by_prompt = [rank_correlations(x, order) for x, order in zip(values, orders, strict=True)]
+        rho = torch.stack(by_prompt).unflatten(-1, channels.shape)
+        by_place = rho.abs().mean(-1)  # [prompt, order, place, group]
+        sides = by_place[:, 0, :, 0], by_place[:, 0, :, 1:].mean(-1), by_place[:, 1:, :, 0].mean(1)
+        _add_beside(run, "frequency_correlation", rule, null, *sides)
+        names = (rule, f"{rule}: {RANDOM}", f"{rule}: {PERMUTED}")
+        curves |= {n: s.mean(0) for n, s in zip(names, sides, strict=True) if not s.isnan().any()}
+        signed = rho[:, 0, :, 0].mean(0)
+        run.keep(f"rho_{rule}", signed, "layer_input channel", channel=channels[0].tolist())
+    by_layer = torch.stack([*curves.values()], 1)
+    run.keep("frequency_correlation", by_layer, "layer_input of", of=[*curves])
+
+
+def _add_beside(run: Run[Any], metric: str, rule: str, null: Any, *sides: Tensor) -> None:
+    """The row of `[prompt, place]`, beside its references; those without a draw are NaN."""
+    own, *others = (side.mean(1) for side in sides)
+    references = [
+        Reference(Sample(values, null, run.config.draws), name, "null" if number else "control")
+        for number, (name, values) in enumerate(zip((RANDOM, PERMUTED), others, strict=False))
+        if not values.isnan().any()
+    ]
+    run.add(metric, rule, Sample(own, null), *references)
+
+
+def _ablation(condition: str, groups: Tensor, norms: Sequence[str], mean: Tensor) -> Comparison:
+    """Outliers ablated in the output of all norms, beside as many random channels."""
+    written = mean if condition.startswith("mean") else torch.zeros_like(mean)
+
+    def ablated(channels: list[int], name: str, draw: int | None = None) -> Intervention:
+        hooks: FwdHooks = [
+            (hook, partial(write_channels, channels=channels, values=values[:, channels]))
+            for hook, values in zip(norms, written, strict=True)
+        ]
+        return Intervention(name, "norm", first_layer=0, fwd_hooks=hooks, draw=draw)
+
+    own, *random = groups.tolist()
+    control = [ablated(c, f"{condition} of {RANDOM}", draw) for draw, c in enumerate(random)]
+    return Comparison(condition, [ablated(own, condition)], (Control(RANDOM, control),), CROWDED)
+
+
+def _by_gain(run: Run[Any], parameters: Float[Tensor, "2 norm channel"]) -> list[int]:
+    """The outliers by gain, and by bias where the norm has one, with their row."""
+    deviations, share = run.config.deviations, run.config.share
+    gain, bias = (standard_scores(part).abs() > deviations for part in parameters)
+    biased = parameters[1].any(-1, keepdim=True)
+    beyond, tail = gain & (bias | ~biased), 2 * float(stats.norm.sf(deviations))
+    width, gaussian = beyond.shape[-1], [tail ** (1 + has) for has in biased[:, 0].tolist()]
+    shuffled = expected_channels(beyond.double().mean(-1).tolist(), share, width)
+    run.facts(gain_shuffled=shuffled, channels=width)
+    return _named(run, "gain", "norms", beyond, expected_channels(gaussian, share, width))
+
+
+def _named(run: Run[Any], rule: str, where: str, beyond: Tensor, null: float) -> list[int]:
+    """The channels that are beyond in a share of the places, and the row of their number."""
+    shares = beyond.double().mean(0)
+    channels: list[int] = (shares >= run.config.share - 1e-9).nonzero()[:, 0].tolist()
+    run.add(f"{rule}_outliers", where, Sample(float(len(channels)), null))
+    run.facts(**{f"{rule}_channels": channels})
+    return channels
+
+
+def _beside_random_channels(run: Run[Any], gain: list[int], size: list[int]) -> Groups:
+    """The sets that are not empty, each beside as many channels that are in none."""
+    others = np.setdiff1d(np.arange(run.model.cfg.d_model), [*gain, *size])
+    groups = {}
+    for rule, own in (("gain", gain), ("size", size)):
+        fitting = range(run.config.draws if len(own) <= len(others) else 0)
+        sources = (seeded(run.config.seed, "channels", rule, draw) for draw in fitting)
+        drawn = [source.choice(others, len(own), replace=False).tolist() for source in sources]
+        if own:
+            groups[rule] = torch.tensor([own, *drawn])
+    run.drawn(random_channels={rule: chosen[1:].tolist() for rule, chosen in groups.items()})
+    return groups
