@@ -316,7 +316,7 @@ def test_a_folder_that_is_only_named_so_is_left_alone(overwrite: bool, tmp_path:
     mine.parent.mkdir()
     mine.write_text("three years")
     with (
-        pytest.raises(sinklens.SinklensError, match="is not of an unfinished run"),
+        pytest.raises(sinklens.SinklensError, match="does not belong to an unfinished run"),
         kept(tmp_path, ["ablate"], overwrite=overwrite),
     ):
         pass

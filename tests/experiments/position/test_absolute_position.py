@@ -284,7 +284,7 @@ def test_broken_weights_are_refused() -> None:
 def test_the_summary_and_the_figure(rope: Any, prompts: Prompts, tmp_path: Path) -> None:
     result = run(rope, prompts, draws=1, first_tokens=2, queries="1:8,1:16")
     assert len(result.summary) <= 12
-    assert any("2606.06160 reports 40%" in line for line in result.summary)
+    assert any("Ruscio et al. 2026 (2606.06160) report 40%" in line for line in result.summary)
     assert any("null" in line for line in result.summary)
     drawn = result.plot()
     assert [trace.name for trace in drawn.data] == [

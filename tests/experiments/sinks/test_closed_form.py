@@ -691,7 +691,7 @@ def test_profile_is_the_closed_form(setup: Setup) -> None:
             (("sink_mass", f"position0{suffix}", "measurement", None, None), masses, null, 1)
         )
     assert_rows(result, rows)
-    assert result.settings["uniform_score"] == pytest.approx((1 / np.arange(1, 17)).mean())
+    assert result.findings["uniform_score"] == pytest.approx((1 / np.arange(1, 17)).mean())
 
 
 def test_profile_arrays_are_the_closed_form(setup: Setup) -> None:

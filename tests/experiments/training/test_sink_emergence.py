@@ -224,7 +224,7 @@ def test_the_last_checkpoint_stands_beside_random_weights(
     # Five prompts allow no significant contrast alone; an empirical null goes by the interval.
     line = next(line for line in result.summary if line.startswith("sink_mass"))
     assert "its later-position control (" in line
-    assert "above its random-weights null (" in line
+    assert "above uniform attention (" in line and ") and its random-weights null (" in line
     few = {"checkpoints": ("0", "256", "4000"), "conditions": ("sink_mass",)}
     bare = run(rope, prompts, **few, random_weights=False, draws=0)
     assert {row.kind for row in bare.effects} == {"measurement"}
