@@ -22,7 +22,8 @@ them from it alone; a norm on the residual stream itself (BERT) takes them out o
 Follows Puccetti et al. 2022 (2205.11380) on BERT, who take Kovaleva's rule for gain and bias of one
 norm a layer (`norms=ln2` is a block's last), ask for damage on a task besides, and show Pearson
 correlations with counts in the training text in figures only: no number here reproduces theirs. The
-size rule, |rho| and its nulls are ours. Ablation shows what a trained model needs, and no more.
+size rule, |rho| and its nulls are ours. Random channels are not matched for size. Ablation shows
+what a trained model needs, and no more.
 """
 
 from __future__ import annotations
