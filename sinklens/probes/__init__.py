@@ -4,6 +4,7 @@ A probe has `fwd_hooks` for `model.run_with_hooks`, `compute()` for what it has 
 `reset()`. It keeps one small value a prompt, layer and head, never a pattern of each prompt.
 """
 
+from ..functional.massive import Criterion as Criterion
 from .base import Probe as Probe
 from .channel_energy import ChannelShares as ChannelShares
 from .channel_energy import GatedReads as GatedReads
@@ -13,7 +14,6 @@ from .heads import SinkReads as SinkReads
 from .norms import ResidualNorms as ResidualNorms
 from .norms import ValueNorms as ValueNorms
 from .positions import PositionValues as PositionValues
-from .residual_trace import Criterion as Criterion
 from .residual_trace import PeakTrace as PeakTrace
 from .residual_trace import PositionPeaks as PositionPeaks
 from .residual_trace import Written as Written

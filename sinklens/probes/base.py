@@ -9,8 +9,8 @@ same without `compute`, for probes that return something else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
@@ -212,26 +212,6 @@ def stream_hook(model: HookedModel, layer: int) -> str:
     """The hook of the stream that enters block `layer`, or with L blocks and L leaves the last."""
     last = int(model.cfg.n_layers) - 1
     return hook_name("residual", layer) if layer <= last else hook_name("resid_post", last)
-
-
-class Gathered:
-    """Tensors `[batch, ...]` by key, batch after batch; on the CPU in float32."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._parts: defaultdict[Hashable, list[Tensor]] = defaultdict(list)
-
-    def add(self, key: Hashable, values: Tensor) -> None:
-        """Append a batch."""
-        self._parts[key].append(kept(values))
-
-    def concatenated(self, key: Hashable) -> Tensor:
-        """All batches of a key, `[prompt, ...]`."""
-        return torch.cat(self._parts[key])
-
-    def clear(self) -> None:
-        """Forget all batches."""
-        self._parts.clear()
 
 
 def kept(values: Tensor) -> Tensor:

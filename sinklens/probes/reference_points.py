@@ -1,8 +1,6 @@
 """How much of what a query reads comes from the reference points, in three spaces.
 
-Reference points of a layer are the keys whose mean received attention (head-averaged, over all
-queries) exceeds 0.1, else the top tenth, at most three tenths of all (2508.02546). For every other
-query i >= 1
+For every query i >= 1 that is none of them (`functional.reference_points`)
 
     share = |sum over reference points j of A_ij x_j| / |sum over all j of A_ij x_j|, at most 1
 
@@ -28,39 +26,11 @@ from torch import Tensor
 
 from ..core.protocol import HookedModel
 from ..functional.graphs import permute_rows
+from ..functional.reference_points import contribution_share, reference_points
 from .base import LayerProbe
 from .patterns import ATTENTION, ROW_PERMUTED, UNIFORM, PatternReader
 
 SPACES = ("hidden_state", "value", "output")
-
-
-def reference_points(
-    pattern: Float[Tensor, "batch query key"],
-    *,
-    threshold: float = 0.1,
-    fallback: float = 0.1,
-    most: float = 0.3,
-) -> Bool[Tensor, "batch key"]:
-    """The keys that get most attention, by the rule of the module docstring; at least one."""
-    mean = pattern.mean(-2)
-    n = mean.shape[-1]
-    ranks = mean.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    above = mean > threshold
-    top = ranks < max(1, int(fallback * n))
-    chosen = torch.where(above.any(-1, keepdim=True), above, top)
-    return chosen & (ranks < max(1, int(most * n)))
-
-
-def contribution_share(
-    part: Float[Tensor, "batch query width"],
-    whole: Float[Tensor, "batch query width"],
-    counted: Bool[Tensor, "batch query"],
-) -> Float[Tensor, " batch"]:
-    """The mean over counted queries of |part| / |whole|, at most 1 each."""
-    norm = whole.norm(dim=-1).clamp_min(torch.finfo(whole.dtype).tiny)
-    share = (part.norm(dim=-1) / norm).clamp(max=1)
-    mean: Tensor = (share * counted).sum(-1) / counted.sum(-1)
-    return mean
 
 
 class ReferenceShares(LayerProbe[dict[str, Tensor]]):

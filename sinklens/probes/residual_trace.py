@@ -2,73 +2,29 @@
 
 A model of L blocks has 2 L sub-blocks, attention and MLP, each of which adds to the stream (the
 "blocks" of 2603.05498, numbered from 1). A stage is the stream after one of them; stage 0 is what
-enters the first block. An entry x (position, channel) is massive by a `Criterion`:
-
-    |x| >= magnitude  and  |x| >= times * median |x|
-
-2402.17762 takes 100 and 1,000 and means the median of the position's own vector (`token_median`);
-the code of 2503.22329 takes that of the whole prompt at that stage (`layer_median`). Of evenly many
-the lower middle one is the median. The scale-free criterion asks for the ratio alone, which small
-models can meet. `kurtosis` needs no threshold:
-
-    d * sum x^4 / (sum x^2)^2  over the d channels of a position, between 1 and d
-
-3 d / (d + 2) for Gaussian entries, d where one channel holds everything. Magnitudes are in the
-model's own units. In blocks whose attention and MLP read the same input the stage between them
-exists in the sum only. A massive entry stands out; that anything depends on it is another question.
+enters the first block. In blocks whose attention and MLP read the same input the stage between them
+exists in the sum only. Which entries are massive says a `functional.massive.Criterion`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.errors import SinklensError
 from ..core.labels import stage_name
 from ..core.protocol import HookedModel
+from ..functional.massive import Criterion, kurtosis
 from ..models.capabilities import hook_name
 from .base import SiteProbe, Values
 
 ADDITIVE = 1e-3  # of the largest entry; a norm on the stream is far above it
 ROUNDINGS = 4  # of a sum of three terms in another order, which parallel blocks may take
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """When an entry counts as massive.
-
-    Attributes:
-        magnitude: The least |x|.
-        times: The least |x| over the median.
-        median: `layer_median` or `token_median`.
-    """
-
-    magnitude: float
-    times: float
-    median: str = "layer_median"
-
-    def holds(
-        self, stream: Float[Tensor, "batch pos channel"]
-    ) -> Bool[Tensor, "batch pos channel"]:
-        """Which entries are massive."""
-        size = stream.abs()
-        axes = (-1,) if self.median == "token_median" else (-2, -1)
-        median = size.flatten(-len(axes)).median(-1).values[(..., *(None,) * len(axes))]
-        threshold = (self.times * median).clamp_min(self.magnitude)
-        # A ratio to a median of 0 says nothing: without a magnitude no entry is massive there.
-        return (size >= threshold) & (threshold > 0)
-
-
-def kurtosis(stream: Float[Tensor, "*place channel"]) -> Float[Tensor, " *place"]:
-    """How much of each vector a few channels hold, between 1 and their number."""
-    squares = (stream**2).sum(-1).clamp_min(torch.finfo(stream.dtype).tiny ** 0.5)
-    return stream.shape[-1] * (stream**4).sum(-1) / squares**2
 
 
 class _StageProbe(SiteProbe[Values]):

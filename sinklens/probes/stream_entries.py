@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.protocol import HookedModel
+from ..functional.massive import Criterion
 from .base import stream_hook
-from .residual_trace import Criterion
 
 
 class Entries(NamedTuple):

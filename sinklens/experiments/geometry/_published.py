@@ -33,8 +33,7 @@ from torch import Tensor
 
 from ...functional.divergence import head_divergence, sink_columns
 from ...functional.graphs import GRAPH_METRICS, graph_metrics, threshold_graph
-from ...models.capabilities import hook_name
-from ...probes.base import Gathered
+from ...probes.base import LayerProbe
 from ...probes.patterns import MeanPatterns, PatternReader
 from ...results.estimates import Measure, Sample
 from ...results.record import Record
@@ -90,22 +89,18 @@ def published_layers(n_layers: int) -> list[int]:
     return sorted({0, n_layers // 4, n_layers // 2, 3 * n_layers // 4, n_layers - 1})
 
 
-class PublishedReductions:
-    """The "KL reduction" as published, by prompt and percentile."""
+class PublishedReductions(LayerProbe[Tensor]):
+    """The "KL reduction" as published, `[prompt, layer, percentile]`."""
 
     def __init__(self, reader: PatternReader) -> None:
         """Read the pattern of every other layer."""
+        super().__init__("pattern", range(0, reader.capabilities.n_layers, EVERY))
         self._reader = reader
-        self._layers = range(0, reader.capabilities.n_layers, EVERY)
-        self._seen = Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (hook_name("pattern", layer), partial(self._read, layer=layer))
-            for layer in self._layers
-        ]
 
-    def _read(
-        self, pattern: Float[Tensor, "batch head query key"], hook: Any, *, layer: int
-    ) -> None:
+    def reduce(
+        self, pattern: Float[Tensor, "batch head query key"], layer: int, /
+    ) -> Float[Tensor, "batch percentile"]:
+        """Before less after, over some rows of the mean pattern of one layer."""
         pattern = self._reader.checked(pattern, layer)
         n = pattern.shape[-1]
         sinks = [sink_columns(pattern, percentile) for percentile in PERCENTILES]
@@ -116,15 +111,7 @@ class PublishedReductions:
             chosen = torch.linspace(0, n - 1, ROWS, dtype=torch.float64).long()
             divergence = divergence[..., chosen]
         mean = divergence.mean(-1)
-        self._seen.add(layer, mean[:, :1] - mean[:, 1:])
-
-    def compute(self) -> Float[Tensor, "prompt percentile"]:
-        """Mean over the layers that were read."""
-        return torch.stack([self._seen.concatenated(layer) for layer in self._layers]).mean(0)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
+        return mean[:, :1] - mean[:, 1:]
 
 
 def add_published(run: Run[Any], nulls: BesideNulls) -> None:
@@ -156,7 +143,7 @@ def add_published(run: Run[Any], nulls: BesideNulls) -> None:
         )
     for place, percentile in enumerate(PERCENTILES):
         condition = f"published:percentile_{percentile:g}"
-        run.add("kl_reduction", condition, Sample(reductions[:, place]))
+        run.add("kl_reduction", condition, Sample(reductions[..., place].mean(1)))
     run.note(DIFFERENCE)
 
 

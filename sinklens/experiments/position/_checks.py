@@ -19,10 +19,11 @@ from torch import Tensor
 
 from ...core.errors import SinklensError
 from ...core.protocol import HookedModel
+from ...functional.logit_forms import FORMS
 from ...models.capabilities import hook_name
 from ...models.prompts import Prompts
 from ...probes.log_split import LogSplitValues
-from ...probes.logits import FORMS, LogitForms
+from ...probes.logits import LogitForms
 from ...runner.run import Run
 from ._components import Components
 from ._pairs import PairSets

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ...functional.causal_mask import NO_VARIANCE
 from ...functional.leave_one_out import versions_of_mean, versions_of_products
-from ...probes.logits import FORMS, LogitFormValues
+from ...functional.logit_forms import FORMS
+from ...probes.logits import LogitFormValues
 from ...results.estimates import Reference, Sample
 from ...results.record import Record
 from ...results.wording import interval_of, null_verdict, phrase

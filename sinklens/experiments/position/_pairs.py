@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...core.errors import UsageError
-from ...probes.logits import PairBasis, PairSet
+from ...functional.logit_forms import PairBasis, PairSet
 
 KEYS = {"all_keys": False, "without_key0": True}
 FEWEST_QUERIES = 3

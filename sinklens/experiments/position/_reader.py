@@ -16,18 +16,12 @@ from torch import Tensor
 from ...core.errors import SinklensError
 from ...core.seeds import seeded
 from ...engine import Reading, default_memory, finished_or, progress_bar, read_under
+from ...functional.logit_forms import FORMS, DiagonalShift, PairBasis
 from ...hooks.intervention import Intervention
 from ...models import origin
 from ...models.prompts import Prompts
 from ...probes import Probe
-from ...probes.logits import (
-    FORMS,
-    DiagonalShift,
-    LogitForms,
-    LogitFormValues,
-    LogitSums,
-    PairBasis,
-)
+from ...probes.logits import LogitForms, LogitFormValues, LogitSums
 from ...runner.run import Run
 from ._components import Components
 from ._pairs import KEYS, PairSets

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ...core.errors import SinklensError
 from ...core.labels import stage_name
-from ...probes.residual_trace import Criterion, PeakTrace, PeakTraceValues, Written
+from ...functional.massive import Criterion
+from ...probes.residual_trace import PeakTrace, PeakTraceValues, Written
 from ...results.estimates import Sample
 from ...runner.run import Run
 from ...stats.nulls import (

@@ -47,7 +47,7 @@ from ...hooks.intervention import FwdHooks, Intervention
 from ...models import ordinary_tokens
 from ...models.capabilities import hook_name
 from ...models.prompts import Prompts, corpus
-from ...probes.base import Gathered, stream_hook
+from ...probes.base import LayerProbe, stream_hook
 from ...results.estimates import Measure, Reference, Sample
 from ...results.figures import Lines
 from ...results.record import Record
@@ -85,26 +85,17 @@ class OutlierDimensionsConfig(ExperimentConfig):
     norms: tuple[str, ...] = setting(NORMS, choices=NORMS)
 
 
-class SiteValues:
-    """One reduction of the activations at several hooks, by prompt and hook."""
+class SiteValues(LayerProbe[Tensor]):
+    """One reduction of the activations at several hooks, `[prompt, hook, ...]`."""
 
-    def __init__(self, names: Sequence[str], reduce: Callable[[Tensor], Tensor]) -> None:
-        """Read the hooks of these names; `reduce` maps `[batch, pos, channel]` to `[batch, ..]`."""
-        self._sites, self._reduce, self._seen = range(len(names)), reduce, Gathered()
-        self.fwd_hooks: list[tuple[str, Any]] = [
-            (name, partial(self._read, site=site)) for site, name in enumerate(names)
-        ]
+    def __init__(self, names: Sequence[str], values: Callable[[Tensor], Tensor]) -> None:
+        """Read the hooks of these names; `values` maps `[batch, pos, channel]` to `[batch, ..]`."""
+        super().__init__(str, names)
+        self._values = values
 
-    def _read(self, activation: Float[Tensor, "batch pos channel"], hook: Any, site: int) -> None:
-        self._seen.add(site, self._reduce(activation.float()))
-
-    def compute(self) -> Float[Tensor, "prompt site *rest"]:
-        """Of all prompts."""
-        return torch.stack([self._seen.concatenated(site) for site in self._sites], 1)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
+    def reduce(self, activation: Float[Tensor, "batch pos channel"], site: str, /) -> Tensor:
+        """The values at one hook."""
+        return self._values(activation.float())
 
 
 def write_channels(

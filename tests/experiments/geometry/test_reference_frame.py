@@ -34,10 +34,10 @@ from sinklens.functional.graphs import (
     visible_keys,
 )
 from sinklens.functional.persistence import persistence
+from sinklens.functional.reference_points import reference_points
 from sinklens.models.prompts import random_prompts
 from sinklens.probes import patterns
 from sinklens.probes.patterns import PatternReader
-from sinklens.probes.reference_points import reference_points
 from tests import families
 
 pytestmark = pytest.mark.slow

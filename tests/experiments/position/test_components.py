@@ -16,8 +16,9 @@ from sinklens.experiments.position._pairs import KEYS, PairSets
 from sinklens.experiments.position._removed import above_null
 from sinklens.functional.causal_mask import CausalMask
 from sinklens.functional.leave_one_out import versions_of_products
+from sinklens.functional.logit_forms import FORMS, DiagonalShift, PairBasis, PairSet
 from sinklens.functional.similarity import centroid_accuracy, variance_ratio
-from sinklens.probes.logits import FORMS, DiagonalShift, LogitForms, LogitSums, PairBasis, PairSet
+from sinklens.probes.logits import LogitForms, LogitSums
 
 SIZE = 16
 QUERY, KEY = np.tril_indices(SIZE)
