@@ -23,6 +23,10 @@ OF_ROUNDING = (*RESAMPLED, "d_z")
 KEY = ("metric", "condition", "kind", "against", "layer", "head", "queries")
 # A treatment that stood twice counted twice in its family of tests.
 OTHER_FAMILY = {("massive_activations", "treatment"): ("q_value",)}
+# Contrasts read the treatment at the queries that the control counts, and where there are several
+# draws their choice is part of every interval and p.
+SAME_QUERIES = ("value", "effect", "ci_low", "ci_high", "d_z", "p_value", "q_value")
+OF_DRAWS = ("ci_low", "ci_high", "p_value", "q_value")
 # Both sides of a contrast are distances from their null now, which is the same for both.
 OTHER_NULL = {("sink_reading_heads", "contrast"): ("baseline", "value")}
 
@@ -41,11 +45,16 @@ def test_every_stored_number_is_found(case: golden.Case, stored: dict[str, dict[
     found = {tuple(row[name] for name in KEY): row for row in golden.content_of(case)["effects"]}
     rows = upgraded(case.experiment, expected["effects"])
     rounded = {(old["metric"], old["kind"]) for _, old in rows if abs(old["effect"]) < ROUNDING}
+    drawn = {(r["metric"], r["kind"]) for r in found.values() if r["n_draws"] > 1}
     for _, old in rows:
         row = found[tuple(old[name] for name in KEY)]
         changed = OTHER_FAMILY.get((case.experiment, old["kind"]), ())
         if case.settings_now != case.settings:  # which now ask for a second control as well
             changed = ("q_value",)
+        if row["kind"] == "contrast":
+            changed += SAME_QUERIES
+        if row["n_draws"] > 1 or (old["metric"], old["kind"]) in drawn:
+            changed += OF_DRAWS
         changed += OTHER_NULL.get((old["metric"], old["kind"]), ())
         if abs(old["effect"]) < ROUNDING:
             changed += OF_ROUNDING

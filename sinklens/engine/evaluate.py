@@ -75,7 +75,8 @@ def evaluate(
     Args:
         model: In eval mode; it is left unchanged.
         prompts: The prompts.
-        interventions: The interventions. Those that start at the same block share forward passes.
+        interventions: The interventions. Those that start at the same block share forward passes;
+            those that differ in the predictions that count only (`read_after`) are one.
         metrics: Names, `Metric`s or functions; may be empty if there are no interventions.
         probes: Read on the clean run only.
         batch_size: Prompts in a forward pass; by default as `memory` allows, fewer on a CPU.
@@ -92,7 +93,7 @@ def evaluate(
     # Runs that only read probes have no predictions to count.
     _require_fitting(model, prompts, positions if metrics else None)
     resolved = resolve_metrics(metrics) if metrics or interventions else []
-    watches = [Watch(model, intervention) for intervention in interventions]
+    watches, readings = _watches(model, interventions)
     starts = {watch.first_layer for watch in watches} - {0}
     call = current_call()
     sizes = choose_sizes(
@@ -109,7 +110,7 @@ def evaluate(
     for probe in probes:
         probe.reset()
     batches = torch.arange(len(prompts)).split(sizes.prompts)
-    forwards = len(batches) * (1 + len(interventions))
+    forwards = len(batches) * (1 + len(watches))
     sweep = _Sweep(model, prompts, watches, measure, sizes, probes)
     values, baselines, clean = [], [], []
     with torch.no_grad(), progress_bar(forwards, progress) as advance:
@@ -124,13 +125,15 @@ def evaluate(
                 if results is None:
                     results = sweep.run_group(list(edits.values()))
                     _keep(call, batch, edits, index, results)
-                for number, result in zip(group, results, strict=True):
+                counts = [len(watch.places) for watch in edits.values()]
+                for number, result in zip(group, results.split(counts), strict=True):
                     rows[number] = result
                 advance(len(group))
             if rows:
-                at = {p: measure.clean(p) for p in {w.intervention.position for w in watches}}
-                values.append(torch.stack(rows))
-                baselines.append(torch.stack([at[w.intervention.position] for w in watches]))
+                at = {place: measure.clean(place) for watch in watches for place in watch.places}
+                values.append(torch.stack([rows[run][place] for run, place in readings]))
+                uncounted = [one.last_uncounted for one in interventions]
+                baselines.append(torch.stack([at[place] for place in uncounted]))
     for watch in watches:
         watch.verify()
     empty = torch.zeros(0, len(resolved), len(prompts))
@@ -140,10 +143,28 @@ def evaluate(
         baselines=torch.cat(baselines, -1) if baselines else empty,
         clean=torch.cat(clean, -1),
         probes=[probe.compute() for probe in probes],
-        fired=[sum(watch.fired) for watch in watches],
+        fired=[sum(watches[run].fired) for run, _ in readings],
         forwards=forwards,
         shortcuts=sweep.used(),
     )
+
+
+def _watches(
+    model: HookedModel, interventions: Sequence[Intervention]
+) -> tuple[list[Watch], list[tuple[int, int]]]:
+    """One watch for all interventions that share hooks, and by intervention its watch and place."""
+    shared: dict[tuple[int, int], list[Intervention]] = {}
+    for one in interventions:
+        shared.setdefault(one.run, []).append(one)
+    watches = [
+        Watch(model, same[0], dict.fromkeys(one.last_uncounted for one in same))
+        for same in shared.values()
+    ]
+    number = {run: i for i, run in enumerate(shared)}
+    return watches, [
+        (number[one.run], watches[number[one.run]].places.index(one.last_uncounted))
+        for one in interventions
+    ]
 
 
 class _Sweep:
@@ -233,7 +254,7 @@ class _Sweep:
             for first in range(0, len(same), self._together):
                 yield same[first : first + self._together]
 
-    def run_group(self, watches: Sequence[Watch]) -> Float[Tensor, "intervention metric batch"]:
+    def run_group(self, watches: Sequence[Watch]) -> Float[Tensor, "reading metric batch"]:
         """Interventions of the same first block, together if their hooks allow it."""
         before = [list(watch.fired) for watch in watches]
         try:
@@ -243,7 +264,7 @@ class _Sweep:
                 watch.fired = fired
             return torch.cat([self._run_together([watch]) for watch in watches])
 
-    def _run_together(self, watches: Sequence[Watch]) -> Float[Tensor, "intervention metric batch"]:
+    def _run_together(self, watches: Sequence[Watch]) -> Float[Tensor, "reading metric batch"]:
         start = watches[0].first_layer if self._from_blocks else 0
         times = len(watches)
         outcome = self._forward(
@@ -252,7 +273,7 @@ class _Sweep:
             start=start,
             below=repeat_output(self._kept[start - 1], times) if start else None,
         )
-        return self._measure.edited(outcome, [watch.intervention for watch in watches])
+        return self._measure.edited(outcome, watches)
 
     def _forward(self, tokens: Int[Tensor, "batch pos"], hooks: Any, **how: Any) -> Outcome:
         try:
@@ -289,7 +310,7 @@ def _group_name(group: Mapping[int, Watch], index: Tensor) -> str:
 
 def _finished(
     call: Call, batch: int, group: Mapping[int, Watch], index: Tensor
-) -> Float[Tensor, "intervention metric batch"] | None:
+) -> Float[Tensor, "reading metric batch"] | None:
     """A group that an earlier run finished, its watches as they were after it."""
     tensors = call.load(batch, _group_name(group, index))
     if tensors is None or not {"values", *(f"watch{number}" for number in group)} <= set(tensors):

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
-from ..hooks.intervention import Intervention
 from ..metrics import METRICS, LogitMetric, Metric, ProbeMetric, counted_positions
 from ..models import origin
 from ..models.prompts import Prompts
 from ..probes.base import Resumable
 from .forward import Outcome
+from .verify import Watch
 
 CACHED_BYTES = 2**22  # of logits; on a CPU, KL took three times as long on rows of 64 MiB
 
@@ -103,31 +103,32 @@ class MetricReader:
         """Every metric of the clean run, where it counts for an intervention at a position."""
         assert self._clean is not None
         values = {factory: probe.compute() for factory, probe in self._clean_probes.items()}
-        return self._all(self._clean, position, self._clean_rows, values)
+        return self._all(position, self._clean_rows, values, self._clean_logits)
 
     def edited(
-        self, outcome: Outcome, interventions: Sequence[Intervention]
-    ) -> Float[Tensor, "intervention metric batch"]:
-        """Every metric of interventions that shared a forward."""
-        size, times = len(self._index), len(interventions)
+        self, outcome: Outcome, watches: Sequence[Watch]
+    ) -> Float[Tensor, "reading metric batch"]:
+        """Every metric of interventions that shared a forward, at all places of each."""
+        size, times = len(self._index), len(watches)
         probed = {}
         for factory, probe in self._probes.items():
             if isinstance(probe, Resumable):
                 probe.fill(self._clean_probes[factory], times)
             probed[factory] = probe.compute()
         results = []
-        for number, intervention in enumerate(interventions):
+        for number, watch in enumerate(watches):
             part = slice(number * size, (number + 1) * size)
             mine = outcome.part(part)
-            rows = self._read_rows(mine, intervention.position, intervention.name)
+            rows = self._read_rows(mine, min(watch.places), watch.intervention.name)
             values = probed
             if times > 1:  # resumable probes compute tuples of tensors, prompts first
                 values = {key: type(v)(*(field[part] for field in v)) for key, v in probed.items()}
-            results.append(self._all(mine, intervention.position, rows, values))
+            whole = None if self._clean_logits is None else self._all_logits(mine)
+            results += [self._all(place, rows, values, whole) for place in watch.places]
         return torch.stack(results)
 
     def _all(
-        self, outcome: Outcome, position: int, rows: dict[int, Tensor], probed: dict[Any, Any]
+        self, position: int, rows: dict[int, Tensor], probed: dict[Any, Any], whole: Tensor | None
     ) -> Float[Tensor, "metric batch"]:
         """One number a metric and prompt."""
         if not self._metrics:
@@ -140,7 +141,7 @@ class MetricReader:
             elif metric.by_row is not None:
                 row = rows[number][:, metric.counts(counted, self._prompts.length)].mean(1)
             else:
-                row = self._whole(metric, outcome, counted)
+                row = self._whole(metric, whole, counted)
             if row.shape != (len(self._index),):
                 raise SinklensError(
                     f"the metric {metric.name} returned shape {list(row.shape)}; it has to "
@@ -155,12 +156,11 @@ class MetricReader:
         return torch.stack(results)
 
     def _whole(
-        self, metric: LogitMetric, outcome: Outcome, counted: Int[Tensor, " counted"]
+        self, metric: LogitMetric, logits: Tensor | None, counted: Int[Tensor, " counted"]
     ) -> Tensor:
         """A metric that wants all logits."""
-        assert self._clean is not None
+        assert logits is not None
         answers = self._prompts.answers
-        logits = self._all_logits(outcome)
         row: Tensor = metric.function(
             logits,
             self._prompts.tokens[self._index].to(logits.device),

@@ -68,7 +68,7 @@ def estimate(
     size = batch_size or _prompts_in_a_forward(model, prompts, memory)
     estimates = torch.zeros(len(interventions), len(prompts))
     for shared in shared_gradients(model, prompts, interventions, metric, positions):
-        numbers = [i for i, one in enumerate(interventions) if one.position in shared.share]
+        numbers = [i for i, one in enumerate(interventions) if one.last_uncounted in shared.share]
         chosen = [interventions[i] for i in numbers]
         counted = shared.counted.to(model.cfg.device)
         of_all = torch.cat(
@@ -78,7 +78,7 @@ def estimate(
             ],
             1,
         )
-        shares = torch.tensor([shared.share[one.position] for one in chosen])
+        shares = torch.tensor([shared.share[one.last_uncounted] for one in chosen])
         estimates[numbers] = of_all / shares[:, None]
     if not bool(torch.isfinite(estimates).all()):
         raise SinklensError(
@@ -118,7 +118,7 @@ def shared_gradients(
         metric: A metric; one of a user's own gets a gradient for each position.
         positions: Count only predictions at these positions.
     """
-    places = sorted({one.position for one in interventions})
+    places = sorted({one.last_uncounted for one in interventions})
     ways: list[list[list[int]]] = [[[place] for place in places]]
     if metric.by_row is not None and check(model).causal:
         ways = [[places], [places[::2], places[1::2]], *ways]

@@ -8,7 +8,7 @@ change its tensor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,11 +28,21 @@ class CannotShareError(Exception):
 
 
 class Watch:
-    """Counts the firings of an intervention's hooks and checks whether they change anything."""
+    """Counts the firings of an intervention's hooks and checks whether they change anything.
 
-    def __init__(self, model: HookedModel, intervention: Intervention) -> None:
+    Attributes:
+        intervention: The intervention.
+        places: After which positions predictions count, one reading of the same forward for each.
+        names: The names of its hooks.
+        fired: How often each of them fired.
+        changed: Whether any of them changed its tensor.
+    """
+
+    def __init__(
+        self, model: HookedModel, intervention: Intervention, places: Iterable[int] = ()
+    ) -> None:
         """Refuse hooks that this model does not have or ignores."""
-        self.intervention = intervention
+        self.intervention, self.places = intervention, tuple(places)
         self.names = [name for name, _ in intervention.fwd_hooks]
         known = model.hook_dict
         for name in self.names:
@@ -57,7 +67,7 @@ class Watch:
         """What tells the intervention from others of a run."""
         one = self.intervention
         said = (one.name, one.site, one.first_layer, one.position, one.layer, one.head, one.draw)
-        return (*said, *self.names)
+        return (*said, self.places, *self.names)
 
     def hooks(self, index: Int[Tensor, " batch"]) -> FwdHooks:
         """The hooks for a batch, each wrapped to be watched."""

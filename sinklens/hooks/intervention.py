@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,8 @@ class Intervention:
         site: What is intervened on: `embedding`, `residual`, `key`, `value`, `z` or `pattern`.
         first_layer: The first block whose output the intervention can change.
         fwd_hooks: Pairs of hook name and function `fn(activation, hook)`.
-        position: The intervened position; predictions after it count. 0 for heads.
+        position: The intervened position; 0 for heads.
+        counted_after: Predictions at later positions than this count; None for `position`.
         layer: The layer, where there is one.
         head: The query head, where there is one.
         draw: The number of the random draw, where there is one.
@@ -36,11 +37,35 @@ class Intervention:
     first_layer: int
     fwd_hooks: FwdHooks
     position: int = 0
+    counted_after: int | None = None
     layer: int | None = None
     head: int | None = None
     draw: int | None = None
     identity: bool = False
     rebind: Callable[[Int[Tensor, " batch"]], FwdHooks] | None = field(default=None, repr=False)
+
+    @property
+    def last_uncounted(self) -> int:
+        """The position after which predictions count."""
+        return self.position if self.counted_after is None else self.counted_after
+
+    @property
+    def run(self) -> tuple[int, int]:
+        """Equal for interventions that share hooks, which one forward pass can serve."""
+        return id(self.fwd_hooks), id(self.rebind)
+
+    @property
+    def reading(self) -> tuple[int, int, int]:
+        """Equal for interventions that share hooks and count the same predictions."""
+        return *self.run, self.last_uncounted
+
+    def read_after(self, position: int) -> Intervention:
+        """The same intervention, read at predictions after a later position; one forward does both.
+
+        Args:
+            position: The position.
+        """
+        return replace(self, counted_after=position)
 
     def for_prompts(self, index: Int[Tensor, " batch"]) -> Intervention:
         """The intervention for the prompts with these numbers.
@@ -51,6 +76,14 @@ class Intervention:
         if self.rebind is None:
             return self
         return replace(self, fwd_hooks=self.rebind(index))
+
+
+def one_per_run(interventions: Iterable[Intervention]) -> list[Intervention]:
+    """The first of each that one forward pass serves, in order."""
+    runs: dict[tuple[int, int], Intervention] = {}
+    for one in interventions:
+        runs.setdefault(one.run, one)
+    return list(runs.values())
 
 
 def together(name: str, *interventions: Intervention) -> Intervention:
@@ -70,6 +103,7 @@ def together(name: str, *interventions: Intervention) -> Intervention:
         first_layer=min(one.first_layer for one in interventions),
         fwd_hooks=[hook for one in interventions for hook in one.fwd_hooks],
         position=max(one.position for one in interventions),
+        counted_after=max(one.last_uncounted for one in interventions),
         draw=interventions[0].draw,
         identity=all(one.identity for one in interventions),
         rebind=bind,

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 from torch import Tensor
 
-from ..stats.effects import Row, Values, paired_row
+from ..stats.effects import Draws, Row, Values, paired_row
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,11 @@ class Sample:
     """A measured number beside its null.
 
     Attributes:
-        values: One number per prompt; a plain number where it does not depend on the prompts, which
-            has no spread and so no interval.
-        null: The null expectation: one number, or one per prompt.
-        draws: The number of draws averaged in each value.
+        values: One number per prompt, or per draw and prompt, `[draw, prompt]`, whose interval
+            covers the choice of draws as well; a plain number where it does not depend on the
+            prompts, which has no spread and so no interval.
+        null: The null expectation: one number, or as many as there are values.
+        draws: The number of different draws in each value.
     """
 
     values: Any
@@ -57,9 +58,13 @@ class Sample:
     draws: int = 1
     kind: ClassVar[str] = "measurement"
 
+    def by_draw(self, prompts: int) -> Draws:
+        """The distance from the null, by draw and prompt."""
+        return np.atleast_2d(_numbers(self.values, prompts) - _numbers(self.null, prompts))
+
     def distance(self, prompts: int) -> Values:
         """The distance from the null, by prompt."""
-        distance: Values = _numbers(self.values, prompts) - _numbers(self.null, prompts)
+        distance: Values = self.by_draw(prompts).mean(0)
         return distance
 
 
@@ -163,8 +168,8 @@ def rows_of(
             metric,
             condition,
             "contrast",
-            own.distance(prompts),
-            its.distance(prompts),
+            own.by_draw(prompts),
+            its.by_draw(prompts),
             tested=True,
             n_draws=max(its.draws, one.own.draws if one.own else 1),
             **named,
@@ -193,8 +198,8 @@ def _without_spread(row: Row) -> Row:
     return replace(row, effect=replace(row.effect, ci_low=None, ci_high=None))
 
 
-def _numbers(values: Any, prompts: int) -> Values:
-    """One float64 number per prompt."""
+def _numbers(values: Any, prompts: int) -> Values | Draws:
+    """One float64 number per prompt, or per draw and prompt."""
     if isinstance(values, Tensor):
         values = values.detach().double().cpu().numpy()
     numbers = np.asarray(values, float)

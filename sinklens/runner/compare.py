@@ -1,13 +1,17 @@
 """Comparisons: an intervention and its matched controls, and the resulting rows.
 
 The effect of the treatment is compared with that of each control, paired by prompt; draws are
-averaged within each prompt first.
+averaged within each prompt first. Where a control counts fewer predictions than the treatment (an
+edit at position p changes nothing before p), the contrast reads the treatment at the control's, and
+the treatment's own row keeps its own: early queries, among whose few keys one weighs most, would
+else count for the treatment alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -60,16 +64,30 @@ class Comparison:
         """The controls that could be made."""
         return [control for control in self.controls if control.interventions]
 
+    def pairs(self, control: Control) -> list[tuple[Intervention, Intervention]]:
+        """What is compared with a control, at the predictions that the control counts.
+
+        The treatment and the control of one draw each, where there are as many draws of both or
+        only one of either; else every treatment with every control.
+        """
+        own, others = list(control.own or self.treatment), list(control.interventions)
+        if 1 in (len(own), len(others)):
+            draws = max(len(own), len(others))
+            own, others = own * (draws // len(own)), others * (draws // len(others))
+        paired = zip(own, others, strict=True) if len(own) == len(others) else product(own, others)
+        return [(one.read_after(other.last_uncounted), other) for one, other in paired]
+
     def interventions(self) -> Iterator[Intervention]:
-        """All of them."""
+        """All of them, with the treatments as contrasts read them."""
         yield from self.treatment
         for control in self.made:
-            yield from (*control.interventions, *control.own)
+            for pair in self.pairs(control):
+                yield from pair
 
 
 def in_order(comparisons: Sequence[Comparison]) -> list[Intervention]:
     """The interventions of all comparisons, those that several share once."""
-    return list({id(i): i for one in comparisons for i in one.interventions()}.values())
+    return list({i.reading: i for one in comparisons for i in one.interventions()}.values())
 
 
 def measure_of(metric: Metric) -> Measure:
@@ -83,18 +101,16 @@ class Compared:
     def __init__(self, evaluation: Evaluation, order: Sequence[Intervention]) -> None:
         """Take the values of the interventions in the order in which the engine had them."""
         self._evaluation = evaluation
-        self._number = {id(intervention): i for i, intervention in enumerate(order)}
+        self._number = {one.reading: i for i, one in enumerate(order)}
         self.metrics = evaluation.metrics
 
-    def effect(self, interventions: Sequence[Intervention], axis: int) -> Effect:
-        """The mean over draws within each prompt, beside the clean run, in float64."""
-        chosen = [self._number[id(intervention)] for intervention in interventions]
-        found = self._evaluation
+    def effect(self, draws: Sequence[Intervention], axis: int) -> Effect:
+        """Each draw beside the clean run, `[draw, prompt]` in float64."""
+        chosen, found = [self._number[one.reading] for one in draws], self._evaluation
         values, baselines = (
-            np.asarray(part[chosen, axis].double().mean(0))
-            for part in (found.values, found.baselines)
+            np.asarray(part[chosen, axis].double()) for part in (found.values, found.baselines)
         )
-        return Effect(values, baselines, len(chosen))
+        return Effect(values, baselines, len({one.reading for one in draws}))
 
     def rows(self, comparisons: Sequence[Comparison], seed: int) -> Iterator[Row]:
         """Treatment, controls and contrasts of every metric and comparison."""
@@ -102,24 +118,21 @@ class Compared:
             for one in comparisons:
                 first = one.treatment[0]
                 treated = self.effect(one.treatment, axis)
-                references = [
-                    Reference(
-                        self.effect(control.interventions, axis),
-                        control.name,
-                        own=self.effect(control.own, axis) if control.own else None,
-                    )
-                    for control in one.made
-                ]
                 yield from rows_of(
                     metric.name,
                     measure_of(metric),
                     one.condition,
                     treated,
-                    *references,
-                    prompts=len(treated.values),
+                    *(self._reference(one, control, axis) for control in one.made),
+                    prompts=treated.values.shape[-1],
                     seed=seed,
                     place=Place(first.layer, first.head),
                 )
+
+    def _reference(self, comparison: Comparison, control: Control, axis: int) -> Reference:
+        """A control, with what it is compared with."""
+        own, others = zip(*comparison.pairs(control), strict=True)
+        return Reference(self.effect(others, axis), control.name, own=self.effect(own, axis))
 
     def control_draws(self, comparisons: Sequence[Comparison]) -> Array | None:
         """Each control draw's effect averaged over prompts; NaN where there are fewer draws."""
@@ -131,7 +144,7 @@ class Compared:
         effects = (self._evaluation.values - self._evaluation.baselines).mean(-1)
         for place, (_, control) in enumerate(controls):
             for draw, intervention in enumerate(control.interventions):
-                means[:, place, draw] = effects[self._number[id(intervention)]]
+                means[:, place, draw] = effects[self._number[intervention.reading]]
         names = [
             " ".join(filter(None, (one.condition, _layer(one.treatment[0]), control.name)))
             for one, control in controls

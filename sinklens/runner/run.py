@@ -26,6 +26,7 @@ from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..engine import announce
 from ..engine.evaluate import Evaluation, evaluate
+from ..hooks.intervention import one_per_run
 from ..models.capabilities import Capabilities, check
 from ..models.prompts import Prompts
 from ..probes import Probe
@@ -190,10 +191,11 @@ class Run(Generic[Config]):
             self._notes += without_control(comparisons)
         order = in_order(comparisons)
         if not self._announced:
-            self.announce(1 + len(order) + self._forwards)
+            self.announce(1 + len(one_per_run(order)) + self._forwards)
         found = self.evaluate(order, metrics=metrics)
-        for intervention, times in zip(order, found.fired, strict=True):
-            self._fired[intervention.name] += times
+        fired = {one.run: times for one, times in zip(order, found.fired, strict=True)}
+        for intervention in one_per_run(order):
+            self._fired[intervention.name] += fired[intervention.run]
         compared = Compared(found, order)
         # What an experiment declares of a metric that it also reads itself has its own null.
         self._measures = {m.name: measure_of(m) for m in found.metrics} | self._measures

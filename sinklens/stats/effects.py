@@ -6,6 +6,14 @@ the sign-flip test of the null that the differences are symmetric about 0 (20,00
 where fewer exist). q-value: Benjamini-Hochberg over the treatment rows of one metric; contrasts are
 a family of their own. With few prompts the smallest attainable p is large (2^(1-n)), and for a
 skewed distribution the interval is too narrow; `d_z` is mean over standard deviation.
+
+With several random draws (tokens, positions, heads), each of them run on every prompt, their choice
+is uncertain as well. Mean squares of a two-way layout without replication,
+
+    variance of the mean = (MS_prompt + max(0, MS_draw - MS_rest)) / (draws * prompts),
+
+with Satterthwaite's degrees of freedom (1946), which few draws keep small; p is then the larger of
+the sign-flip test's and that of the t-test with this error.
 """
 
 from __future__ import annotations
@@ -22,6 +30,7 @@ from scipy import stats
 RESAMPLES = 20_000
 LEVEL = 0.05
 Values = Float[np.ndarray, " prompt"]
+Draws = Float[np.ndarray, "draw prompt"]
 
 
 @dataclass(frozen=True)
@@ -89,8 +98,8 @@ def paired_row(
     metric: str,
     condition: str,
     kind: str,
-    values: Values,
-    baselines: Values,
+    values: Values | Draws,
+    baselines: Values | Draws,
     *,
     unit: str = "",
     tested: bool = False,
@@ -108,7 +117,7 @@ def paired_row(
         metric: What was measured.
         condition: The intervention or input.
         kind: See `EffectSize`.
-        values: One value per prompt.
+        values: One value per prompt, or per draw and prompt.
         baselines: What each value is compared with.
         unit: The unit.
         tested: Whether to run the sign-flip test.
@@ -120,9 +129,10 @@ def paired_row(
         against: The control or null that the row is about.
         resampled: The unit of which each value is one.
     """
-    values, baselines = np.asarray(values, float), np.asarray(baselines, float)
-    differences = values - baselines
-    low, high = interval(differences)
+    by_draw = np.atleast_2d(np.asarray(values, float) - np.asarray(baselines, float))
+    low, high = interval(by_draw)
+    differences = by_draw.mean(0)
+    values, baselines = (np.atleast_2d(part).mean(0) for part in (values, baselines))
     deviation = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     effect = EffectSize(
         metric,
@@ -138,7 +148,7 @@ def paired_row(
         effect=float(differences.mean()),
         ci_low=low,
         ci_high=high,
-        p_value=sign_flip_p(differences, seed) if tested and len(differences) > 1 else None,
+        p_value=p_value(by_draw, seed) if tested and len(differences) > 1 else None,
         q_value=None,
         d_z=float(differences.mean()) / deviation if deviation > 0 else None,
         n_prompts=len(differences),
@@ -148,14 +158,55 @@ def paired_row(
     return Row(effect, values, baselines)
 
 
-def interval(differences: Values) -> tuple[float | None, float | None]:
+def interval(differences: Values | Draws) -> tuple[float | None, float | None]:
     """Student's t interval (95 %) of the mean; a single point where all values are the same."""
-    if len(differences) < 2:
+    by_draw = np.atleast_2d(differences)
+    if by_draw.shape[1] < 2:
         return None, None
-    if np.ptp(differences) == 0:
-        return float(differences[0]), float(differences[0])
-    found = stats.ttest_1samp(differences, 0).confidence_interval(1 - LEVEL)
-    return float(found.low), float(found.high)
+    if np.ptp(by_draw) == 0:
+        return float(by_draw[0, 0]), float(by_draw[0, 0])
+    error, freedom = standard_error(by_draw)
+    if error == 0:  # draws that differ cancel in every prompt
+        return float(by_draw.mean()), float(by_draw.mean())
+    low, high = stats.t.interval(1 - LEVEL, freedom, by_draw.mean(), error)
+    return float(low), float(high)
+
+
+def standard_error(differences: Draws) -> tuple[float, float]:
+    """The standard error of the mean over draws and prompts, and its degrees of freedom.
+
+    Args:
+        differences: Of every draw on every prompt; at least two prompts.
+    """
+    draws, prompts = differences.shape
+    by_prompt, mean = differences.mean(0), differences.mean()
+    of_prompts, freedom = draws * by_prompt.var(ddof=1), float(prompts - 1)
+    excess = 0.0
+    if draws > 1:
+        of_draws = prompts * differences.mean(1).var(ddof=1)
+        rest = differences - by_prompt - differences.mean(1, keepdims=True) + mean
+        rest = (rest**2).sum() / ((prompts - 1) * (draws - 1))
+        excess = max(0.0, of_draws - rest)
+    total = of_prompts + excess
+    if excess:
+        satterthwaite = total**2 / (
+            of_prompts**2 / (prompts - 1)
+            + of_draws**2 / (draws - 1)
+            + rest**2 / ((prompts - 1) * (draws - 1))
+        )
+        # A small difference of mean squares would leave it below that of either alone.
+        freedom = max(satterthwaite, min(prompts, draws) - 1)
+    return float(np.sqrt(total / differences.size)), float(freedom)
+
+
+def p_value(differences: Values | Draws, seed: int = 0) -> float:
+    """Two-sided p of the mean: by sign flips, with several draws at least the t-test's."""
+    by_draw = np.atleast_2d(differences)
+    p = sign_flip_p(by_draw.mean(0), seed)
+    if len(by_draw) == 1 or np.ptp(by_draw) == 0:
+        return p
+    error, freedom = standard_error(by_draw)
+    return p if error == 0 else max(p, float(2 * stats.t.sf(abs(by_draw.mean()) / error, freedom)))
 
 
 def sign_flip_p(differences: Values, seed: int = 0) -> float:

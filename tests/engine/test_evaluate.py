@@ -249,12 +249,38 @@ def test_interventions_share_a_forward_and_fire_once_each(boot_family: Boot) -> 
         sinklens.evaluate(model, prompts, [*edits, still], ["loss"], progress=False)
 
 
+def test_one_forward_is_read_at_several_positions(boot_family: Boot) -> None:
+    """As two interventions of their own, one of which counts fewer predictions."""
+    model, prompts = boot_family("llama"), random_prompts(3)
+    edit = ablate_heads(model, [(0, 1)], "zero")
+    metrics = ["loss", "kl", "sink_mass", own_metric]
+    both = sinklens.evaluate(model, prompts, [edit, edit.read_after(3)], metrics, progress=False)
+    late = range(4, LENGTH)
+    alone = [
+        sinklens.evaluate(model, prompts, [edit], metrics, positions=at, progress=False)
+        for at in (None, late)
+    ]
+    assert both.forwards == alone[0].forwards
+    for place, one in enumerate(alone):
+        torch.testing.assert_close(both.values[place], one.values[0])
+        torch.testing.assert_close(both.baselines[place], one.baselines[0])
+    plain = plain_values(model, prompts, [None, edit], late)
+    for axis, name in enumerate(("loss", "kl")):
+        torch.testing.assert_close(both.values[1, axis], plain[name][1])
+        torch.testing.assert_close(both.baselines[1, axis], plain[name][0])
+    assert not torch.allclose(both.values[0, :2], both.values[1, :2])
+
+
+def own_metric(logits: Tensor, tokens: Tensor, *, positions: Tensor, **_: Any) -> Tensor:
+    return logits[:, positions].amax((1, 2))
+
+
 def test_a_hook_below_the_first_layer_still_runs(boot_family: Boot) -> None:
     """An intervention that names its first layer wrongly is run from where its hooks are."""
     model = boot_family("llama")
     prompts = random_prompts(3)
     right = ablate_heads(model, [(0, 1)], "zero")
-    wrong = Intervention("zero", "z", 1, right.fwd_hooks)
+    wrong = Intervention("zero", "z", 1, list(right.fwd_hooks))
     found = sinklens.evaluate(model, prompts, [right, wrong], ["loss"], progress=False)
     assert torch.equal(found.values[0], found.values[1])
 

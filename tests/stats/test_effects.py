@@ -46,6 +46,42 @@ def test_a_row_is_the_paired_difference_with_students_interval() -> None:
     assert row.p_value is None
 
 
+def test_draws_and_prompts_are_crossed() -> None:
+    """The mean squares of a two-way table, entry by entry."""
+    table = np.random.default_rng(1).normal(size=(4, 6)) + np.array([[0.0], [1.0], [2.0], [4.0]])
+    draws, prompts, mean = *table.shape, table.mean()
+    of_prompts = draws * sum((column.mean() - mean) ** 2 for column in table.T) / (prompts - 1)
+    of_draws = prompts * sum((line.mean() - mean) ** 2 for line in table) / (draws - 1)
+    rest = sum(
+        (table[d, p] - table[d].mean() - table[:, p].mean() + mean) ** 2
+        for d in range(draws)
+        for p in range(prompts)
+    ) / ((draws - 1) * (prompts - 1))
+    total = of_prompts + of_draws - rest
+    assert of_draws > rest
+    freedom = total**2 / (of_prompts**2 / 5 + of_draws**2 / 3 + rest**2 / 15)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(total / table.size)
+    row = paired_row("loss", "c", "contrast", table, np.zeros_like(table), tested=True).effect
+    assert (row.ci_low, row.ci_high) == pytest.approx((mean - half, mean + half))
+    alone = paired_row("loss", "c", "contrast", table.mean(0), np.zeros(6), tested=True).effect
+    assert row.ci_high - row.ci_low > 2 * (alone.ci_high - alone.ci_low)
+    assert row.p_value > alone.p_value == smallest_p(6)  # six prompts agree, four draws do not
+
+
+def test_intervals_cover_whatever_share_of_the_spread_draws_have() -> None:
+    random = np.random.default_rng(0)
+    for spread in (0.0, 0.5, 2.0):
+        tables = (
+            random.normal(size=(1, 16))
+            + spread * random.normal(size=(5, 1))
+            + 0.5 * random.normal(size=(5, 16))
+            for _ in range(600)
+        )
+        ends = [interval(table) for table in tables]
+        covered = np.mean([low <= 0 <= high for low, high in ends])
+        assert 0.92 <= covered <= 0.98  # 0.95 within three standard errors
+
+
 def test_degenerate_samples_have_decided_answers() -> None:
     one = paired_row("loss", "c", "treatment", np.array([1.0]), np.zeros(1), tested=True).effect
     assert (one.ci_low, one.ci_high, one.p_value, one.d_z) == (None, None, None, None)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...comparisons.bos import bos_comparison, starts_with_bos, tokens_drawn
 from ...comparisons.position0 import CONDITIONS as PATCHES
 from ...comparisons.position0 import Position0Patches
+from ...hooks.intervention import one_per_run
 from ...runner.compare import Comparison, in_order
 from ...runner.run import Run
 from ._components import Components
@@ -102,13 +103,13 @@ class Edit:
 
 def read_edits(reader: Reader, comparisons: Sequence[Comparison]) -> list[Edit]:
     """Read every intervention once."""
-    order = in_order(comparisons)
-    read = {id(edit): seen for edit, seen in zip(order, reader.edited(order), strict=True)}
+    order = one_per_run(in_order(comparisons))
+    read = {edit.run: seen for edit, seen in zip(order, reader.edited(order), strict=True)}
     return [
         Edit(
             comparison,
-            [read[id(edit)] for edit in comparison.treatment],
-            [(e.position, read[id(e)]) for c in comparison.made for e in c.interventions],
+            [read[edit.run] for edit in comparison.treatment],
+            [(e.position, read[e.run]) for c in comparison.made for e in c.interventions],
         )
         for comparison in comparisons
     ]

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 
 from ...comparisons import bos, position0
 from ...core.errors import UsageError
+from ...hooks.intervention import one_per_run
 from ...hooks.matching import control_positions
 from ...hooks.position0 import PARTS
 from ...probes.log_split import LogSplit, SinkReadouts
@@ -163,7 +164,7 @@ def absolute_position(run: Run[AbsolutePositionConfig]) -> None:
     pairs = PairSets(ranges, positions)
     run.refuse(refusals(run))
     comparisons = edits_of_position0(run, patched_layers(run), positions)
-    edits = len(in_order(comparisons))
+    edits = len(one_per_run(in_order(comparisons)))
     run.announce(4 + edits + config.first_tokens * (2 if positions else 1))
 
     # The clean run: attention split into scores and log Z, what heads read at position 0, and at

@@ -547,11 +547,22 @@ def expected_rows(
         values, baselines = per_prompt(setup, metric, one.treatment)
         yield at("treatment"), values, baselines, len(one.treatment)
         if one.control:
-            treated, untreated = per_prompt(setup, metric, one.against or one.treatment)
+            treated, untreated = per_prompt(setup, metric, compared_with_control(one))
             values, baselines = per_prompt(setup, metric, one.control)
             yield at("control"), values, baselines, len(one.control)
-            n_draws = max(len(one.control), len(one.against or []))
+            n_draws = max(len(one.control), len(one.against or one.treatment))
             yield at("contrast"), treated - untreated, values - baselines, n_draws
+
+
+def compared_with_control(one: Expected) -> list[Edit]:
+    """The treatment at the predictions that count for each draw of the control."""
+    own = one.against or one.treatment
+    if len(own) not in (1, len(one.control)):
+        return own  # heads, which have no position
+    return [
+        Edit(own[draw % len(own)].runs, control.position)
+        for draw, control in enumerate(one.control)
+    ]
 
 
 def assert_rows(
@@ -761,11 +772,16 @@ def test_statistics_follow_from_the_paired_differences(setup: Setup, name: str) 
         assert effect.effect == pytest.approx(differences.mean(), abs=1e-12)
         if np.ptp(differences) == 0:
             assert effect.d_z is None
+        else:
+            assert effect.d_z == pytest.approx(differences.mean() / differences.std(ddof=1))
+        if effect.n_draws > 1:  # whose choice is in the interval as well
+            assert effect.p_value is None or effect.p_value >= sign_flip(differences) - 1e-9
+            continue
+        if np.ptp(differences) == 0:
             assert effect.ci_low == effect.ci_high == differences[0]
         else:
             interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
             assert (effect.ci_low, effect.ci_high) == pytest.approx(tuple(interval))
-            assert effect.d_z == pytest.approx(differences.mean() / differences.std(ddof=1))
         if effect.p_value is not None:
             assert effect.p_value == pytest.approx(sign_flip(differences)), place(effect)
 
@@ -800,14 +816,17 @@ def test_contrast_is_treatment_minus_control(setup: Setup, name: str) -> None:
     for i, effect in enumerate(result.effects):
         groups[effect.metric, effect.condition, effect.layer, effect.head][effect.kind] = i
     differences = result.per_prompt["value"] - result.per_prompt["baseline"]
-    # Where fewer heads are left than were ablated, others than the treatment are compared.
+    # Where fewer heads are left than were ablated, others than the treatment are compared; a
+    # control at a later position is compared at later queries.
     partly = "treated_heads" in draws_made(result)
+    later = "control_positions" in draws_made(result)
     for (_, condition, _, _), kinds in groups.items():
         assert set(kinds) == {"treatment", "control", "contrast"}
         treatment, control, contrast = (result.effects[kinds[k]] for k in kinds)
         assert contrast.baseline == pytest.approx(control.effect, abs=1e-12)
         assert contrast.unit == treatment.unit == control.unit
-        if not (partly and condition in Z_CONDITIONS):
+        of_outputs = result.experiment == "sink_head_ablation" and condition in Z_CONDITIONS
+        if not (partly if of_outputs else later):
             assert contrast.value == pytest.approx(treatment.effect, abs=1e-12)
             by_prompt = differences[kinds["treatment"]] - differences[kinds["control"]]
             np.testing.assert_allclose(differences[kinds["contrast"]], by_prompt, atol=1e-12)
