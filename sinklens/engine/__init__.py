@@ -1,13 +1,12 @@
 """Run interventions over prompts and measure; the only place that loops over forward passes.
 
 One batch of prompts at a time: a clean forward, then the interventions, so that only one batch of
-clean values is held. Four optimisations leave the results unchanged, one module each; `shortcuts`
+clean values is held. Three optimisations leave the results unchanged, one module each; `shortcuts`
 determines which of them a model allows:
 
 - `forward`: an intervention in block k costs a run from block k on; logits are computed only where
   they are read; patterns are materialised only where a hook needs them, large ones some rows at a
   time (`attention`);
-- `bridges`: blocks in which no hook is run as Hugging Face wrote them;
 - `verify`: interventions that start at the same block share a forward pass, and each is verified,
   since one that had no effect on its activation is an error;
 - `metric_reader`: metrics are read a slice of predictions at a time.

@@ -21,7 +21,6 @@ from ..models.prompts import Prompts
 from ..probes import Probe
 from ..probes.base import Sliceable
 from .attention import in_slices, without_patterns
-from .bridges import block_of, bridges_by_block
 from .forward import Attention, Outcome, forward, repeat_output
 from .metric_reader import MetricReader
 from .progress import progress_bar
@@ -44,8 +43,7 @@ class Evaluation:
         probes: What each of `probes` computed on the clean run.
         fired: How often the hooks of each intervention fired.
         forwards: Forward passes, one per batch and intervention, however they were run.
-        shortcuts: The shortcuts in use: `prefix`, `unembedding`, `patterns` (of whole layers),
-            `bridges` (in blocks without a hook).
+        shortcuts: The shortcuts in use: `prefix`, `unembedding`, `patterns` (of whole layers).
     """
 
     metrics: list[Metric]
@@ -189,8 +187,6 @@ class _Sweep:
         self._together = sizes.interventions if shared else 1
         self._reading = [hook for probe in probes for hook in probe.fwd_hooks]
         self._attention = self._how_to_attend(probes, sizes)
-        passing = self._allowed.bridges and self._attention is without_patterns
-        self._bridges = bridges_by_block(model) if passing else ()
         self._rows = self._allowed.unembedding and is_before_unembedding(model, self._names())
         self._index = torch.zeros(0, dtype=torch.long)
         self._kept: dict[int, Any] = {}
@@ -223,14 +219,7 @@ class _Sweep:
             "prefix": self._from_blocks,
             "unembedding": self._rows,
             "patterns": self._attention is not None,
-            "bridges": self._passes_bridges(),
         }
-
-    def _passes_bridges(self) -> bool:
-        """Whether some block has no hook in some run."""
-        hooks = [*self._reading, *self._measure.hooks(clean=True)]
-        always = {block_of(name) for name, _ in hooks}
-        return any(block not in always for block in range(len(self._bridges)))
 
     def run_clean(self, index: Int[Tensor, " batch"]) -> None:
         """The clean run of a batch."""
@@ -278,8 +267,8 @@ class _Sweep:
     def _forward(self, tokens: Int[Tensor, "batch pos"], hooks: Any, **how: Any) -> Outcome:
         try:
             tokens = tokens.to(self._model.cfg.device)
-            how |= {"attention": self._attention, "bridges": self._bridges}
-            how |= {"rows": self._rows, "tuple_length": self._allowed.tuple_length}
+            how |= {"attention": self._attention, "rows": self._rows}
+            how |= {"tuple_length": self._allowed.tuple_length}
             return forward(self._model, tokens, hooks, **how)
         except IndexError as error:
             context = self._model.cfg.n_ctx

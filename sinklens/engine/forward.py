@@ -1,6 +1,6 @@
 """A forward pass that computes only what is needed: from block k on, up to the unembedding.
 
-Four shortcuts, none of which changes the numbers of the parts that do run:
+Three shortcuts, none of which changes the numbers of the parts that do run:
 
 - **Prefix**: an intervention in block k leaves the outputs of the blocks below unchanged. Block
   k - 1 then returns its clean output, and the blocks below return anything; each stays in
@@ -12,8 +12,6 @@ Four shortcuts, none of which changes the numbers of the parts that do run:
   the rows go through the model's own code.
 - **No patterns**: where no hook asks for scores or patterns, they are not made, and where probes
   only read them, at long contexts, only some rows at a time (`attention`). Equal to float rounding.
-- **No bridges**: with that, blocks in which no hook is run as Hugging Face wrote them (`bridges`).
-  Equal to the last bit.
 
 Which of them a model allows is found by trying each (`shortcuts`); elsewhere the whole forward
 runs. With them no cache of keys and values is filled, which nothing would read. The replacements of
@@ -34,7 +32,6 @@ from torch import Tensor
 
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
-from .bridges import Bridges, block_of, without_bridges
 
 Hooks = Sequence[tuple[str, Any]]
 Attention = Callable[[HookedModel], AbstractContextManager[None]]
@@ -95,7 +92,6 @@ def forward(
     below: Any = None,
     keep: Iterable[int] = (),
     attention: Attention | None = None,
-    bridges: Bridges = (),
     rows: bool = False,
     tuple_length: int | None = None,
 ) -> Outcome:
@@ -110,18 +106,14 @@ def forward(
         keep: Blocks whose output is kept, for later runs.
         attention: How attention is computed instead of as TransformerLens does; no hook may then
             ask for patterns (`shortcuts.is_free_of`). Runs that are compared should agree in this.
-        bridges: Those that are passed by in blocks without hooks; only where the model allows it,
-            and without patterns.
         rows: Whether logits are made by rows, afterwards; only where the model allows it, and not
             with hooks behind the input of the unembedding.
         tuple_length: Length of the tuple that a block returns; None where it is a tensor.
     """
     inputs: list[Tensor] = []
     reading = [(UNEMBED, partial(keep_input, kept=inputs))] if rows else []
-    hooked = {block_of(name) for name, _ in hooks} if bridges else set()
     with (
         nullcontext() if attention is None else attention(model),
-        without_bridges(bridges, set(range(start, len(bridges))) - hooked),
         replaced(model, start, below),
         keeping(model, keep) as kept,
         without_cache(model) if rows or start else nullcontext(),

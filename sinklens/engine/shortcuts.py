@@ -23,7 +23,6 @@ from ..core.protocol import HookedModel
 from ..models import ordinary_tokens, weights_state
 from ..models.capabilities import hook_name
 from .attention import in_slices, without_patterns
-from .bridges import bridges_by_block, without_bridges
 from .forward import UNEMBED, keep_input, keeping, replaced, unembed, without_cache
 
 SITES = ("residual", "z", "key", "value", "attn_out", "mlp_out", "resid_post")
@@ -41,7 +40,6 @@ class Shortcuts:
             has to stay as TransformerLens computes it.
         slices: Whether patterns can be read some queries at a time.
         sliced_sites: Kinds of site that are read alike while they are.
-        bridges: Whether blocks without patterns are the same without bridges.
         tuple_length: Length of the tuple that a block returns; None where it is a tensor.
     """
 
@@ -50,11 +48,10 @@ class Shortcuts:
     sites: frozenset[str]
     slices: bool
     sliced_sites: frozenset[str]
-    bridges: bool
     tuple_length: int | None
 
 
-NO_SHORTCUTS = Shortcuts(False, False, frozenset(), False, frozenset(), False, None)
+NO_SHORTCUTS = Shortcuts(False, False, frozenset(), False, frozenset(), None)
 _known: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Shortcuts]] = WeakKeyDictionary()
 
 
@@ -118,8 +115,7 @@ def _try_all(model: HookedModel) -> Shortcuts:
         sites = _alike(model, tokens, without_patterns) if exact else frozenset()
         slices = _works(_try_slices, model, tokens, whole)
         sliced = _alike(model, tokens, _in_some_slices) if slices else frozenset()
-        bridges = bool(sites) and _works(_try_without_bridges, model, tokens)
-    return Shortcuts(prefix, unembedding, sites, slices, sliced, bridges, form)
+    return Shortcuts(prefix, unembedding, sites, slices, sliced, form)
 
 
 def _alike(model: HookedModel, tokens: Tensor, attention: Callable[..., Any]) -> frozenset[str]:
@@ -201,24 +197,6 @@ def _try_slices(model: HookedModel, tokens: Tensor, whole: Tensor) -> bool:
         sliced = model.run_with_hooks(tokens, fwd_hooks=[])
     pairs = ((torch.cat(rows[n], dim=2), patterns[n][0]) for n in layers)
     return _close(sliced, whole) and all(_close(found, wanted) for found, wanted in pairs)
-
-
-def _try_without_bridges(model: HookedModel, tokens: Tensor) -> bool:
-    """Pass by every bridge, unless TransformerLens has hooks of its own on some."""
-    if any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values()):
-        return False
-    bridges, blocks = bridges_by_block(model), range(len(model.blocks))
-    runs = []
-    for passed in (range(0), blocks):
-        with (
-            without_patterns(model),
-            without_bridges(bridges, passed),
-            keeping(model, blocks) as kept,
-        ):
-            logits = model.run_with_hooks(tokens, fwd_hooks=[])
-        streams = [out[0] if isinstance(out, tuple) else out for out in kept.values()]
-        runs.append([logits, *streams])
-    return all(torch.equal(usual, direct) for usual, direct in zip(*runs, strict=True))
 
 
 def _keep_pattern(activation: Tensor, hook: Any, *, kept: list[Tensor]) -> None:

@@ -8,6 +8,7 @@ change its tensor.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -20,7 +21,6 @@ from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..hooks.intervention import FwdHooks, Intervention, restore_position
 from ..models.capabilities import SITES, check
-from .bridges import block_of
 
 
 class CannotShareError(Exception):
@@ -143,6 +143,12 @@ def edit_parts(
         edited = function(parts[number], hook=hook)
         parts[number] = parts[number] if edited is None else edited
     return torch.cat(parts)
+
+
+def block_of(name: str) -> int | None:
+    """The block that a hook is in; None outside the blocks."""
+    match = re.match(r"blocks\.(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 def _restores(function: Any) -> bool:

@@ -242,7 +242,7 @@ def test_interventions_share_a_forward_and_fire_once_each(boot_family: Boot) -> 
     edits = [ablate_heads(model, [(1, head)], "zero") for head in range(4)]
     found = sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
     assert found.fired == [1] * 4
-    assert found.shortcuts == dict.fromkeys(["prefix", "unembedding", "patterns", "bridges"], True)
+    assert found.shortcuts == dict.fromkeys(["prefix", "unembedding", "patterns"], True)
     # One of them does nothing: it is found, though it shares its forward with others.
     still = Intervention("still", "z", 1, [(hook_name("z", 1), lambda z, hook: z)])
     with pytest.raises(sinklens.SinklensError, match="still did not happen"):

@@ -8,72 +8,17 @@ from typing import Any
 import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.generalized_components.block import BlockBridge
 
 import sinklens
-from sinklens.engine import forward as forwards
 from sinklens.engine import shortcuts
-from sinklens.engine.attention import without_patterns
-from sinklens.engine.bridges import bridges_by_block
 from sinklens.engine.user_hooks import has_own_hooks
 from sinklens.hooks import ablate_heads
 from sinklens.hooks.intervention import Intervention
-from sinklens.models.capabilities import check, hook_name
 from tests import families
-from tests.engine.helpers import random_prompts, shift
-from tests.families import FAMILIES
+from tests.engine.helpers import random_prompts
 from tests.reference.plain_engine import plain_values
 
 Boot = Callable[[str], TransformerBridge]
-WITHOUT_BRIDGES = ("llama", "mistral", "neox")
-
-
-@pytest.mark.parametrize("name", list(FAMILIES))
-def test_blocks_without_bridges_are_equal_to_the_last_bit(name: str, boot_family: Boot) -> None:
-    """Where that is not so, or TransformerLens has hooks of its own, they stay."""
-    model = boot_family(name)
-    assert shortcuts(model).bridges == (name in WITHOUT_BRIDGES)
-    if not shortcuts(model).bridges:
-        return
-    tokens, last = random_prompts(5).tokens, model.cfg.n_layers - 1
-    hook = (hook_name("residual", last), shift)
-    with torch.no_grad():
-        usual, direct = (
-            forwards.forward(
-                model, tokens, [hook], keep=range(last + 1), attention=without_patterns, bridges=how
-            )
-            for how in ((), bridges_by_block(model))
-        )
-        unedited = forwards.forward(model, tokens, [], attention=without_patterns)
-    for layer in range(last + 1):
-        assert torch.equal(direct.kept[layer], usual.kept[layer])
-    assert torch.equal(direct.last, usual.last) and not torch.equal(direct.last, unedited.last)
-
-
-def test_only_blocks_without_a_hook_pass_their_bridges_by(
-    boot_family: Boot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = boot_family("llama")
-    used: list[int] = []
-    run = BlockBridge.forward
-
-    def count(block: Any, *inputs: Any, **named: Any) -> Any:
-        used.append([*model.blocks].index(block))
-        return run(block, *inputs, **named)
-
-    monkeypatch.setattr(BlockBridge, "forward", count)
-    shortcuts(model), check(model)
-    for layer in (0, 1):
-        used.clear()
-        edits = [ablate_heads(model, [(layer, head)], "zero") for head in range(3)]
-        found = sinklens.evaluate(model, random_prompts(3), edits, ["loss"], progress=False)
-        assert used == [layer]  # in the edited run; the clean one has no hook in any block
-        assert found.shortcuts["bridges"]
-    probed = sinklens.evaluate(
-        model, random_prompts(3), edits, ["loss", "sink_mass"], progress=False
-    )
-    assert not probed.shortcuts["bridges"]
-    assert not any("forward" in part.__dict__ for part in model.modules())
 
 
 def heads_of(model: TransformerBridge, layer: int) -> list[Intervention]:
