@@ -272,6 +272,7 @@ def test_broken_gguf(
     assert listing(tmp_path / "cache") == {}
 
 
+@pytest.mark.slow
 def test_truncated_real_gguf(
     smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from typer.testing import CliRunner
 import sinklens
 from sinklens.cli import app
 
+SMALL = ("--n-prompts", "3", "--length", "12", "--quiet")
+
 
 def _forwards(card: sinklens.Diagnosis) -> int:
     return sum(result.provenance["forwards"] for result in card.results.values())
 
 
+@pytest.mark.slow
 def test_the_shipped_model_has_sinks_and_loses_them() -> None:
     card = sinklens.diagnose("rope", progress=False)
     assert list(card.results) == [
@@ -54,25 +58,31 @@ def test_other_families_get_a_page_with_reasons(boot_family: Any, name: str) -> 
         assert "Not run: bos_replacement needs prompts that start with BOS" in page
 
 
-def test_the_command_writes_what_show_prints(tmp_path: Path) -> None:
-    folder = tmp_path / "out"
-    runner = CliRunner()
-    arguments = ["--n-prompts", "4", "--length", "16", "--quiet", "--out", str(folder)]
-    done = runner.invoke(app, ["diagnose", "rope", *arguments])
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder that the command wrote, and what it printed; leave the folder as it is."""
+    folder = tmp_path_factory.mktemp("diagnosis") / "out"
+    done = CliRunner().invoke(app, ["diagnose", "rope", *SMALL, "--out", str(folder)])
     assert done.exit_code == 0, done.output
-    assert (folder / "findings.txt").read_text() == done.stdout
+    return folder, done.stdout
+
+
+def test_the_command_writes_what_show_prints(written: tuple[Path, str]) -> None:
+    (folder, printed), runner = written, CliRunner()
+    assert (folder / "findings.txt").read_text() == printed
     shown = runner.invoke(app, ["show", str(folder)])
     assert shown.exit_code == 0 and "sink_head_ablation" in shown.stdout
-    again = runner.invoke(app, ["diagnose", "rope", *arguments])
+    again = runner.invoke(app, ["diagnose", "rope", *SMALL, "--out", str(folder)])
     assert again.exit_code == 1 and "not empty" in again.stderr
 
 
-def test_overwriting_leaves_no_result_of_another_run(tmp_path: Path) -> None:
-    folder, runner = tmp_path / "out", CliRunner()
-    size = ["rope", "--n-prompts", "3", "--length", "12", "--quiet", "--out", str(folder)]
-    assert runner.invoke(app, ["diagnose", *size]).exit_code == 0
+def test_overwriting_leaves_no_result_of_another_run(
+    written: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(written[0], tmp_path / "out"))
     (folder / "mine.txt").write_text("keep")
-    again = runner.invoke(app, ["run", "sink_profile", *size, "--overwrite"])
+    run = ["run", "sink_profile", "rope", *SMALL, "--out", str(folder), "--overwrite"]
+    again = CliRunner().invoke(app, run)
     assert again.exit_code == 0, again.output
     assert sorted(path.name for path in folder.iterdir()) == [
         "mine.txt",
@@ -88,15 +98,15 @@ def test_only_shared_settings_reach_the_battery() -> None:
         sinklens.diagnose("rope", conditions="natural")
 
 
-def test_the_report_is_one_page_without_a_network(tmp_path: Path) -> None:
-    folder, page, runner = tmp_path / "out", tmp_path / "page.html", CliRunner()
-    size = ["--n-prompts", "3", "--length", "12", "--quiet", "--out", str(folder)]
-    assert runner.invoke(app, ["diagnose", "rope", *size]).exit_code == 0
-    done = runner.invoke(app, ["report", str(folder), "-o", str(page)])
+def test_the_report_is_one_page_without_a_network(
+    written: tuple[Path, str], tmp_path: Path
+) -> None:
+    page, runner = tmp_path / "page.html", CliRunner()
+    done = runner.invoke(app, ["report", str(written[0]), "-o", str(page)])
     assert done.exit_code == 0, done.output
     content = page.read_text()
     assert "BOS replacement" in content and content.count("<table") == 4
     assert content.count("plotly-graph-div") == 4 and 'src="http' not in content
-    again = runner.invoke(app, ["report", str(folder), "-o", str(page)])
+    again = runner.invoke(app, ["report", str(written[0]), "-o", str(page)])
     assert again.exit_code == 1 and "exists" in again.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -73,7 +73,13 @@ def values(random: Any, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(random.standard_normal(shape)).float()
 
 
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("llama", "bert") else pytest.param(name, marks=pytest.mark.slow)
+        for name in FAMILIES
+    ],
+)
 @settings(
     max_examples=12,
     deadline=None,

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ class Subject:
     model: Any
     prompts: sinklens.Prompts
 
+    @cached_property
+    def result(self) -> sinklens.ExperimentResult:
+        return self.run()
+
     def run(self, **settings: Any) -> sinklens.ExperimentResult:
         smallest = registry.get(self.name).smallest
         how = {"draws": 2, "progress": False, **smallest, "prompts": self.prompts, **settings}
@@ -58,15 +63,15 @@ def subject(request: pytest.FixtureRequest, boot_family: Callable[[str], Any]) -
         model = boot_family(name) if name in families.FAMILIES else sinklens.load(name)
         text = corpus()[:2000] if name in families.FAMILIES else None
         prompts = sinklens.prompts(model, text, n=N_PROMPTS, length=LENGTH, bos=True)
-        made = Subject(request.param, model, prompts)
+        subject = Subject(request.param, model, prompts)
         try:
-            made.run()
+            assert subject.result
         except UsageError:
             raise
         except sinklens.SinklensError as error:
             refusals.append(str(error))
         else:
-            return made
+            return subject
     raise AssertionError(f"{request.param} can be run on none of the models: {refusals}")
 
 
@@ -127,7 +132,7 @@ def test_question_and_paper_are_said(name: str) -> None:
 
 
 def test_the_result_is_whole(subject: Subject, tmp_path: Path) -> None:
-    result = subject.run()
+    result = subject.result
     assert result.effects and 0 < len(result.summary) <= 12
     for row in result.effects:
         numbers = (row.baseline, row.value, row.effect)
@@ -151,7 +156,7 @@ def _same_place(row: sinklens.EffectSize, lead: sinklens.EffectSize) -> bool:
 
 
 def test_every_sentence_is_in_the_fields_own_words(subject: Subject) -> None:
-    result = subject.run()
+    result = subject.result
     for line in [*result.summary, *result.notes()[1:]]:  # the first names the model
         first = line.split()[0].strip(":")
         named = first in {name for row in result.effects for name in (row.metric, row.condition)}
@@ -165,15 +170,15 @@ def test_every_sentence_is_in_the_fields_own_words(subject: Subject) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes(subject: Subject) -> None:
-    first = bytes_of(subject.run(seed=7))
+    first = bytes_of(subject.result)
     torch.rand(3)  # the global state is no part of it
-    assert bytes_of(subject.run(seed=7)) == first
+    assert bytes_of(subject.run()) == first
 
 
 @pytest.mark.slow
 def test_the_order_of_prompts_does_not_matter(subject: Subject) -> None:
     shuffled = replace(subject.prompts, tokens=subject.prompts.tokens[ORDER])
-    mine, theirs = by_prompt(subject.run()), by_prompt(subject.run(prompts=shuffled))
+    mine, theirs = by_prompt(subject.result), by_prompt(subject.run(prompts=shuffled))
     assert mine.keys() == theirs.keys()
     for key, values in mine.items():
         close = 2e-5 * max(1.0, float(np.abs(values).max()))
@@ -201,7 +206,7 @@ def test_all_positions_are_the_default(subject: Subject) -> None:
         with pytest.raises(sinklens.SinklensError, match="takes no positions"):
             subject.run(positions=every)
         return
-    whole, counted = by_prompt(subject.run()), by_prompt(subject.run(positions=every))
+    whole, counted = by_prompt(subject.result), by_prompt(subject.run(positions=every))
     for key, values in whole.items():
         np.testing.assert_allclose(values, counted[key], atol=1e-5, err_msg=str(key))
     late = subject.run(positions=(LENGTH - 3, LENGTH - 2))

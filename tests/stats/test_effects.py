@@ -130,7 +130,10 @@ def test_a_family_that_is_too_large_for_its_prompts_is_announced() -> None:
     assert underpowered_families(family(7, 12)) == []
 
 
-@pytest.mark.parametrize(("n_prompts", "repeats"), [(8, 1500), (16, 250)])
+@pytest.mark.parametrize(
+    ("n_prompts", "repeats"),
+    [(8, 300), *(pytest.param(*size, marks=pytest.mark.slow) for size in ((8, 1500), (16, 250)))],
+)
 def test_calibration_on_true_nulls(n_prompts: int, repeats: int) -> None:
     found = simulate("normal", n_prompts, repeats)
     # Four standard errors of a share of 5 %.

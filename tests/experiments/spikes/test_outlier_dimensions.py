@@ -58,7 +58,7 @@ def planted() -> Any:
     return plain
 
 
-@pytest.mark.parametrize("draws", [0, 2])
+@pytest.mark.parametrize("draws", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_planted_outlier_is_found_exactly(draws: int) -> None:
     model = sinklens.load(planted(), tokenizer=families.tiny_tokenizer())
     prompts = sinklens.prompts(model, corpus()[:2000], n=4, length=16, bos=True)
@@ -110,6 +110,7 @@ def test_parameters_are_those_of_every_family(name: str) -> None:
         assert bool(bias[number].any()) == ("bias" in stored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_every_family_works(name: str) -> None:
     model = families.boot(name)
@@ -203,6 +204,7 @@ def read(plain: Any, tokens: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     return logits, torch.stack(streams, 1), outputs
 
 
+@pytest.mark.slow
 def test_smollm2_agrees_with_plain_hugging_face(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     """Few channels stand out by size, follow frequency, and are needed; none does by gain."""
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)
