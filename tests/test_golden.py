@@ -20,6 +20,8 @@ ROUNDING = 1e-4
 RESAMPLED = ("p_value", "q_value")
 # Of an effect within rounding error these are another processor's rounding.
 OF_ROUNDING = (*RESAMPLED, "d_z")
+# Over a spread that is only rounding, d_z means nothing and is None.
+SPREAD_OF_ROUNDING = 1e14
 KEY = ("metric", "condition", "kind", "against", "layer", "head", "queries")
 # A treatment that stood twice counted twice in its family of tests.
 OTHER_FAMILY = {("massive_activations", "treatment"): ("q_value",)}
@@ -60,6 +62,8 @@ def test_every_stored_number_is_found(case: golden.Case, stored: dict[str, dict[
             changed += OF_ROUNDING
         elif (old["metric"], old["kind"]) in rounded:
             changed += ("q_value",)
+        if abs(old["d_z"] or 0) > SPREAD_OF_ROUNDING:
+            changed += ("d_z",)
         for field, value in old.items():
             tolerance = 0.02 if field in RESAMPLED else ROUNDING
             if isinstance(value, float):

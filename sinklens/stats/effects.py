@@ -28,6 +28,7 @@ from jaxtyping import Float
 from scipy import stats
 
 RESAMPLES = 20_000
+EPSILON, ROUNDING_STEPS = float(np.finfo(float).eps), 10  # as scipy judges loss of precision
 LEVEL = 0.05
 Values = Float[np.ndarray, " prompt"]
 Draws = Float[np.ndarray, "draw prompt"]
@@ -133,7 +134,8 @@ def paired_row(
     low, high = interval(by_draw)
     differences = by_draw.mean(0)
     values, baselines = (np.atleast_2d(part).mean(0) for part in (values, baselines))
-    deviation = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    spread = len(differences) > 1 and not _are_equal(differences)
+    deviation = float(differences.std(ddof=1)) if spread else 0.0
     effect = EffectSize(
         metric,
         condition,
@@ -159,12 +161,12 @@ def paired_row(
 
 
 def interval(differences: Values | Draws) -> tuple[float | None, float | None]:
-    """Student's t interval (95 %) of the mean; a single point where all values are the same."""
+    """Student's t interval (95 %) of the mean; a single point where all values are equal."""
     by_draw = np.atleast_2d(differences)
     if by_draw.shape[1] < 2:
         return None, None
-    if np.ptp(by_draw) == 0:
-        return float(by_draw[0, 0]), float(by_draw[0, 0])
+    if _are_equal(by_draw):
+        return float(by_draw.mean()), float(by_draw.mean())
     error, freedom = standard_error(by_draw)
     if error == 0:  # draws that differ cancel in every prompt
         return float(by_draw.mean()), float(by_draw.mean())
@@ -203,10 +205,16 @@ def p_value(differences: Values | Draws, seed: int = 0) -> float:
     """Two-sided p of the mean: by sign flips, with several draws at least the t-test's."""
     by_draw = np.atleast_2d(differences)
     p = sign_flip_p(by_draw.mean(0), seed)
-    if len(by_draw) == 1 or np.ptp(by_draw) == 0:
+    if len(by_draw) == 1 or _are_equal(by_draw):
         return p
     error, freedom = standard_error(by_draw)
     return p if error == 0 else max(p, float(2 * stats.t.sf(abs(by_draw.mean()) / error, freedom)))
+
+
+def _are_equal(differences: Values | Draws) -> bool:
+    """Whether values are equal within float rounding, so that their variance is only rounding."""
+    mean = differences.mean()
+    return bool(np.abs(differences - mean).max() <= ROUNDING_STEPS * EPSILON * abs(mean))
 
 
 def sign_flip_p(differences: Values, seed: int = 0) -> float:

@@ -92,6 +92,25 @@ def test_degenerate_samples_have_decided_answers() -> None:
     assert interval(np.zeros(0)) == (None, None)
 
 
+@pytest.mark.parametrize("size", [1e-9, 0.1, 3e5])
+def test_values_that_are_equal_but_for_rounding_have_no_spread(size: float) -> None:
+    """scipy warns of them, since their variance is nothing but rounding."""
+    differences = size * np.array([1.0, 1 + 2**-52, 1 - 2**-52, 1 + 2**-51, 1.0])
+    assert np.ptp(differences) > 0
+    with pytest.warns(RuntimeWarning, match="[Pp]recision loss"):
+        stats.ttest_1samp(differences, 0)
+    row = paired_row("loss", "c", "treatment", differences, np.zeros(5)).effect
+    assert row.ci_low == row.effect == row.ci_high == pytest.approx(size) and row.d_z is None
+
+
+def test_a_small_spread_beyond_rounding_keeps_its_interval() -> None:
+    differences = 0.1 + 1e-9 * np.array([1.0, -1.0, 2.0, 0.0, 3.0])
+    row = paired_row("loss", "c", "treatment", differences, np.zeros(5)).effect
+    half = stats.t.ppf(0.975, 4) * differences.std(ddof=1) / math.sqrt(5)
+    assert row.ci_high is not None and row.ci_high - row.effect == pytest.approx(half, rel=1e-6)
+    assert row.d_z is not None
+
+
 def test_q_values_are_benjamini_hochberg_within_metric_and_kind() -> None:
     random = np.random.default_rng(0)
     rows = [
