@@ -28,7 +28,8 @@ from ..core.storage import json_bytes, read_json, require_free, write_files
 from ..models import origin, weights_hash
 from ..models.prompts import Prompts
 from ..stats.effects import EffectSize, underpowered_families
-from .figures import draw, from_json
+from .drawing import draw
+from .figures import from_json
 from .record import Array, Record
 from .schema1 import from_schema1
 from .table import table_of

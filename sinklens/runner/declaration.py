@@ -10,7 +10,7 @@ from typing import Any
 from ..core.errors import UsageError, unknown_name
 from ..metrics import Metric, resolve_metrics
 from ..results.estimates import Measure
-from ..results.figures import Declared, Forest
+from ..results.figures import Figured, Forest
 from ..results.result import ExperimentResult
 from ..results.wording import Says
 from .config import ExperimentConfig
@@ -35,7 +35,7 @@ class Experiment:
         measures: By metric what kind of number it is, or by `metric/condition` where conditions
             have units or nulls of their own.
         says: The sentences of the summary.
-        figure: What is drawn.
+        figure: What is drawn, or a function of the result that gives it.
         draws_controls: Whether `draws=0` leaves controls out.
         smallest: The settings of the smallest run that reaches all of it, for tests.
     """
@@ -51,7 +51,7 @@ class Experiment:
     metrics: tuple[str, ...] = ()
     measures: Mapping[str, Measure] = field(default_factory=dict)
     says: Says = ()
-    figure: Declared = field(default_factory=Forest)
+    figure: Figured = field(default_factory=Forest)
     draws_controls: bool = True
     smallest: Mapping[str, Any] = field(default_factory=dict)
 

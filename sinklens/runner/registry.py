@@ -29,7 +29,7 @@ from ..models import require_eval_mode
 from ..models.prompts import Prompts
 from ..models.prompts import prompts as make_prompts
 from ..results.estimates import Measure
-from ..results.figures import Declared, Forest
+from ..results.figures import Figured, Forest
 from ..results.result import ExperimentResult, identity
 from ..results.wording import Says
 from .config import ExperimentConfig, fit
@@ -52,7 +52,7 @@ def experiment(
     metrics: Sequence[str] = (),
     measures: Mapping[str, Measure] | None = None,
     says: Says = (),
-    figure: Declared | None = None,
+    figure: Figured | None = None,
     draws_controls: bool = True,
     smallest: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., ExperimentResult]]:

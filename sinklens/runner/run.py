@@ -31,7 +31,7 @@ from ..models.capabilities import Capabilities, check
 from ..models.prompts import Prompts
 from ..probes import Probe
 from ..results.estimates import Measure, Place, Reference, Sample, Share, rows_of, share_row
-from ..results.figures import to_json
+from ..results.figures import figure_of, to_json
 from ..results.record import Array
 from ..results.result import ExperimentResult, identity
 from ..results.wording import say
@@ -296,20 +296,20 @@ class Run(Generic[Config]):
             "footnotes": self._footnotes,
         }
         metrics = {row.effect.metric for row in rows}
+        sides = (("value", "values"), ("baseline", "baselines"))
         result = ExperimentResult(
             experiment=self._experiment.name,
             effects=[row.effect for row in rows],
             summary=[],
             arrays=self._arrays,
             per_prompt={
-                side: torch.from_numpy(np.stack([self._by_prompt(getattr(r, of)) for r in rows]))
-                for side, of in (("value", "values"), ("baseline", "baselines"))
+                side: torch.from_numpy(np.stack([self._by_prompt(row, of) for row in rows]))
+                for side, of in sides
             },
             settings=settings,
             findings=self._findings,
             draws=self._draws,
             measures={n: m for n, m in self._measures.items() if n.partition("/")[0] in metrics},
-            figure=to_json(self._experiment.figure),
             provenance={
                 **identity(self.model, self.prompts),
                 "seed": self.config.seed,
@@ -318,8 +318,15 @@ class Run(Generic[Config]):
                 "forwards": self._forwards,
             },
         )
-        return replace(result, summary=say(result, self._experiment.says))
+        return replace(
+            result,
+            summary=say(result, self._experiment.says),
+            figure=to_json(figure_of(result, self._experiment.figure)),
+        )
 
-    def _by_prompt(self, values: np.ndarray) -> np.ndarray:
-        """The values of a row; NaN where they are not of the prompts."""
-        return values if len(values) == len(self.prompts) else np.full(len(self.prompts), np.nan)
+    def _by_prompt(self, row: Row, side: str) -> np.ndarray:
+        """One side of a row, `values` or `baselines`; NaN where no prompts were resampled."""
+        if row.effect.resampled != "prompt":
+            return np.full(len(self.prompts), np.nan)
+        numbers: np.ndarray = getattr(row, side)
+        return numbers
