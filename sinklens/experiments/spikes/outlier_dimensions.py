@@ -147,7 +147,7 @@ SAYS = (
 
 
 @experiment(
-    paper="2205.11380",
+    paper="Puccetti et al. 2022 (2205.11380)",
     question="Do a few channels stand out everywhere, follow token frequency, and matter?",
     needs=(at_least_tokens(LEAST_TOKENS + 1),),
     conditions=CONDITIONS,
