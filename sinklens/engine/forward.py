@@ -1,21 +1,22 @@
-"""A forward pass that computes only what is needed: from block k on, up to the unembedding.
+"""A partial forward pass: from block k on, up to the unembedding.
 
-Three shortcuts, none of which changes the numbers of the parts that do run:
+Three shortcuts, none of which changes the values of the parts that do run:
 
-- **Prefix**: an intervention in block k leaves the outputs of the blocks below unchanged. Block
-  k - 1 then returns its clean output, and the blocks below return anything; each stays in
-  its place, so that position ids, masks and layer numbers are those of a whole forward. What comes
-  out is equal to the last bit.
-- **Unembedding on demand**: the forward stops short of the unembedding (it gets no rows: a single
-  one takes as long as reading the whole matrix), and logits are computed afterwards, only where
-  they are read, some rows at a time. Scalings and caps behind the unembedding stay in place, since
-  the rows go through the model's own code.
-- **No patterns**: where no hook asks for scores or patterns, they are not made, and where probes
-  only read them, at long contexts, only some rows at a time (`attention`). Equal to float rounding.
+- **Prefix**: an intervention in block k leaves the outputs of earlier blocks unchanged. All blocks
+  before k are replaced by functions that return the clean output of block k - 1; the modules stay
+  in place, so that position ids, masks and layer numbers are those of a whole forward pass. Results
+  are bitwise equal.
+- **Unembedding on demand**: the forward pass gives the unembedding no rows (a single row takes as
+  long as reading the whole matrix), and logits are computed afterwards, only where they are read,
+  some rows at a time. Scaling and soft-capping after the unembedding are kept, since the rows pass
+  through the model's own code.
+- **No patterns**: where no hook needs scores or patterns, they are not materialised; where probes
+  only read them, at long contexts, they are computed some rows at a time (`attention`). Equal
+  within float rounding.
 
-Which of them a model allows is found by trying each (`shortcuts`); elsewhere the whole forward
-runs. With them no cache of keys and values is filled, which nothing would read. The replacements of
-module code live inside `with` blocks only.
+Which of them a model allows is determined by trying each (`shortcuts`); otherwise the whole forward
+pass runs. With them no cache of keys and values is filled. Module code is replaced inside `with`
+blocks only.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ UNEMBED = "unembed.hook_in"
 
 @dataclass(frozen=True)
 class Outcome:
-    """A forward that has run as far as the unembedding, or whole where rows are not possible.
+    """A forward pass up to the unembedding, or a whole one where rows are not possible.
 
     Attributes:
         model: The model that ran.
-        hidden: What enters the unembedding.
-        whole: All logits, where they were made at once.
+        hidden: The input of the unembedding.
+        whole: All logits, where they were computed at once.
         kept: Outputs of some blocks.
         tuple_length: Length of the tuple that a block returns; None where it is a tensor.
     """
@@ -58,7 +59,7 @@ class Outcome:
 
     @property
     def last(self) -> Float[Tensor, "batch pos width"]:
-        """What the forward ended with."""
+        """The final output: logits, or the input of the unembedding."""
         last = self.hidden if self.whole is None else self.whole
         assert last is not None
         return last
@@ -99,15 +100,15 @@ def forward(
 
     Args:
         model: The model.
-        tokens: What to run.
+        tokens: The tokens.
         hooks: Hooks; none in a block below `start`.
-        start: The first block that runs; `below` stands for those before it.
+        start: The first block that runs; `below` replaces the earlier ones.
         below: The output of block `start - 1` in the clean run of the same tokens.
         keep: Blocks whose output is kept, for later runs.
         attention: How attention is computed instead of as TransformerLens does; no hook may then
             ask for patterns (`shortcuts.is_free_of`). Runs that are compared should agree in this.
-        rows: Whether logits are made by rows, afterwards; only where the model allows it, and not
-            with hooks behind the input of the unembedding.
+        rows: Whether logits are computed afterwards, by rows; only where the model allows it, and
+            not with hooks after the input of the unembedding.
         tuple_length: Length of the tuple that a block returns; None where it is a tensor.
     """
     inputs: list[Tensor] = []
@@ -125,7 +126,7 @@ def forward(
 
 
 def repeat_output(output: Any, times: int) -> Any:
-    """The output of a block, for a batch that holds the same prompts several times.
+    """The output of a block, repeated for a batch that holds the same prompts several times.
 
     Always a copy: an intervention that writes in place must not reach later forward passes.
     """
@@ -137,12 +138,12 @@ def repeat_output(output: Any, times: int) -> Any:
 def unembed(
     model: HookedModel, rows: Float[Tensor, "row d_model"], tuple_length: int | None
 ) -> Float[Tensor, "row d_vocab"]:
-    """Logits of rows of the unembedding's input, by way of a forward in which no block runs."""
+    """Logits of rows of the unembedding's input, through a forward pass in which no block runs."""
     token = torch.zeros(1, 1, dtype=torch.long, device=rows.device)
     blank: Any = torch.zeros(1, 1, int(model.cfg.d_model), dtype=rows.dtype, device=rows.device)
     if tuple_length is not None:
         blank = (blank, *[None] * (tuple_length - 1))
-    # No other hook can be in place, so PyTorch's own will do, which is found without a search.
+    # No other hook can be in place here, so that a plain PyTorch hook suffices.
     handle = model.unembed.hook_in.register_forward_hook(partial(_hand_on, rows[None]))
     try:
         with replaced(model, len(model.blocks), blank):
@@ -153,7 +154,7 @@ def unembed(
 
 
 def keep_input(activation: Tensor, hook: Any, *, kept: list[Tensor]) -> Tensor:
-    """Keep what enters the unembedding and let no row through."""
+    """Keep the input of the unembedding and pass no row on."""
     kept.append(activation)
     return activation[:1, :0]
 

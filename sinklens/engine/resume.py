@@ -5,9 +5,9 @@
 
 Every group of interventions of every batch is written as soon as it is measured, into
 `folder/unfinished`, under a key made of the experiment, its version and settings, the model's
-weights and the prompts; work with metrics or hooks of the caller's own is not gone on with. Each
-file appears whole or not at all. Since the sizes of forwards follow from shapes (`sizes.py`), what
-comes out is the same, byte for byte, as without a stop.
+weights and the prompts; work with user-defined metrics or hooks is not resumed. Each file is
+written completely or not at all. Since batch sizes depend on shapes alone (`sizes.py`), a resumed
+run gives the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -39,23 +39,24 @@ def kept(folder: Path, command: Sequence[str], *, overwrite: bool = False) -> It
     """Keep finished work in `folder` until the block ends without an error.
 
     Args:
-        folder: Where; what an unfinished run of the same command left there is taken up.
-        command: What is run.
-        overwrite: Throw away what another command left.
+        folder: The output folder; unfinished work of the same command there is resumed.
+        command: The command.
+        overwrite: Whether to discard unfinished work of another command.
 
     Raises:
-        SinklensError: Another command's unfinished work is there, or something else under its name.
+        SinklensError: The folder holds unfinished work of another command, or other files under
+            that name.
     """
     own, existed = folder / UNFINISHED, folder.exists()
     text = json.dumps(command, sort_keys=True)
-    said = own / COMMAND
-    if own.exists() and not (said.exists() and said.read_bytes() == text.encode()):
-        if not said.exists() and not _is_blank(own):
+    stored = own / COMMAND
+    if own.exists() and not (stored.exists() and stored.read_bytes() == text.encode()):
+        if not stored.exists() and not _is_blank(own):
             raise SinklensError(
                 f"{own} does not belong to an unfinished run, which would be kept there; give "
                 "another folder"
             )
-        if said.exists() and not overwrite:
+        if stored.exists() and not overwrite:
             raise SinklensError(
                 f"{folder} holds an unfinished run of another command; run that again to finish "
                 "it, give another folder, or --overwrite"
@@ -76,12 +77,12 @@ def kept(folder: Path, command: Sequence[str], *, overwrite: bool = False) -> It
 
 
 def _is_blank(own: Path) -> bool:
-    """Whether a run was stopped here before it could say which it is."""
+    """Whether a run was interrupted here before its command was written."""
     return own.is_dir() and all(path.name == f"{COMMAND}.partial" for path in own.iterdir())
 
 
 def _remove(own: Path) -> None:
-    """Remove an unfinished run; last what says whose it is, for a stop may come in between."""
+    """Remove an unfinished run; its command last, since removal can be interrupted."""
     for part in own.glob("*"):
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
@@ -90,24 +91,24 @@ def _remove(own: Path) -> None:
 
 @dataclass(frozen=True)
 class Journal:
-    """A folder for finished work, made when there is some.
+    """A folder for finished work, created with the first piece.
 
     Attributes:
         folder: The folder.
-        command: What is run, as text.
+        command: The command, as text.
     """
 
     folder: Path
     command: str
 
     def write(self, file: Path, content: bytes) -> None:
-        """Write a file that appears whole, and before the first one what it belongs to.
+        """Write a file completely or not at all; before the first one, the command.
 
         Raises:
             SinklensError: It cannot be written.
         """
-        said = self.folder / COMMAND
-        for target, what in ((said, self.command.encode()), (file, content)):
+        stored = self.folder / COMMAND
+        for target, what in ((stored, self.command.encode()), (file, content)):
             if target == file or not target.exists():
                 partial = target.with_name(f"{target.name}.partial")
                 try:
@@ -116,8 +117,8 @@ class Journal:
                     os.replace(partial, target)
                 except OSError as error:
                     raise SinklensError(
-                        f"cannot keep finished work in {self.folder}: {error}; what is there stays "
-                        "and the same command goes on from it"
+                        f"cannot keep finished work in {self.folder}: {error}; finished work is "
+                        "kept, and the same command resumes from it"
                     ) from error
 
 
@@ -126,7 +127,7 @@ def section(identity: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
     """One experiment's part; without `kept` around it nothing is written.
 
     Args:
-        identity: All that the numbers depend on, as JSON holds it; asked only if work is kept.
+        identity: Everything that the numbers depend on, for JSON; called only if work is kept.
     """
     journal = _open.get()
     if journal is None:
@@ -149,31 +150,31 @@ class Section:
         self._calls = 0
 
     def next_call(self) -> Call:
-        """The next call of `evaluate`; an experiment makes the same calls every time."""
+        """The next call of `evaluate`; the calls of an experiment have a fixed order."""
         self._calls += 1
         return KeptCall(self._journal, self._folder / f"{self._calls}")
 
 
 class Call:
-    """A call of `evaluate` of which nothing is kept."""
+    """A call of `evaluate` whose work is not kept."""
 
     def load(self, batch: int, what: str) -> dict[str, Tensor] | None:
-        """What was kept of a batch under a name, None if it was not finished."""
+        """The tensors kept for a batch under a name; None if they are not there."""
         return None
 
     def store(self, batch: int, what: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep what is finished."""
+        """Keep finished tensors."""
 
 
 class KeptCall(Call):
     """A call of `evaluate` whose finished work is on disk."""
 
     def __init__(self, journal: Journal, folder: Path) -> None:
-        """Take up what is there."""
+        """Use the finished work in the folder."""
         self._journal, self._folder = journal, folder
 
     def load(self, batch: int, what: str) -> dict[str, Tensor] | None:
-        """What was kept of a batch under a name, None if it was not finished."""
+        """The tensors kept for a batch under a name; None if they are not there."""
         file = self._folder / f"{batch}-{what}.safetensors"
         try:
             return load(file.read_bytes()) if file.exists() else None
@@ -181,7 +182,7 @@ class KeptCall(Call):
             return None
 
     def store(self, batch: int, what: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep what is finished."""
+        """Keep finished tensors."""
         content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
         self._journal.write(self._folder / f"{batch}-{what}.safetensors", content)
 

@@ -1,9 +1,9 @@
-"""Which shortcuts a model allows, found by trying each beside the whole forward.
+"""Which shortcuts a model allows, determined by comparing each with the whole forward pass.
 
-Every trial runs two short prompts of ordinary tokens, if possible under an intervention, so that
-a part that only looks right on a clean run (a stack of blocks that is run several times) is found
-out. What was found is kept until a weight is written, or the model changes its mode, code, dtype
-or device (`models.weights_state` says what goes unseen).
+Every trial runs two short prompts of ordinary tokens, if possible under an intervention, so that a
+shortcut that is correct on a clean run only (for a stack of blocks that runs several times) is
+detected. The outcome is cached until a weight is written, or the model changes its mode, code,
+dtype or device (`models.weights_state` says which changes are not detected).
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _TRIED_PROMPTS, _TRIED_LENGTH, _TRIED_QUERIES = 2, 8, 3
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """What a model allows, found by trying.
+    """What a model allows.
 
     Attributes:
-        prefix: Whether blocks can be left out.
+        prefix: Whether earlier blocks can be skipped.
         unembedding: Whether logits can be computed by rows.
-        sites: Kinds of site that are read and edited alike without patterns; empty where attention
-            has to stay as TransformerLens computes it.
+        sites: Kinds of site with the same values and effects when patterns are not materialised;
+            empty where attention has to stay as TransformerLens computes it.
         slices: Whether patterns can be read some queries at a time.
-        sliced_sites: Kinds of site that are read alike while they are.
+        sliced_sites: Kinds of site with the same values while patterns are read in slices.
         tuple_length: Length of the tuple that a block returns; None where it is a tensor.
     """
 
@@ -66,7 +66,7 @@ def shortcuts(model: HookedModel) -> Shortcuts:
 
 
 def _state(model: HookedModel) -> tuple[Any, ...]:
-    """What a trial holds for: mode, dtype, device, and the weights as they are."""
+    """What the outcome depends on: mode, dtype, device, code and weights."""
     code = tuple(type(module).forward for module in model.original_model.modules())
     modes = ("compatibility_mode", "_weights_processed")
     return (
@@ -78,7 +78,7 @@ def _state(model: HookedModel) -> tuple[Any, ...]:
 
 
 def is_free_of(model: HookedModel, sites: Iterable[str], names: Iterable[Any]) -> bool:
-    """Whether hooks of these names are only at the embedding, at the end, or at some sites."""
+    """Whether these hooks are only at the embedding, at the end, or at the given sites."""
     sites, last = list(sites), len(model.blocks) - 1
     free = {"hook_embed", hook_name("resid_post", last)}
     free |= {hook_name(site, layer) for site in sites for layer in range(last + 1)}
@@ -95,7 +95,7 @@ def is_before_unembedding(model: HookedModel, names: Iterable[Any]) -> bool:
 
 
 def _try_all(model: HookedModel) -> Shortcuts:
-    """Try each shortcut beside the whole forward."""
+    """Compare each shortcut with the whole forward pass."""
     pool = ordinary_tokens(model)
     choice = torch.arange(_TRIED_PROMPTS * _TRIED_LENGTH) * 7 % len(pool)
     tokens = pool[choice].view(_TRIED_PROMPTS, _TRIED_LENGTH).to(model.cfg.device)
@@ -119,19 +119,19 @@ def _try_all(model: HookedModel) -> Shortcuts:
 
 
 def _alike(model: HookedModel, tokens: Tensor, attention: Callable[..., Any]) -> frozenset[str]:
-    """The sites that are read and edited alike with another attention."""
+    """The sites with the same values and effects under another attention."""
     if _works(_try_attention, model, tokens, attention, SITES):
         return frozenset(SITES)
     return frozenset(s for s in SITES if _works(_try_attention, model, tokens, attention, (s,)))
 
 
 def _in_some_slices(model: HookedModel) -> AbstractContextManager[None]:
-    """Attention some queries at a time, which nobody reads."""
+    """Attention some queries at a time, without readers."""
     return in_slices(model, [], _TRIED_QUERIES)
 
 
 def _works(trial: Any, *arguments: Any) -> bool:
-    """Whether a trial says so; whatever it raises means no, but for a lack of memory."""
+    """Whether a trial succeeds; any error other than lack of memory means no."""
     try:
         return bool(trial(*arguments))
     except torch.OutOfMemoryError:
@@ -141,7 +141,7 @@ def _works(trial: Any, *arguments: Any) -> bool:
 
 
 def _try_prefix(model: HookedModel, tokens: Tensor, whole: Tensor, kept: dict[int, Any]) -> bool:
-    """Leave out the first block, all but the last, and all, with an intervention after them."""
+    """Skip the first block, all but the last, and all, with an intervention after them."""
     last = len(model.blocks)
     for start in {1, last - 1, last} - {0}:
         # The first blocks to run get another residual stream, as under an intervention: a block
@@ -169,7 +169,7 @@ def _try_unembedding(model: HookedModel, tokens: Tensor, whole: Tensor, form: in
 def _try_attention(
     model: HookedModel, tokens: Tensor, attention: Callable[..., Any], sites: Sequence[str]
 ) -> bool:
-    """Read and edit kinds of site in the first and the last block, as usual and otherwise."""
+    """Read and edit kinds of site in the first and last block, with both kinds of attention."""
     names = [hook_name(site, layer) for site in sites for layer in (0, len(model.blocks) - 1)]
     runs = []
     for context in (nullcontext(), attention(model)):
@@ -204,14 +204,14 @@ def _keep_pattern(activation: Tensor, hook: Any, *, kept: list[Tensor]) -> None:
 
 
 def _keep_and_shift(activation: Tensor, hook: Any, *, kept: list[Tensor]) -> Tensor:
-    """Keep an activation and move it by something of its own size."""
+    """Keep an activation and shift it by a ramp of its own scale."""
     kept.append(activation)
     ramp = torch.linspace(-1, 1, activation.numel(), device=activation.device)
     return activation + ramp.view(activation.shape).to(activation) * activation.std()
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:
-    """Whether two tensors are the same but for rounding."""
+    """Whether two tensors are equal within rounding error."""
     if found.shape != wanted.shape:
         return False
     steps = 50 if wanted.dtype in (torch.float32, torch.float64) else 4

@@ -1,9 +1,10 @@
-"""How many prompts, interventions and rows of logits a forward holds.
+"""Batch sizes: prompts, interventions and rows of logits per forward pass.
 
-On a CPU large forwards gain little: on SmolLM2-135M, 256 to 1,024 tokens a forward took the same
-time within a fifth, and so did slices of 16 to 128 MiB of logits. The sizes there lie in between;
-on other devices a forward fills the memory budget. They follow from shapes, device and budget
-alone, never from a timing: rounding depends on them, and the same run has to give the same bytes.
+On a CPU large forward passes gain little: on SmolLM2-135M, time per token varied by less than a
+fifth between 256 and 1,024 tokens per pass, and between slices of 16 and 128 MiB of logits. The
+sizes on CPU lie in these ranges; on other devices a forward pass fills the memory budget. They
+depend on shapes, device and budget alone, never on a timing: rounding depends on them, and the same
+run has to give the same bytes.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Sizes:
 
     Attributes:
         prompts: Prompts in a batch.
-        interventions: Interventions that may share a forward.
+        interventions: The largest number of interventions in one forward pass.
         rows: Rows of logits at once.
-        queries: Rows of a layer's attention pattern at once, where probes can read them so.
+        queries: Rows of a layer's attention pattern at once, where probes can read slices.
         memory: The budget in bytes.
     """
 
@@ -57,15 +58,15 @@ def choose_sizes(
 
     Args:
         model: The model.
-        prompts: How many prompts there are.
-        length: Positions in each.
-        batch_size: Rows of tokens in a forward, if the caller decides.
-        memory: Bytes for what a forward holds; by default 1 GiB, or a quarter of the memory
-            there is where that is less.
-        starts: How many blocks' clean outputs are kept.
+        prompts: The number of prompts.
+        length: Their length in tokens.
+        batch_size: Rows of tokens per forward pass, if the caller chooses it.
+        memory: Memory budget of a forward pass in bytes; by default 1 GiB, or a quarter of the
+            device's memory where that is less.
+        starts: The number of blocks whose clean output is kept.
 
     Raises:
-        UsageError: A batch size or a budget that holds nothing.
+        UsageError: The batch size or the budget is below 1.
     """
     for name, given in (("batch_size", batch_size), ("memory", memory)):
         if given is not None and given < 1:
@@ -98,8 +99,8 @@ def choose_sizes(
 def default_memory(model: HookedModel) -> int:
     """A quarter of the device's memory, at most 1 GiB.
 
-    Of all of it, not of what is free: the sizes, and with them rounding, would follow what else
-    runs on the machine.
+    Total memory, not free memory: otherwise batch sizes, and with them rounding, would depend on
+    what else runs on the machine.
     """
     device = torch.device(model.cfg.device)
     if device.type == "cuda":

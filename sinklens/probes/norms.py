@@ -3,7 +3,7 @@
 `ResidualNorms`: the L2 norm of the stream at position 0 and its mean over positions >= 1, entering
 each block and leaving the last. `ValueNorms`: the L2 norm of the value at position 0 and its mean
 over positions >= 1, by layer and key-value head; a head whose sink has a small value reads nothing
-there, whatever its weight ("value drain", 2410.13835). Units are the model's own.
+there, whatever its weight ("value drain", Guo et al. 2024, 2410.13835). Units are the model's own.
 """
 
 from __future__ import annotations

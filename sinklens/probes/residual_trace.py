@@ -1,9 +1,10 @@
 """Where massive activations come from: the residual stream after every sub-block.
 
 A model of L blocks has 2 L sub-blocks, attention and MLP, each of which adds to the stream (the
-"blocks" of 2603.05498, numbered from 1). A stage is the stream after one of them; stage 0 is what
-enters the first block. In blocks whose attention and MLP read the same input the stage between them
-exists in the sum only. Which entries are massive says a `functional.massive.Criterion`.
+"blocks" of Sun et al. 2026 (2603.05498), numbered from 1). A stage is the stream after one of them;
+stage 0 is what enters the first block. In blocks whose attention and MLP read the same input the
+stage between them exists in the sum only. Which entries are massive says a
+`functional.massive.Criterion`.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     gap_i = log A_i0 - mean over 1 <= j <= i of log A_ij = s_i0 - mean of s_ij,
 
 since the softmax's denominator is the same for all keys of a query; the mean over queries i >= 1 is
-one number a prompt, layer and head, in nats. 2410.13835 calls it the sink logit. Keys that a window
-hides are left out, and so are queries that do not see the key. In models that see both ways all
-keys j >= 1 count. For a control the same is read of a later key p, over queries i > p and the keys
-that are neither 0 nor p, and of key 0 over the same.
+one number a prompt, layer and head, in nats. Guo et al. 2024 (2410.13835) call it the sink logit.
+Keys that a window hides are left out, and so are queries that do not see the key. In models that
+see both ways all keys j >= 1 count. For a control the same is read of a later key p, over queries i
+> p and the keys that are neither 0 nor p, and of key 0 over the same.
 
 Scores s are read where the softmax gets them from `hook_attn_scores`: an edge dropped from the
 pattern then leaves its own layer's gap as it is, and what moves are the gaps of later layers. Where

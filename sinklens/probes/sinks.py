@@ -1,6 +1,6 @@
 """How much attention each key position gets: sink scores and sink mass.
 
-For key k of a head, over T positions (2410.10781, section 2):
+For key k of a head, over T positions (Gu et al. 2025, 2410.10781, section 2):
 
     score_k = mean over queries i >= k of A_ik
 

@@ -1,10 +1,10 @@
 """Massive activations: the largest entry of the residual stream, beside the median one.
 
 For each prompt, entering each block and leaving the last: the largest |x| over positions and
-channels, where it is, and the median |x| over the same entries (2402.17762 calls an activation
-massive above 100 and 1,000 times this median; a scale-free reading takes the ratio alone). Units
-are the model's own; ratios have none. A large ratio says that an entry stands out, not that
-anything depends on it.
+channels, where it is, and the median |x| over the same entries (Sun et al. 2024, 2402.17762, call
+an activation massive above 100 and 1,000 times this median; a scale-free reading takes the ratio
+alone). Units are the model's own; ratios have none. A large ratio says that an entry stands out,
+not that anything depends on it.
 """
 
 from __future__ import annotations

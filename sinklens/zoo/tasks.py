@@ -1,12 +1,13 @@
-"""What the shipped models are trained on, and what their loss is.
+"""The training tasks of the shipped models, with their data and losses.
 
 `TextWindows`: next tokens of windows of the training text, with BOS or without. `MaskedWindows`:
-masked tokens of the same windows between [CLS] and [SEP], as BERT has it (1810.04805, section 3.1):
-some tokens are chosen, of which 80 % are shown as the mask, 10 % as another token and 10 % as they
-are. We choose 40 %, which BERT-large is better with than with BERT's 15 % (2202.08005) and which
-makes 2.7 times as many predictions a step. The Bigram-Backcopy task is in `backcopy.py`.
+masked tokens of the same windows between [CLS] and [SEP], as in BERT (Devlin et al. 2018,
+1810.04805, section 3.1): a share of tokens is predicted, of which 80 % are replaced by the mask, 10
+% by another token, and 10 % are kept. The share is 40 %, with which BERT-large is better than with
+the original 15 % (Wettig et al. 2022, 2202.08005), and which gives 2.7 times as many predictions
+per step. The Bigram-Backcopy task is in `backcopy.py`.
 
-A task says the same tokens in the same order for the same seed.
+A task gives the same tokens in the same order for the same seed.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ def mask_tokens(tokens: Int[Tensor, "batch pos"], seed: int, step: int) -> Batch
 
 
 def loss_without_context(batch: Batch) -> float:
-    """The loss, in nats, of who knows token frequencies and what each place itself shows.
+    """The loss, in nats, of a predictor that uses token frequencies and the shown token alone.
 
     With p the frequencies in the training text: the mask says nothing, so that t has p(t). Another
     token s was either kept, or drawn uniformly from the n that are no special ones, so that t has

@@ -1,9 +1,8 @@
 """Train a shipped model again: `python -m sinklens.zoo.train NAME [--seed S] [--out FOLDER]`.
 
 One thread, float32, so that the same machine gives the same weights bit for bit. The state is saved
-regularly; the same command resumes an interrupted run. The folder that comes out can be read by
-Hugging Face and by `sinklens.load`; weights are stored as fp16. `collect.py` makes a shipped member
-of it.
+regularly; the same command resumes an interrupted run. Hugging Face and `sinklens.load` read the
+resulting folder, whose weights are stored as fp16. `collect.py` turns it into a shipped member.
 """
 
 from __future__ import annotations

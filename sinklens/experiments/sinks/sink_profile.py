@@ -1,11 +1,12 @@
 """Which sinks a model has: by layer, head and key position, beside their nulls.
 
 `sink_rate` is the share of heads whose score of key 0 (mean over queries i >= 0 of A_i0) exceeds a
-threshold, decided per prompt and then averaged over prompts, layers and heads (2410.10781, and its
-published code, which thresholds first): `gu` 0.3, `strict` 0.8. `sink_mass` is the mean over
-queries i >= 1 of A_i0. Both lie in [0, 1]. The baseline of every row is uniform attention over the
-keys that each layer lets a query see. Bidirectional models have a row for the last position, and
-models with learned sinks one for what these take (both are explained in `probes/sinks.py`).
+threshold, decided per prompt and then averaged over prompts, layers and heads (Gu et al. 2025,
+2410.10781, and its published code, which thresholds first): `gu` 0.3, `strict` 0.8. `sink_mass` is
+the mean over queries i >= 1 of A_i0. Both lie in [0, 1]. The baseline of every row is uniform
+attention over the keys that each layer lets a query see. Bidirectional models have a row for the
+last position, and models with learned sinks one for what these take (both are explained in
+`probes/sinks.py`).
 
 Three further inputs tell what the sink follows: `no_bos` (the same windows without column 0),
 `random` (uniform random tokens) and `repeated` (one token repeated). A low score at key 0 can mean

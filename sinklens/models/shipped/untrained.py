@@ -21,7 +21,7 @@ SINUSOID_SIZE = 0.03  # root mean square; that of BERT's other embeddings is 0.0
 
 
 def start_from_sinusoids(model: Any) -> None:
-    """Give the learned positions of BERT the sinusoids of 1706.03762 to start from.
+    """Start BERT's learned positions from the sinusoids of Vaswani et al. 2017 (1706.03762).
 
     A masked token says nothing, so that little can be learned before some head finds a neighbour,
     and random positions have no neighbours: with them the loss on training text was 5.35 after

@@ -76,7 +76,7 @@ class Recipe:
     seeds: tuple[int, ...] = (0,)
 
     def digest(self) -> str:
-        """What tells a run of this recipe from one of another version; its words do not count.
+        """A digest of what determines a run of this recipe; its descriptions do not count.
 
         It sees settings, not code: of `first_weights` the name, of the task its description.
         """
