@@ -13,11 +13,17 @@ asks for the ratio alone, which small models can meet. `kurtosis` needs no thres
 
 3 d / (d + 2) for Gaussian entries, d where one channel holds everything. Magnitudes are in the
 model's own units. A massive entry stands out; that anything depends on it is another question.
+
+An entry can become massive more than once on its way through a model; `rises` finds each time:
+
+    it rises where its size over the median reaches a threshold, and has fallen below half of it
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -54,3 +60,30 @@ def kurtosis(stream: Float[Tensor, "*place channel"]) -> Float[Tensor, " *place"
     """How much of each vector a few channels hold, between 1 and their number."""
     squares = (stream**2).sum(-1).clamp_min(torch.finfo(stream.dtype).tiny ** 0.5)
     return stream.shape[-1] * (stream**4).sum(-1) / squares**2
+
+
+class Rise(NamedTuple):
+    """One time that a sequence is above a threshold: its first place, its largest, its last."""
+
+    first: int
+    peak: int
+    last: int
+
+
+def rises(ratios: Sequence[float], threshold: float) -> list[Rise]:
+    """Every rise to a threshold, and its fall below half of it; at least that of the largest.
+
+    Args:
+        ratios: The sequence, such as size over median by stage.
+        threshold: What a rise reaches; the largest of the sequence where that is less.
+    """
+    threshold = min(threshold, max(ratios))
+    spans: list[list[int]] = []
+    above = False
+    for place, ratio in enumerate(ratios):
+        above = ratio >= (threshold / 2 if above else threshold)
+        if above and (not spans or spans[-1][-1] < place - 1):
+            spans.append([place])
+        elif above:
+            spans[-1].append(place)
+    return [Rise(span[0], max(span, key=lambda at: ratios[at]), span[-1]) for span in spans]

@@ -1,14 +1,13 @@
 """Find a model's massive activations without being told where: stages, channels, sub-blocks.
 
-The peak is the stage whose largest entry, over the median of its layer, is largest on average over
-prompts. Each prompt's leading entry is its largest one there; the spike channels are those that
-lead or follow it in most prompts. Following the leading entry through the model gives what every
-sub-block writes there:
+The peak is a ratio: the stage whose largest entry, over the median of its layer, is largest on
+average over prompts. Each prompt's leading entry is its largest one there; the spike channels are
+those that lead or follow it in most prompts. Following the leading entry through the model gives
+its steps (`_steps`), of which the one with the peak is the main one. An earlier spike in another
+channel or at another position than the leading entry's is not looked for.
 
-    share_b = (stream after b - stream before b) / plateau,   plateau = the entry at the peak
-
-A sub-block steps up if its mean share is at least 0.5, and steps down if it is at most -0.5. The
-rule is sinklens's own: 2603.05498 names step-up and step-down blocks without one.
+In each step the criterion decides that is asked for, or else the first that any prompt meets where
+the step enters a block.
 """
 
 from __future__ import annotations
@@ -32,13 +31,11 @@ from ...stats.nulls import (
     gaussian_exceeds,
     gaussian_peak_kurtosis,
     gaussian_peak_ratio,
-    largest_share,
 )
+from ._steps import Step, find_steps
 
-STEP_SHARE = 0.5
-NAMED_SHARE = 0.1  # sub-blocks that write less of the peak are in the arrays only
 CHANNELS = 3
-CRITERIA = ("absolute:layer_median", "absolute:token_median", "scale_free")
+CRITERIA = ("absolute:token_median", "absolute:layer_median", "scale_free")
 
 
 @dataclass(frozen=True)
@@ -48,58 +45,67 @@ class Spikes:
     Attributes:
         trace: The largest entries after every sub-block.
         criteria: The criteria that were looked at, by name.
-        criterion: The name of the one that decides what counts as massive.
-        peak: The stage at which the largest entry stands out most.
+        chosen: The name of the one that was asked for, if one was.
+        steps: The steps of the leading entry, in the order of the stages.
         positions: By prompt, the position of the leading entry.
         channels: The channels that lead, most frequent first.
         written: The residual stream's entries at the leading position, after every sub-block.
-        shares: By prompt, what every sub-block writes of the leading entry's plateau.
     """
 
     trace: PeakTraceValues
     criteria: dict[str, Criterion]
-    criterion: str
-    peak: int
+    chosen: str | None
+    steps: list[Step]
     positions: Int[Tensor, " prompt"]
     channels: list[int]
     written: Float[Tensor, "prompt stage channel"]
-    shares: Float[Tensor, "prompt stage"]
+
+    @property
+    def main(self) -> Step:
+        """The step with the peak."""
+        return max(self.steps, key=lambda step: step.ratio)
+
+    @property
+    def peak(self) -> int:
+        """The stage at which the leading entry stands out most."""
+        return self.main.peak
 
     @property
     def step_up(self) -> int:
         """The stage after the sub-block that writes most of the peak (0 for the embedding)."""
-        return int(self.shares[:, : self.peak + 1].mean(0).argmax())
-
-    @property
-    def step_down(self) -> int | None:
-        """The stage after the sub-block that takes most away after the peak, if one does."""
-        after = self.shares[:, self.peak + 1 :].mean(0)
-        return self.peak + 1 + int(after.argmin()) if len(after) else None
+        return self.main.step_up
 
     @property
     def layer(self) -> int:
-        """The first block that the whole spike enters: its input is intervened on."""
-        return (self.step_up + 1) // 2
+        """The first block that the main step enters: its input is intervened on."""
+        return self.main.layer
+
+    @property
+    def criterion(self) -> str:
+        """The name of the criterion that decides what is massive in the main step."""
+        return self.criterion_at(self.layer)
+
+    def criterion_at(self, layer: int) -> str:
+        """The one asked for, or the first that any prompt meets entering a block, or the last."""
+        met = self.trace.massive[:, 2 * layer].any(0).tolist()
+        names = list(self.criteria)
+        return self.chosen or names[met.index(True) if True in met else -1]
 
     def described(self) -> dict[str, Any]:
         """What was found, by its name among the findings of a result."""
-        down = self.step_down
+        steps = [
+            {**step.described(), "criterion": self.criterion_at(step.layer)} for step in self.steps
+        ]
+        main = steps[self.steps.index(self.main)]
+        of_main = ("criterion", "peak_after", "peak_size", "largest_after", "largest_size")
         return {
-            "criterion": self.criterion,
-            "peak_after": stage_name(self.peak),
-            "peak_size": float(self.trace.magnitude[:, self.peak, 0].mean()),
+            **{name: main[name] for name in (*of_main, "step_up", "step_down")},
             "channels": self.channels,
             "positions": {
                 str(position): count
                 for position, count in Counter(sorted(self.positions.tolist())).items()
             },
-            "step_up": stage_name(self.step_up),
-            "step_down": None if down is None else stage_name(down),
-            "writers": {
-                stage_name(stage): share
-                for stage, share in enumerate(self.shares.mean(0).tolist())
-                if stage and abs(share) >= NAMED_SHARE
-            },
+            "steps": steps,
         }
 
 
@@ -113,10 +119,10 @@ def criteria(
         times: Least size over the median under the absolute criteria.
         scale_free: Least size over the layer's median under the scale-free criterion.
     """
-    layer, token, free = CRITERIA
+    token, layer, free = CRITERIA
     return {
-        layer: Criterion(magnitude, times),
         token: Criterion(magnitude, times, "token_median"),
+        layer: Criterion(magnitude, times),
         free: Criterion(0.0, scale_free),
     }
 
@@ -129,8 +135,8 @@ def find_spikes(
     Args:
         run: The run, on a model whose sub-blocks add to the residual stream.
         candidates: What may count as massive, by name, in the order of preference.
-        chosen: The criterion that decides; None takes the first that any prompt meets, and the last
-            if none does.
+        chosen: The criterion that decides; None takes, for each step, the first that any prompt
+            meets, and the last if none does.
 
     Raises:
         SinklensError: The model norms the residual stream itself, or most of its stream is 0.
@@ -144,7 +150,6 @@ def find_spikes(
             "were set by hand, so that no entry can be compared with it; probes.ResidualPeaks "
             "reads the largest entries of any model"
         )
-    met = [name for number, name in enumerate(candidates) if trace.massive[..., number].any()]
     peak = int((trace.magnitude[..., 0] / trace.layer_median).mean(0).argmax())
     positions = trace.position[:, peak, 0].long()
     channels = _leading_channels(trace, peak)
@@ -153,16 +158,14 @@ def find_spikes(
     followed = list(dict.fromkeys([*leads.tolist(), *channels]))
     (written,) = run.read(Written(run.model, positions, followed))
     entry = written[torch.arange(len(written)), :, which]
-    differences = torch.cat([entry[:, :1], entry.diff(dim=1)], 1)
     return Spikes(
         trace=trace,
         criteria=dict(candidates),
-        criterion=chosen or (met or list(candidates))[0 if met else -1],
-        peak=peak,
+        chosen=chosen,
+        steps=find_steps(entry, trace.layer_median, candidates[CRITERIA[-1]].times),
         positions=positions,
         channels=channels,
         written=written[..., [followed.index(channel) for channel in channels]],
-        shares=differences / entry[:, peak : peak + 1],
     )
 
 
@@ -184,7 +187,7 @@ def add_search(run: Run[Any], spikes: Spikes) -> None:
     stages taken as independent.
     """
     trace, peak, width = spikes.trace, spikes.peak, int(run.model.cfg.d_model)
-    looked_at = spikes.shares.shape[1] * run.prompts.length
+    looked_at = trace.magnitude.shape[1] * run.prompts.length
     for name in ("layer_median", "token_median"):
         ratio = trace.magnitude[:, peak, 0] / getattr(trace, name)[:, peak]
         run.add("peak_ratio", name, Sample(ratio, gaussian_peak_ratio(looked_at * width)))
@@ -199,24 +202,28 @@ def add_search(run: Run[Any], spikes: Spikes) -> None:
             trace.massive[..., number].amax(1), gaussian_exceeds(looked_at * width, times)
         )
         run.add("massive", name, massive)
-    steps = {"step_up": spikes.step_up, "step_down": spikes.step_down}
-    for name, stage in steps.items():
-        if stage:
-            share = Sample(spikes.shares[:, stage], _broken_stick(spikes, name))
-            run.add(name, stage_name(stage), share, layer=(stage - 1) // 2)
-    stages = {"stage": list(map(stage_name, range(spikes.shares.shape[1])))}
+    for step in spikes.steps:
+        _add_step(run, step)
+    stages = {"stage": list(map(stage_name, range(trace.magnitude.shape[1])))}
     ranks = [f"rank {rank + 1}" for rank in range(trace.magnitude.shape[2])]
     run.keep("top_magnitude", trace.magnitude.mean(0), "stage rank", rank=ranks, **stages)
     for name in ("layer_median", "token_median", "kurtosis"):
         run.keep(name, getattr(trace, name).mean(0), "stage", **stages)
-    run.keep("written_share", spikes.shares.mean(0), "stage", **stages)
+    written_share = spikes.main.written.mean(0)
+    run.keep("written_share", written_share, "writer", writer=stages["stage"][: len(written_share)])
     written = spikes.written.mean(0)
     run.keep("spike_channels", written, "stage channel", channel=spikes.channels, **stages)
 
 
-def _broken_stick(spikes: Spikes, name: str) -> float:
-    """The largest of random shares, on average, of all that is written or removed again."""
-    if name == "step_up":
-        return largest_share(spikes.peak + 1)
-    after = spikes.shares[:, spikes.peak + 1 :]
-    return min(0.0, float(after.sum(1).mean())) * largest_share(after.shape[1])
+def _add_step(run: Run[Any], step: Step) -> None:
+    """The rows of what writes most of a step, and of what removes most of it."""
+    if step.step_up:
+        share = Sample(step.written[:, step.step_up], step.written_null)
+        layer = (step.step_up - 1) // 2
+        run.add("step_up", stage_name(step.step_up), share, layer=layer)
+    if step.step_down is not None:
+        removed = step.removed[:, step.step_down - step.largest - 1]
+        layer = (step.step_down - 1) // 2
+        run.add(
+            "step_down", stage_name(step.step_down), Sample(removed, step.removed_null), layer=layer
+        )

@@ -1,7 +1,8 @@
 """Massive activations: where they are, which sub-block writes them, and what they are for.
 
 Found without being told where (`_search`): the largest entries of the residual stream after every
-sub-block, the channels and positions that hold them, and the sub-blocks that write and remove them.
+sub-block, the channels and positions that hold them, and every step in which the leading one
+becomes massive, with the sub-blocks that write and remove it (`_steps`).
 Beside each stands its null: Gaussian entries, whose largest would be about 6 times the median one,
 and the broken-stick expectation: where n sub-blocks write random shares of the peak, or remove
 random shares of what is removed after it, the largest, which is the one named, has
@@ -25,7 +26,7 @@ core of two machines), without the vocabulary sweep; that of 4,096 tokens at two
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +43,17 @@ from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import CAUSAL
 from ...runner.registry import experiment
 from ...runner.run import Run
+from ...stats.effects import EffectSize
 from ...stats.nulls import gaussian_peak_ratio
-from ._search import CRITERIA, NAMED_SHARE, STEP_SHARE, add_search, criteria, find_spikes
+from ._search import CRITERIA, add_search, criteria, find_spikes
+from ._steps import NAMED_SHARE
 from ._vocabulary import sweep_vocabulary
 
 OURS = (
     "Defined by sinklens, not by the papers: the scale-free criterion, how a step is found, "
     "first_token_mean."
 )
+STEP_SHARE = 0.5  # below it no single sub-block writes or removes the spike
 NOTHING = "no entry is massive there; criterion=scale_free with a lower scale_free= asks for less"
 
 
@@ -83,24 +87,46 @@ class MassiveActivationsConfig(ExperimentConfig):
 
 
 def steps(result: Record) -> Iterator[str]:
-    """The sub-blocks that write and remove the peak, as far as they do."""
-    rows = {row.metric: row for row in result.effects if row.metric in ("step_up", "step_down")}
-    if "step_up" not in rows:
-        yield "The embedding already holds the peak."
-    for metric, sign, verb in (("step_up", 1, "Written"), ("step_down", -1, "Removed")):
-        row = rows.get(metric)
-        if row is None:
-            continue
-        if metric == "step_down" and -row.value < NAMED_SHARE:
-            yield f"No sub-block removes more than {NAMED_SHARE:.0%} of the peak."
-            continue
-        lead = f"{verb} by" if sign * row.value >= STEP_SHARE else f"{verb} by no single sub-block;"
-        besides = ", ".join(
-            f"{after} {share:.0%}"
-            for after, share in result.findings["writers"].items()
-            if sign * share > 0 and after != row.condition
+    """For each step its size, and the sub-blocks that write and remove it, as far as they do."""
+    several = len(result.findings["steps"]) > 1
+    for number, step in enumerate(result.findings["steps"], 1):
+        yield (
+            f"{f'Step {number}: t' if several else 'T'}he leading entry stands out from "
+            f"{step['from']} to {step['to']}, most after {step['peak_after']} "
+            f"({step['peak_size']:,.4g}, {step['peak_ratio']:,.0f} times the median). "
+            f"{_written(result, step)} {_removed(result, step)}"
         )
-        yield f"{lead} {row.condition}: {phrase(result, row)}{besides and f'; besides {besides}'}."
+
+
+def _written(result: Record, step: Mapping[str, Any]) -> str:
+    """What writes the entry of a step up to its peak."""
+    if step["step_up"] == "embedding":
+        return "The embedding already holds the peak."
+    row = _row_of("step_up", step, result)
+    alone = "by" if row.value >= STEP_SHARE else "by no single sub-block;"
+    besides = _besides(step["writers"], step["step_up"])
+    return f"Written {alone} {row.condition}: {phrase(result, row)}{besides}."
+
+
+def _removed(result: Record, step: Mapping[str, Any]) -> str:
+    """What removes it again, from its largest size on."""
+    row = None if step["step_down"] is None else _row_of("step_down", step, result)
+    if row is None or -row.value < NAMED_SHARE:
+        return f"No sub-block removes more than {NAMED_SHARE:.0%} of it."
+    alone = "by" if -row.value >= STEP_SHARE else "by no single sub-block;"
+    besides = _besides(step["removers"], step["step_down"])
+    largest = f"{step['largest_size']:,.4g} after {step['largest_after']}"
+    return f"Removed {alone} {row.condition}: {phrase(result, row)}{besides} (of {largest})."
+
+
+def _row_of(metric: str, step: Mapping[str, Any], result: Record) -> EffectSize:
+    return next(r for r in result.effects if (r.metric, r.condition) == (metric, step[metric]))
+
+
+def _besides(shares: Mapping[str, float], named: str) -> str:
+    """The others, the embedding included, that have a share of a tenth or more."""
+    others = [f"{after} {share:.0%}" for after, share in shares.items() if after != named]
+    return f"; besides {', '.join(others)}" if others else ""
 
 
 def edited_entries(result: Record) -> Iterator[str]:
@@ -118,13 +144,9 @@ def edited_entries(result: Record) -> Iterator[str]:
 
 
 def loss_of_edits(result: Record) -> Iterator[str]:
-    """The loss under each intervention; of one that changes nothing only why."""
-    footnote = result.settings["footnotes"].get("mean", "")
-    idle = "effect is 0" in footnote
-    changing = tuple(edit for edit in EDITS if not (edit == "mean" and idle))
+    """The loss under each intervention that changes something."""
+    changing = tuple(edit for edit in EDITS if edit not in result.findings["changes_nothing"])
     yield from Compared("Massive entries set to", "loss", changing)(result)
-    if idle:
-        yield footnote
 
 
 MEASURES = {
@@ -133,14 +155,17 @@ MEASURES = {
     "peak_at_position0": Measure("share of prompts", "a random position", ".0%"),
     "massive": Measure("share of prompts", "Gaussian entries", ".0%"),
     "step_up": Measure("share of the peak", "the broken-stick expectation", ".0%"),
-    "step_down": Measure("share of the peak", "the broken-stick expectation", ".0%"),
+    "step_down": Measure("share of the largest size", "the broken-stick expectation", ".0%"),
     "vocabulary_spikes": Measure("share of tokens", "Gaussian entries", ".2%"),
 }
 SAYS = (
-    "The residual stream's largest entry relative to the median is found after {peak_after}: "
-    "{peak_ratio/layer_median}; its size is {peak_size:,.4g} on average, in channels {channels}, "
-    "and it is at position 0 in {peak_at_position0/peak}.",
-    "With a massive activation: {massive/*}.",
+    "The peak, the residual stream's largest entry relative to its layer's median, is found after "
+    "{peak_after}: {peak_ratio/layer_median}; its size there is {peak_size:,.4g} on average, in "
+    "channels {channels}, and it is at position 0 in {peak_at_position0/peak}.",
+    "With a massive activation by the rule of Sun et al. 2024 (the token's own median): "
+    "{massive/absolute:token_median}; by that of Owen et al. 2025 (the layer's median): "
+    "{massive/absolute:layer_median}; by the ratio to the layer's median alone: "
+    "{massive/scale_free}.",
     steps,
     "At position 0 of the residual stream {where} the largest entry is {peak_ratio/position0}.",
     edited_entries,
@@ -201,12 +226,12 @@ def massive_activations(run: Run[MassiveActivationsConfig]) -> None:
     equal = set(config.equal_change) & set(run.conditions)
     if equal and config.draws and edits.crowded:
         run.left_out(OTHER_CHANNELS, edits.crowded)
-    run.compare(
-        [
-            edits.comparison(edit, [MEDIAN_ENTRIES, *([OTHER_CHANNELS] if edit in equal else [])])
-            for edit in run.conditions
-        ]
-    )
+    comparisons = [
+        edits.comparison(edit, [MEDIAN_ENTRIES, *([OTHER_CHANNELS] if edit in equal else [])])
+        for edit in run.conditions
+    ]
+    run.facts(changes_nothing=[one.condition for one in comparisons if one.treatment[0].identity])
+    run.compare(comparisons)
 
 
 def _add_position0(
