@@ -1,9 +1,9 @@
 """Single entries of the residual stream entering a block: the massive ones, and ordinary ones.
 
 What interventions on spikes write to, as explicit lists of (prompt, position, channel): the entries
-that meet a `Criterion`, and for a control as many entries of each prompt whose size is nearest to
-the median of its entries. Draw 0 takes the nearest, draw 1 the next nearest, so that no draw
-depends on the order of prompts.
+that meet a `Criterion`, and for a control as many entries of the same positions, in other channels,
+whose size is nearest to the median of their position. Draw 0 takes the nearest, draw 1 the next
+nearest, so that no draw depends on the order of prompts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class EntryValues(NamedTuple):
 
     Attributes:
         massive: The entries that meet the criterion.
-        ordinary: For each draw as many entries of median size, prompt by prompt.
+        ordinary: For each draw as many entries of median size, at the same positions.
         means: The mean of every channel at position 0, and over later positions.
         median: The median size of each prompt's entries.
     """
@@ -110,14 +110,15 @@ def _listed(stream: Tensor, index: Int[Tensor, "entry 3"], first: int) -> Entrie
 def _ordinary(
     stream: Float[Tensor, "pos channel"], massive: Bool[Tensor, "pos channel"], draw: int
 ) -> Int[Tensor, "entry 2"]:
-    """As many entries of one prompt as are massive, the nearest to the median size."""
-    count = int(massive.sum())
-    size = stream.abs().flatten()
-    distance = (size - size.median()).abs().masked_fill(massive.flatten(), torch.inf)
-    available = len(size) - count
-    nearest = distance.topk(min((draw + 1) * count, available), largest=False).indices
-    chosen = nearest[-count:] if count else nearest[:0]
-    return torch.stack([chosen // stream.shape[1], chosen % stream.shape[1]], 1)
+    """As many entries of each position of one prompt as are massive, the nearest to its median."""
+    chosen = []
+    for position in massive.any(-1).nonzero()[:, 0].tolist():
+        own, size = massive[position], stream[position].abs()
+        count, available = int(own.sum()), int((~own).sum())
+        distance = (size - size.median()).abs().masked_fill(own, torch.inf)
+        nearest = distance.topk(min((draw + 1) * count, available), largest=False).indices[-count:]
+        chosen += [(position, channel) for channel in nearest.tolist()]
+    return torch.tensor(chosen, dtype=torch.long).view(-1, 2)
 
 
 def _joined(parts: list[Entries]) -> Entries:

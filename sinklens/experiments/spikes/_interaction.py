@@ -4,14 +4,15 @@
 
 paired by prompt. The control of both, `combined`, makes the two controls at once: the clamp's
 change in other channels, and the edge to a later key dropped. The interaction's is the same of the
-three controls, read at the queries that the control of both counts.
+three controls, read at the queries that the control of both counts. Where a spike comes in several
+steps the table clamps all of them, and rows beside it each one alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...comparisons.heads import HeadAblations
 from ...comparisons.spikes import CLAMP, OTHER_CHANNELS, SpikeEdits
@@ -27,18 +28,36 @@ CONDITIONS = (CLAMP, DROP, BOTH)
 COMBINED = "combined"
 
 
-def two_by_two(run: Run[Any], edits: SpikeEdits, heads: Sequence[Head]) -> dict[str, Comparison]:
+class Table(NamedTuple):
+    """The comparisons of a run.
+
+    Attributes:
+        conditions: By condition; the spikes of all steps are clamped together.
+        steps: Where there are several steps, each of them clamped alone.
+    """
+
+    conditions: dict[str, Comparison]
+    steps: list[Comparison]
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """All of them."""
+        return [*self.steps, *self.conditions.values()]
+
+
+def two_by_two(run: Run[Any], edits: SpikeEdits | None, heads: Sequence[Head]) -> Table:
     """The conditions that are run, with their controls.
 
     Args:
         run: The run.
-        edits: Of the spikes.
+        edits: Of the spikes; None where there are none.
         heads: Whose edge to position 0 is dropped.
     """
     table: dict[str, Comparison] = {}
     asked = set(run.conditions)
-    if asked & {CLAMP, BOTH}:
-        table[CLAMP] = edits.comparison(CLAMP, [OTHER_CHANNELS])
+    steps: list[Comparison] = []
+    if edits is not None and asked & {CLAMP, BOTH}:
+        *steps, table[CLAMP] = edits.comparisons(CLAMP, [OTHER_CHANNELS])
     if asked & {DROP, BOTH}:
         table[DROP] = HeadAblations(run, heads, [], means={}, outputs={}).together(DROP)
     if BOTH in asked:
@@ -50,19 +69,19 @@ def two_by_two(run: Run[Any], edits: SpikeEdits, heads: Sequence[Head]) -> dict[
             (Control(COMBINED, [together(BOTH, *pair) for pair in pairs]),),
             no_control=clamp.no_control,
         )
-    return {condition: table[condition] for condition in run.conditions}
+    chosen = {condition: table[condition] for condition in run.conditions}
+    return Table(chosen, steps if CLAMP in asked else [])
 
 
-def compare_with_interaction(
-    run: Run[Any], table: Mapping[str, Comparison], metrics: Sequence[Metric]
-) -> None:
+def compare_with_interaction(run: Run[Any], made: Table, metrics: Sequence[Metric]) -> None:
     """The rows of the table, and where all of it is there those of the interaction.
 
     Args:
         run: The run.
-        table: The conditions.
+        made: The comparisons.
         metrics: What to measure.
     """
+    table = made.conditions
     whole = set(table) == set(CONDITIONS)
     # The clamp's own control counts all predictions, as the clamp does; that of both those after
     # the later key.
@@ -71,7 +90,7 @@ def compare_with_interaction(
         pairs = zip(_draws(table[CLAMP]), _draws(table[DROP]), strict=False)
         clamped = [replace(edit, position=drop.position) for edit, drop in pairs]
     late = Compared(run.evaluate(clamped, metrics=metrics), clamped) if clamped else None
-    compared = run.compare(list(table.values()), metrics)
+    compared = run.compare(made.comparisons, metrics)
     if not whole:
         return
     prompts = len(run.prompts)

@@ -13,7 +13,7 @@ the step enters a block.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from ...core.errors import SinklensError
 from ...core.labels import stage_name
 from ...functional.massive import Criterion
 from ...probes.residual_trace import PeakTrace, PeakTraceValues, Written
+from ...probes.stream_entries import EntryValues, StreamEntries
 from ...results.estimates import Sample
 from ...runner.run import Run
 from ...stats.nulls import (
@@ -79,6 +80,11 @@ class Spikes:
     def layer(self) -> int:
         """The first block that the main step enters: its input is intervened on."""
         return self.main.layer
+
+    @property
+    def layers(self) -> list[int]:
+        """The blocks that steps enter first, in their order."""
+        return sorted({step.layer for step in self.steps})
 
     @property
     def criterion(self) -> str:
@@ -167,6 +173,34 @@ def find_spikes(
         channels=channels,
         written=written[..., [followed.index(channel) for channel in channels]],
     )
+
+
+def read_entries(run: Run[Any], spikes: Spikes, layers: Sequence[int]) -> dict[int, EntryValues]:
+    """The massive entries that enter blocks, and as many of median size; what is massive is kept.
+
+    Args:
+        run: The run.
+        spikes: With the criterion at each block.
+        layers: The blocks; one past the last is what leaves it.
+    """
+    names = {layer: spikes.criterion_at(layer) for layer in layers}
+    readers = {
+        layer: StreamEntries(run.model, layer, spikes.criteria[name], draws=run.config.draws)
+        for layer, name in names.items()
+    }
+    run.read(*readers.values())
+    entries = {layer: reader.compute() for layer, reader in readers.items()}
+    points = {
+        f"L{layer}": {
+            "criterion": names[layer],
+            "times": spikes.criteria[names[layer]].times,
+            "per_prompt": len(own.massive.prompt) / len(run.prompts),
+            "channels": own.massive.channel.unique().tolist(),
+        }
+        for layer, own in entries.items()
+    }
+    run.facts(entry_points=points)
+    return entries
 
 
 def _leading_channels(trace: PeakTraceValues, peak: int) -> list[int]:

@@ -16,6 +16,7 @@ step-down blocks without one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,12 @@ from torch import Tensor
 
 from ...core.labels import stage_name
 from ...functional.massive import rises
+from ...results.record import Record
+from ...results.wording import phrase
+from ...stats.effects import EffectSize
 from ...stats.nulls import largest_share
 
+STEP_SHARE = 0.5  # below it no single sub-block writes or removes the spike
 NAMED_SHARE = 0.1  # sub-blocks that write or remove less are in the arrays only
 
 
@@ -155,3 +160,46 @@ def _named(shares: list[float], first: int) -> dict[str, float]:
         for stage, share in enumerate(shares, first)
         if abs(share) >= NAMED_SHARE
     }
+
+
+def steps_in_words(result: Record) -> Iterator[str]:
+    """For each step its size, and the sub-blocks that write and remove it, as far as they do."""
+    several = len(result.findings["steps"]) > 1
+    for number, step in enumerate(result.findings["steps"], 1):
+        yield (
+            f"{f'Step {number}: t' if several else 'T'}he leading entry stands out from "
+            f"{step['from']} to {step['to']}, most after {step['peak_after']} "
+            f"({step['peak_size']:,.4g}, {step['peak_ratio']:,.0f} times the median). "
+            f"{_written(result, step)} {_removed(result, step)}"
+        )
+
+
+def _written(result: Record, step: Mapping[str, Any]) -> str:
+    """What writes the entry of a step up to its peak."""
+    if step["step_up"] == "embedding":
+        return "The embedding already holds the peak."
+    row = _row_of("step_up", step, result)
+    alone = "by" if row.value >= STEP_SHARE else "by no single sub-block;"
+    besides = _besides(step["writers"], step["step_up"])
+    return f"Written {alone} {row.condition}: {phrase(result, row)}{besides}."
+
+
+def _removed(result: Record, step: Mapping[str, Any]) -> str:
+    """What removes it again, from its largest size on."""
+    row = None if step["step_down"] is None else _row_of("step_down", step, result)
+    if row is None or -row.value < NAMED_SHARE:
+        return f"No sub-block removes more than {NAMED_SHARE:.0%} of it."
+    alone = "by" if -row.value >= STEP_SHARE else "by no single sub-block;"
+    besides = _besides(step["removers"], step["step_down"])
+    largest = f"{step['largest_size']:,.4g} after {step['largest_after']}"
+    return f"Removed {alone} {row.condition}: {phrase(result, row)}{besides} (of {largest})."
+
+
+def _row_of(metric: str, step: Mapping[str, Any], result: Record) -> EffectSize:
+    return next(r for r in result.effects if (r.metric, r.condition) == (metric, step[metric]))
+
+
+def _besides(shares: Mapping[str, float], named: str) -> str:
+    """The others, the embedding included, that have a share of a tenth or more."""
+    others = [f"{after} {share:.0%}" for after, share in shares.items() if after != named]
+    return f"; besides {', '.join(others)}" if others else ""

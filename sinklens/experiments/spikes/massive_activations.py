@@ -10,10 +10,12 @@ random shares of what is removed after it, the largest, which is the one named, 
 of the search is a later position of the residual stream that is intervened on (rows named
 position0).
 
-Then the massive entries of the residual stream behind the step-up are set to `zero`, `mean`,
-`flipped_mean` or `first_token_mean`, beside as many entries of median size and, for the conditions
-in `equal_change`, the same change in other channels (`comparisons.spikes`). Units: nats, shares of
-attention, the residual stream's own.
+Then the massive entries of the residual stream behind each step-up, and behind all of them in one
+forward pass (`zero_all`), are set to `zero`, `mean`, `flipped_mean` or `first_token_mean`, beside
+as many entries of median size at the same positions and, for the conditions in `equal_change`, the
+same change in other channels (`comparisons.spikes`). `spike` tells what is left of the spike behind
+the intervention, since later blocks can write it again (`_clamps`). Units: nats, shares of
+attention, times the median, the residual stream's own.
 
 Follows Sun et al. 2024 (2402.17762: definition, zero, mean, median-size control) and Owen et al.
 2025 (2503.22329: position 0 apart, the other reading of the median). An intervention shows what a
@@ -33,27 +35,25 @@ from typing import Any
 from ...comparisons.spikes import EDITS, MEDIAN_ENTRIES, OTHER_CHANNELS, SpikeEdits
 from ...core.errors import UsageError
 from ...hooks.matching import control_positions
-from ...probes import PositionPeaks, StreamEntries
+from ...probes import PositionPeaks
 from ...probes.stream_entries import Entries, EntryValues
 from ...results.estimates import Measure, Reference, Sample
 from ...results.figures import Lines
 from ...results.record import Record
-from ...results.wording import Compared, phrase
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import CAUSAL
 from ...runner.registry import experiment
 from ...runner.run import Run
-from ...stats.effects import EffectSize
 from ...stats.nulls import gaussian_peak_ratio
-from ._search import CRITERIA, add_search, criteria, find_spikes
-from ._steps import NAMED_SHARE
+from ._clamps import effects_by_step, idle, spike_metrics, written_again
+from ._search import CRITERIA, add_search, criteria, find_spikes, read_entries
+from ._steps import steps_in_words
 from ._vocabulary import sweep_vocabulary
 
 OURS = (
     "Defined by sinklens, not by the papers: the scale-free criterion, how a step is found, "
     "first_token_mean."
 )
-STEP_SHARE = 0.5  # below it no single sub-block writes or removes the spike
 NOTHING = "no entry is massive there; criterion=scale_free with a lower scale_free= asks for less"
 
 
@@ -69,7 +69,8 @@ class MassiveActivationsConfig(ExperimentConfig):
             large as the median.
         scale_free: Least size over the layer's median under the scale-free criterion.
         layer: The block whose input is intervened on, or the number of blocks for what leaves the
-            last; None takes the first behind the step-up.
+            last; None takes the first behind the step-up of every step, each alone and all
+            together.
         equal_change: The conditions that have the control `other_channels` as well.
         sweep_tokens: How many tokens of the vocabulary to try as first token, and at
             `sweep_position`; a number at least as large as the vocabulary tries all, 0 none.
@@ -86,49 +87,6 @@ class MassiveActivationsConfig(ExperimentConfig):
     sweep_position: int = setting(5, least=1)
 
 
-def steps(result: Record) -> Iterator[str]:
-    """For each step its size, and the sub-blocks that write and remove it, as far as they do."""
-    several = len(result.findings["steps"]) > 1
-    for number, step in enumerate(result.findings["steps"], 1):
-        yield (
-            f"{f'Step {number}: t' if several else 'T'}he leading entry stands out from "
-            f"{step['from']} to {step['to']}, most after {step['peak_after']} "
-            f"({step['peak_size']:,.4g}, {step['peak_ratio']:,.0f} times the median). "
-            f"{_written(result, step)} {_removed(result, step)}"
-        )
-
-
-def _written(result: Record, step: Mapping[str, Any]) -> str:
-    """What writes the entry of a step up to its peak."""
-    if step["step_up"] == "embedding":
-        return "The embedding already holds the peak."
-    row = _row_of("step_up", step, result)
-    alone = "by" if row.value >= STEP_SHARE else "by no single sub-block;"
-    besides = _besides(step["writers"], step["step_up"])
-    return f"Written {alone} {row.condition}: {phrase(result, row)}{besides}."
-
-
-def _removed(result: Record, step: Mapping[str, Any]) -> str:
-    """What removes it again, from its largest size on."""
-    row = None if step["step_down"] is None else _row_of("step_down", step, result)
-    if row is None or -row.value < NAMED_SHARE:
-        return f"No sub-block removes more than {NAMED_SHARE:.0%} of it."
-    alone = "by" if -row.value >= STEP_SHARE else "by no single sub-block;"
-    besides = _besides(step["removers"], step["step_down"])
-    largest = f"{step['largest_size']:,.4g} after {step['largest_after']}"
-    return f"Removed {alone} {row.condition}: {phrase(result, row)}{besides} (of {largest})."
-
-
-def _row_of(metric: str, step: Mapping[str, Any], result: Record) -> EffectSize:
-    return next(r for r in result.effects if (r.metric, r.condition) == (metric, step[metric]))
-
-
-def _besides(shares: Mapping[str, float], named: str) -> str:
-    """The others, the embedding included, that have a share of a tenth or more."""
-    others = [f"{after} {share:.0%}" for after, share in shares.items() if after != named]
-    return f"; besides {', '.join(others)}" if others else ""
-
-
 def edited_entries(result: Record) -> Iterator[str]:
     """What is intervened on, and how large it is."""
     entries = "; ".join(
@@ -136,17 +94,31 @@ def edited_entries(result: Record) -> Iterator[str]:
         f"{entry['per_prompt']:.2g} per prompt)"
         for entry in result.findings["entries"][:3]
     )
-    yield (
-        f"Massive there by {result.findings['criterion']}: {entries}."
-        if entries
-        else f"Nothing was intervened on: {NOTHING}."
+    main = f"L{result.findings['layer']}"
+    others = "".join(
+        f" At {place} by {point['criterion']}: {point['per_prompt']:.2g} per prompt, in channels "
+        f"{point['channels'][:5]}."
+        for place, point in result.findings["entry_points"].items()
+        if place != main and point["per_prompt"]
     )
+    by = result.findings["entry_points"][main]["criterion"]
+    if entries:
+        yield f"Massive {result.findings['where']} by {by}: {entries}.{others}"
+    elif others:
+        yield f"Nothing is massive {result.findings['where']} by {by}.{others}"
+    else:
+        yield f"Nothing was intervened on: {NOTHING}."
 
 
 def loss_of_edits(result: Record) -> Iterator[str]:
     """The loss under each intervention that changes something."""
-    changing = tuple(edit for edit in EDITS if edit not in result.findings["changes_nothing"])
-    yield from Compared("Massive entries set to", "loss", changing)(result)
+    yield from effects_by_step(result, "Massive entries set to", "loss", EDITS)
+
+
+def zeroed(result: Record) -> Iterator[str]:
+    """What zeroing leaves of the spike and of sinks."""
+    yield from written_again(result, "zero")
+    yield from effects_by_step(result, "Massive entries set to", "sink_mass", ("zero",))
 
 
 MEASURES = {
@@ -166,13 +138,13 @@ SAYS = (
     "{massive/absolute:token_median}; by that of Owen et al. 2025 (the layer's median): "
     "{massive/absolute:layer_median}; by the ratio to the layer's median alone: "
     "{massive/scale_free}.",
-    steps,
+    steps_in_words,
     "At position 0 of the residual stream {where} the largest entry is {peak_ratio/position0}.",
     edited_entries,
     "Spiking as first token: {vocabulary_spikes/position0}; at a later position: "
     "{vocabulary_spikes/later_position} ({vocabulary_tried:,} of {vocabulary_size:,} tried).",
     loss_of_edits,
-    Compared("Massive entries set to", "sink_mass", ("zero", "flipped_mean")),
+    zeroed,
 )
 
 
@@ -208,40 +180,52 @@ def massive_activations(run: Run[MassiveActivationsConfig]) -> None:
     )
     spikes = find_spikes(run, candidates, config.criterion)
     add_search(run, spikes)
+    layers = spikes.layers if config.layer is None else [config.layer]
     layer = spikes.layer if config.layer is None else config.layer
     where = f"entering layer {layer}" if layer < blocks else "leaving the last layer"
-    run.facts(layer=layer, where=where, **spikes.described())
-    reader = StreamEntries(run.model, layer, candidates[spikes.criterion], draws=config.draws)
-    peaks = PositionPeaks(run.model, 2 * layer)
-    run.read(reader, peaks)
-    entries = reader.compute()
-    _add_position0(run, peaks, entries, layer)
-    run.facts(**_listed(run, entries.massive))
+    run.facts(**spikes.described(), layer=layer, where=where)
+    entries = read_entries(run, spikes, layers)
+    _add_position0(run, entries[layer], layer)
+    run.facts(**_listed(run, entries[layer].massive))
     if config.sweep_tokens:
         sweep_vocabulary(run, spikes, config.sweep_tokens, config.sweep_position)
-    if not len(entries.massive.prompt):
-        run.refuse(dict.fromkeys(EDITS, NOTHING), none_is_fine=True)
     run.note(OURS)
-    edits = SpikeEdits(run, layer, entries)
-    equal = set(config.equal_change) & set(run.conditions)
-    if equal and config.draws and edits.crowded:
+    massive = {layer: own for layer, own in entries.items() if len(own.massive.prompt)}
+    for missing in entries.keys() - massive.keys() if massive else ():
+        run.left_out(f"L{missing}", NOTHING)
+    if not massive:
+        run.refuse(dict.fromkeys(EDITS, NOTHING), none_is_fine=True)
+    _intervene(run, massive)
+
+
+def _intervene(run: Run[MassiveActivationsConfig], massive: Mapping[int, EntryValues]) -> None:
+    """Every condition at every entry point and at all of them, with its controls."""
+    edits = SpikeEdits(run, massive)
+    equal = set(run.config.equal_change) & set(run.conditions)
+    if equal and run.config.draws and edits.crowded:
         run.left_out(OTHER_CHANNELS, edits.crowded)
     comparisons = [
-        edits.comparison(edit, [MEDIAN_ENTRIES, *([OTHER_CHANNELS] if edit in equal else [])])
+        comparison
         for edit in run.conditions
+        for comparison in edits.comparisons(
+            edit, [MEDIAN_ENTRIES, *([OTHER_CHANNELS] if edit in equal else [])]
+        )
     ]
-    run.facts(changes_nothing=[one.condition for one in comparisons if one.treatment[0].identity])
-    run.compare(comparisons)
+    run.facts(changes_nothing=idle(comparisons))
+    metrics = list(run.metrics)
+    if edits.crowded:
+        run.left_out("spike", "of so many entries set to 0 the median could be 0 as well")
+    elif massive and not run.config.metrics:
+        metrics += spike_metrics(list(massive))
+    run.compare(comparisons, metrics)
 
 
-def _add_position0(
-    run: Run[MassiveActivationsConfig], peaks: PositionPeaks, entries: EntryValues, layer: int
-) -> None:
+def _add_position0(run: Run[MassiveActivationsConfig], entries: EntryValues, layer: int) -> None:
     """Position 0 of the stream that enters a block, beside a later one and Gaussian entries."""
     width, length = int(run.model.cfg.d_model), run.prompts.length
     places = control_positions(length, run.config.draws, run.config.seed)
     run.drawn(control_positions=places)
-    found = peaks.compute()
+    (found,) = run.read(PositionPeaks(run.model, 2 * layer))
     figures = {
         "peak_ratio": (found.largest / entries.median[:, None], gaussian_peak_ratio(width)),
         "kurtosis": (found.kurtosis, 3 * width / (width + 2)),

@@ -2,19 +2,20 @@
 
 Two interventions, alone and together, in the trained model:
 
-    clamp_spikes  every massive entry of the stream behind the step-up (`massive_activations`) gets
-                  the size of a median entry and keeps its sign
+    clamp_spikes  every massive entry of the residual stream behind a step-up (`_steps`) gets the
+                  size of a median entry and keeps its sign; where there are several steps, each
+                  alone and all in one forward pass (`clamp_all`)
     drop_edge     the edge to position 0 is dropped in all sink heads (sink mass above 0.3) and the
                   rest of each row scaled up
-    both          the two together
+    both          the two together, with all steps clamped
 
-Each is read on spike size (largest entry over the median, from the layer of the clamp on), sink
-mass and rate, logit gap (`sink_logit`) and loss; `interaction` is the effect of both less the sum
-of the two effects (`_interaction`). Sink figures under drop_edge, and spike size under
-clamp_spikes, fall by construction. A spike at position 0 stays under drop_edge by construction too:
-that position sees only itself, so that no edge of a later query reaches it, and what moves there is
-the median. The other cells are the findings. Controls: the same change in random other channels,
-and the same heads' edge to a later key.
+Each is read on spike size (largest entry over the median, from the first clamp on and by step:
+later blocks can write it again, `_clamps`), sink mass and rate, logit gap (`sink_logit`) and loss;
+`interaction` is the effect of both less the sum of the two effects (`_interaction`). Sink figures
+under drop_edge, and spike size under clamp_spikes, fall by construction. A spike at position 0
+stays under drop_edge by construction too: that position sees only itself, so that no edge of a
+later query reaches it, and what moves there is the median. The other cells are the findings.
+Controls: the same change in random other channels, and the same heads' edge to a later key.
 
 Beside them, what makes a spike a sink (Sun, Canziani, LeCun and Zhu 2026, 2603.05498): how much of
 the normed stream the spike channels hold at spike tokens (`sparsity`, beside as many of the largest
@@ -33,14 +34,13 @@ evidence. Its definitions give no measure for sparsity and constancy; those here
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from ...comparisons.spikes import CLAMP, SpikeEdits
+from ...comparisons.spikes import CLAMP, SpikeEdits, at_all
 from ...core.labels import Head, head_label
 from ...metrics import SINK_MASS, ProbeMetric
-from ...probes import LogitGaps, ResidualPeaks, SinkScores, StreamEntries
+from ...probes import LogitGaps, SinkScores
 from ...probes.stream_entries import EntryValues
 from ...results.estimates import Measure
 from ...results.figures import Interaction
@@ -59,10 +59,11 @@ from ...runner.needs import CAUSAL
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ...stats.effects import EffectSize
+from ._clamps import effects_by_step, idle, spike_metrics, written_again
 from ._interaction import BOTH, CONDITIONS, DROP, INTERACTION, compare_with_interaction, two_by_two
 from ._matched_models import FIGURES, add_matched_models
 from ._mechanism import add_mechanism
-from ._search import Spikes, criteria, find_spikes
+from ._search import Spikes, criteria, find_spikes, read_entries
 from ._sink_logits import SinkGaps
 
 NO_SPIKE = "no entry is massive behind the step-up; a lower scale_free= asks for less"
@@ -95,32 +96,35 @@ class SpikeSinkDecouplingConfig(ExperimentConfig):
     compare: tuple[str, ...] = ()
 
 
+def clamped(result: Record) -> Iterator[str]:
+    """What clamping spikes does to sinks and to the loss, and what is left of the spikes."""
+    yield from effects_by_step(result, "Sinks under", "sink_mass", (CLAMP,))
+    yield from effects_by_step(result, "Under", "loss", (CLAMP,))
+    yield from written_again(result, CLAMP)
+
+
 def spikes_without_edges(result: Record) -> Iterator[str]:
     """What dropping sink edges does to the spikes, if it can do anything to them."""
     for row in result.effects:
-        if (row.metric, row.condition, row.kind) == ("spike", DROP, "treatment"):
-            if result.findings["spikes_at_position0_only"]:
-                yield (
-                    f"Spike size under {DROP} moves by {describe(row)} by construction: all spikes "
-                    "are at position 0, which sees only itself, so that only the median moves."
-                )
-            else:
-                yield effect_sentence(result, "Spike size under", row)
+        reached = not result.findings["spikes_at_position0_only"]
+        if reached and (row.metric, row.condition, row.kind) == ("spike", DROP, "treatment"):
+            yield effect_sentence(result, "Spike size under", row)
 
 
 def interaction(result: Record) -> Iterator[str]:
-    """The loss under both interventions beside the sum of the two effects."""
+    """What clamping costs alone and once the edges are dropped, and whether these differ."""
     for row in result.effects:
         if (row.metric, row.condition, row.kind) == ("loss", INTERACTION, "treatment"):
+            alone = result.find(metric="loss", condition=result.findings["clamp"], kind="treatment")
             controls = "".join(
                 f"; {control_verdict(contrast)} its {control.against} control "
                 f"({control.effect:+.3g}; difference {contrast.effect:+.3g}{interval_of(contrast)})"
                 for control, contrast in result.references(row)
             )
             yield (
-                f"Interaction in the loss: the effect of both ({row.value:+.3g}) is "
-                f"{control_verdict(row)} the sum of the two effects ({row.baseline:+.3g}; "
-                f"difference {describe(row)}){controls}."
+                f"Clamping changes the loss by {alone.effect:+.3g} nats alone and by "
+                f"{alone.effect + row.effect:+.3g} once the edges are dropped: "
+                f"{control_verdict(row)} alone (interaction {describe(row)}){controls}."
             )
 
 
@@ -164,9 +168,9 @@ MEASURES = {
     "sink_rate": Measure("share of heads", "uniform attention", ".1%"),
 }
 SAYS = (
-    Compared("Sinks under", "sink_mass", (CLAMP,)),
+    clamped,
     spikes_without_edges,
-    Compared("Under", "loss", CONDITIONS),
+    Compared("Under", "loss", (DROP, BOTH)),
     interaction,
     other_models,
     "Of the squared norm at spike tokens the spike channels hold {sparsity/spike_tokens}. Mean "
@@ -188,7 +192,7 @@ SAYS = (
     metrics=("loss", "sink_mass", "sink_rate"),
     measures=MEASURES,
     says=SAYS,
-    figure=Interaction("spike", "sink_mass", CONDITIONS),
+    figure=Interaction("spike", "sink_mass", (CLAMP, at_all(CLAMP), DROP, BOTH)),
     smallest={"scale_free": 4.0},
 )
 def spike_sink_decoupling(run: Run[SpikeSinkDecouplingConfig]) -> None:
@@ -201,34 +205,40 @@ def spike_sink_decoupling(run: Run[SpikeSinkDecouplingConfig]) -> None:
     if run.config.compare:
         add_matched_models(run, run.config.compare)
     spikes = find_spikes(run, criteria(scale_free=run.config.scale_free))
-    reader = StreamEntries(run.model, spikes.layer, spikes.criteria[spikes.criterion])
+    entries = read_entries(run, spikes, spikes.layers)
+    massive = {layer: own for layer, own in entries.items() if len(own.massive.prompt)}
     sinks, gaps = SinkScores(run.model), SinkGaps(run)
-    run.read(reader, sinks, *gaps.probes)
-    entries, mass = reader.compute(), sinks.compute().mass.mean(0)
+    run.read(sinks, *gaps.probes)
+    mass = sinks.compute().mass.mean(0)
     heads = [(layer, head) for layer, head in (mass > SINK_MASS).nonzero().tolist()]
-    run.refuse(_refusals(run, entries, heads), none_is_fine=True)
+    run.refuse(_refusals(run, bool(massive), heads), none_is_fine=True)
     gaps.add_rows(heads)
-    add_mechanism(run, spikes, entries)
-    at_position0 = bool(len(entries.massive.position)) and not bool(entries.massive.position.any())
+    add_mechanism(run, spikes, entries[spikes.layer])
+    positions = [bool(own.massive.position.any()) for own in massive.values()]
+    at_position0 = bool(positions) and not any(positions)
     run.drawn(heads=[head_label(head) for head in heads])
-    run.facts(layer=spikes.layer, spikes_at_position0_only=at_position0, **spikes.described())
+    run.facts(**spikes.described(), layer=spikes.layer, spikes_at_position0_only=at_position0)
     run.keep("sink_mass", mass, "layer head")
     run.note(OURS)
     if run.conditions:
         run.note(CONSTRUCTION)
     if DROP in run.conditions and at_position0:
         run.note(BOUND)
-    metrics = run.metrics if run.config.metrics else [*run.metrics, *_own_metrics(spikes)]
-    table = two_by_two(run, SpikeEdits(run, spikes.layer, entries), heads)
+    metrics = run.metrics if run.config.metrics else [*run.metrics, *_own_metrics(spikes, massive)]
+    table = two_by_two(run, SpikeEdits(run, massive) if massive else None, heads)
+    run.facts(
+        clamp=CLAMP if len(massive) < 2 else at_all(CLAMP),
+        changes_nothing=idle(table.comparisons),
+    )
     compare_with_interaction(run, table, metrics)
 
 
 def _refusals(
-    run: Run[SpikeSinkDecouplingConfig], entries: EntryValues, heads: Sequence[Head]
+    run: Run[SpikeSinkDecouplingConfig], spiking: bool, heads: Sequence[Head]
 ) -> dict[str, str]:
     """The conditions that cannot be run, with reasons."""
     reasons = {}
-    if not len(entries.massive.prompt):
+    if not spiking:
         reasons[CLAMP] = NO_SPIKE
     pattern = run.capabilities.refusal("pattern", DROP, "massive_activations clamps spikes there.")
     if not heads:
@@ -240,10 +250,7 @@ def _refusals(
     return reasons
 
 
-def _own_metrics(spikes: Spikes) -> list[ProbeMetric]:
-    """Spike size from the clamped layer on, and the mean logit gap."""
-    peaks = partial(ResidualPeaks, first=spikes.layer)
-    return [
-        ProbeMetric("spike", peaks, lambda peaks: peaks.ratio.amax(1), "times the median"),
-        ProbeMetric("logit_gap", LogitGaps, lambda gaps: gaps.gap.mean((1, 2)), "nats"),
-    ]
+def _own_metrics(spikes: Spikes, massive: Mapping[int, EntryValues]) -> list[ProbeMetric]:
+    """Spike size from the first clamped layer on and by step, and the mean logit gap."""
+    gap = ProbeMetric("logit_gap", LogitGaps, lambda gaps: gaps.gap.mean((1, 2)), "nats")
+    return [*spike_metrics(list(massive) or [spikes.layer]), gap]

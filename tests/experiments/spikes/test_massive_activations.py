@@ -26,7 +26,7 @@ from sinklens.core.seeds import seeded
 from sinklens.functional.massive import rises
 from sinklens.hooks import replace_entries
 from sinklens.models.prompts import Prompts, random_prompts
-from sinklens.probes import Criterion, Entries, PeakTrace
+from sinklens.probes import Criterion, Entries, PeakTrace, StreamEntries
 from sinklens.stats.nulls import gaussian_exceeds, gaussian_peak_ratio, largest_share
 from sinklens.zoo.constructed import ConstructedSink, constructed_sink
 from tests import families
@@ -301,10 +301,14 @@ def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> Any:
     first = alone.hidden_states[layer][:, 0].mean(0).numpy()
     ordinary: list[tuple[int, int, int]] = []
     for row in range(len(size)):
-        distance = np.where(massive[row], np.inf, np.abs(size[row] - median[row])).ravel()
-        for where in np.argsort(distance)[: massive[row].sum()]:
-            ordinary.append((row, *divmod(int(where), size.shape[2])))
-    (moved,) = result.draws["control_channels"]
+        # At the same positions, nearest to the median of each.
+        for position in massive[row].any(1).nonzero()[0]:
+            here, taken = size[row, position], massive[row, position]
+            usual = np.quantile(here, 0.5, method="lower")
+            distance = np.where(taken, np.inf, np.abs(here - usual))
+            for channel in np.argsort(distance)[: taken.sum()]:
+                ordinary.append((row, int(position), int(channel)))
+    (moved,) = result.draws["control_channels"][f"L{layer}"]
     elsewhere = [moved[str(channel)] for channel in channels]
     there, values = (rows, positions, channels), stream[massive]
     edits = {
@@ -323,7 +327,8 @@ def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> Any:
         edited["kl"] = plain_hf.kl(clean["logits"], edited["logits"], 0)
         for metric in ("loss", "kl", "sink_mass", "sink_rate"):
             kind = "control" if against else "treatment"
-            row = result.find(metric=metric, condition=condition, kind=kind, against=against)
+            named = {"condition": condition, "kind": kind, "against": against, "layer": layer}
+            row = result.find(metric=metric, **named)
             found = result.per_prompt["value"][result.effects.index(row)]
             np.testing.assert_allclose(
                 found, edited[metric], atol=1e-5, err_msg=f"{condition} {metric}"
@@ -389,11 +394,11 @@ def test_smollm2_is_found_without_being_told(plain_smollm2: Any, smollm2_tokeniz
     assert spikes["channels"][0] == 507 and spikes["positions"] == {"0": 3}
     assert float(result.arrays["top_magnitude"].values.max()) > 20_000
     assert result.find(metric="step_up", condition="L11 MLP").value > 0.9
-    zero = {"metric": "loss", "condition": "zero", "kind": "contrast"}
+    zero = {"metric": "loss", "condition": "zero", "kind": "contrast", "layer": 12}
     assert result.find(**zero, against="median_entries").effect > 1
     assert result.find(**zero, against="other_channels").effect > 1
     # BOS is the same everywhere, so that each of its entries is its own mean.
-    mean = result.find(metric="loss", condition="mean", kind="treatment")
+    mean = result.find(metric="loss", condition="mean", kind="treatment", layer=12)
     assert mean.effect == pytest.approx(0, abs=1e-4) and "mean" in result.settings["footnotes"]
 
 
@@ -409,9 +414,10 @@ def test_an_equal_change_goes_to_other_channels_of_the_same_positions(
     entries = Entries(*(torch.tensor(x) for x in ([0, 0, 1], [0, 3, 2], [7, 7, 9])), torch.ones(3))
     values = EntryValues(entries, [], torch.zeros(2, WIDTH), torch.ones(2))
     experiment = get("massive_activations")
-    edits = SpikeEdits(Run(experiment, model, prompts, experiment.config(draws=4)), 2, values)
+    edits = SpikeEdits(Run(experiment, model, prompts, experiment.config(draws=4)), {2: values})
     stream = torch.randn(2, 12, WIDTH)
-    (elsewhere,) = edits.comparison("zero", [OTHER_CHANNELS]).controls
+    (made,) = edits.comparisons("zero", [OTHER_CHANNELS])
+    (elsewhere,) = made.controls
     assert len(elsewhere.interventions) == 4
     for control in elsewhere.interventions:
         ((name, hook),) = control.for_prompts(torch.arange(2)).fwd_hooks
@@ -421,6 +427,95 @@ def test_an_equal_change_goes_to_other_channels_of_the_same_positions(
         torch.testing.assert_close(change[change != 0], -torch.ones(3))
         moved = change.nonzero()[:, 2].tolist()
         assert moved[0] == moved[1] != moved[2] and not {7, 9} & set(moved)
+
+
+def test_the_median_entries_stand_at_the_positions_of_the_massive_ones(
+    model: Any, prompts: Prompts
+) -> None:
+    """As many of each position, other channels, nearest to its median; each draw takes others."""
+    probe = StreamEntries(model, 2, Criterion(1.0, 3.0), draws=2)
+    sinklens.evaluate(model, prompts, [], [], probes=[probe], progress=False)
+    found = probe.compute()
+    _, cache = model.run_with_cache(prompts.tokens)
+    size = cache["blocks.2.hook_resid_pre"].abs().numpy()
+    places = [entries_at(entries) for entries in (found.massive, *found.ordinary)]
+    assert sum(map(len, places[0].values())) > len(places[0]) > 1
+    for (prompt, position), own in places[0].items():
+        here = size[prompt, position]
+        distance = np.abs(here - np.quantile(here, 0.5, method="lower"))
+        nearest = [c for c in np.argsort(distance, kind="stable") if c not in own]
+        for draw, drawn in enumerate(places[1:]):
+            wanted = nearest[draw * len(own) : (draw + 1) * len(own)]
+            assert drawn[prompt, position] == set(wanted)
+    assert places[0].keys() == places[1].keys() == places[2].keys()
+
+
+def entries_at(entries: Entries) -> dict[tuple[int, int], set[int]]:
+    """By prompt and position the channels."""
+    channels: dict[tuple[int, int], set[int]] = {}
+    for prompt, position, channel in torch.stack(entries[:3], 1).tolist():
+        channels.setdefault((prompt, position), set()).add(channel)
+    return channels
+
+
+def test_a_spike_in_two_steps() -> None:
+    """Written by layer 0's MLP, removed by layer 1's, written again by layer 2's.
+
+    Each step is found, with its writer and remover, and zeroed alone and with the other. Nothing
+    but biases writes to the channel: zeroed entering layer 1, it leaves it with what layer 1's MLP
+    takes away, and layer 2's writes the second step whatever was before.
+    """
+    plain = planted()
+    with torch.no_grad():
+        for block, bias in zip(plain.transformer.h, [3000.0, -2990.0, 9000.0, 0.0], strict=True):
+            block.mlp.c_proj.bias[CHANNEL] = bias
+    model = sinklens.load(plain, tokenizer=families.tiny_tokenizer())
+    prompts = random_prompts(model, n=5, length=12)
+    result = run(model, prompts, draws=1, conditions=("zero",), criterion="scale_free")
+    steps = result.findings["steps"]
+    assert [(one["layer"], one["step_up"], one["step_down"]) for one in steps] == [
+        (1, "L0 MLP", "L1 MLP"),
+        (3, "L2 MLP", None),
+    ]
+    conditions = [("zero", 1), ("zero", 3), ("zero_all", None)]
+    rows = [row for row in result.effects if (row.metric, row.kind) == ("loss", "treatment")]
+    assert [(row.condition, row.layer) for row in rows] == conditions
+    massive = {
+        (metric, place): result.find(
+            metric=metric, condition=place[0], layer=place[1], kind="treatment"
+        ).value
+        >= 50
+        for metric in ("spike_L1", "spike_L3")
+        for place in conditions
+    }
+    assert [name for name, again in massive.items() if not again] == [
+        ("spike_L3", ("zero", 3)),
+        ("spike_L3", ("zero_all", None)),
+    ]
+    unreached = result.find(metric="spike_L1", condition="zero", layer=3, kind="treatment")
+    assert unreached.effect == 0
+    (line,) = (line for line in result.summary if line.startswith("The largest entry over"))
+    assert line.count("50 times or more again") == 3 and line.count("below 50 times") == 2
+    # Both hooks in one forward pass of plain Hugging Face.
+
+    def zeroed(module: Any, arguments: Any) -> Any:
+        stream = arguments[0].clone()
+        size = stream.abs()
+        massive = size >= 50 * size.flatten(1).median(1).values[:, None, None]
+        assert bool(massive[..., CHANNEL].all()) and int(massive.sum()) == massive[..., 0].numel()
+        stream[..., CHANNEL] = 0
+        return (stream, *arguments[1:])
+
+    def lost(layers: Any) -> float:
+        handles = [plain.transformer.h[at].register_forward_pre_hook(zeroed) for at in layers]
+        with torch.no_grad():
+            logits = plain(prompts.tokens).logits
+        for handle in handles:
+            handle.remove()
+        return float(plain_hf.loss(logits, prompts.tokens, 0).mean())
+
+    for row, layers in zip(rows, ([1], [3], [1, 3]), strict=True):
+        assert row.value == pytest.approx(lost(layers), abs=1e-4)
 
 
 def test_an_edit_that_changes_nothing_has_a_control_that_changes_nothing(model: Any) -> None:
@@ -535,7 +630,8 @@ def test_means_that_are_what_is_there_at_position_0_only(model: Any) -> None:
     found = run(model, Prompts(tokens, bos=True, source="test"), draws=1, conditions=("mean",))
     assert "at position 0" in found.settings["footnotes"]["mean"]
     assert not any("by construction" in line for line in found.summary)
-    assert any(line.startswith("Massive entries set to mean: loss") for line in found.summary)
+    at = f"Massive entries set to mean at L{found.findings['layer']}: loss"
+    assert any(line.startswith(at) for line in found.summary)
 
 
 def test_stages_are_the_residual_stream(boot_family: Any) -> None:

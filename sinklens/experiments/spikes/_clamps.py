@@ -1,0 +1,110 @@
+"""What is left of a spike behind an intervention on it, and what interventions say by step.
+
+A spike that was taken away where it enters a block can be written again by later blocks. Its size
+behind the intervention is the largest entry of the residual stream, at any position, over the
+median of its layer, largest from the first entry point on (`spike`); where a spike comes in several
+steps also from each entry point to the next (`spike_L3`, `spike_L12`). An intervention at a later
+entry point cannot change an earlier one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ...comparisons.spikes import at_all
+from ...metrics import ProbeMetric
+from ...probes import ResidualPeaks
+from ...probes.spikes import PeakValues
+from ...results.record import Record
+from ...results.wording import describe, effect_sentence, place_of
+from ...runner.compare import Comparison
+from ...stats.effects import EffectSize
+
+UNIT = "times the median"
+
+
+def spike_metrics(layers: Sequence[int]) -> list[ProbeMetric]:
+    """Spike size behind the first entry point, and by step where there are several.
+
+    Args:
+        layers: The blocks that the steps enter, in their order.
+    """
+    first, several = layers[0], len(layers) > 1
+    peaks = partial(ResidualPeaks, first=first)
+    spans: list[tuple[str, slice]] = [("spike", slice(None))]
+    for layer, end in zip(layers, [*layers[1:], None], strict=True) if several else ():
+        spans.append((f"spike_L{layer}", slice(layer - first, end and end - first)))
+    return [ProbeMetric(name, peaks, partial(_largest, span=span), UNIT) for name, span in spans]
+
+
+def _largest(peaks: PeakValues, *, span: slice) -> Float[Tensor, " prompt"]:
+    """The largest entry over the median, of some layers."""
+    return peaks.ratio[:, span].amax(1)
+
+
+def idle(comparisons: Sequence[Comparison]) -> list[list[Any]]:
+    """Condition and layer of those that change nothing, by construction."""
+    firsts = [(one.condition, one.treatment[0]) for one in comparisons]
+    return [[condition, edit.layer] for condition, edit in firsts if edit.identity]
+
+
+def effects_by_step(result: Record, what: str, metric: str, edits: Sequence[str]) -> Iterator[str]:
+    """For each intervention its effect at all entry points together, and at each alone.
+
+    Args:
+        result: The result.
+        what: What was done, without the condition's name.
+        metric: Whose effect.
+        edits: The interventions.
+    """
+    for edit in edits:
+        rows = _rows(result, metric, edit)
+        for row in rows[-1:]:
+            sentence = effect_sentence(result, what, row).removesuffix(".")
+            apart = [f"at {place_of(step)} alone {describe(step)}" for step in rows[:-1]]
+            yield "; ".join([sentence, *apart]) + "."
+
+
+def written_again(result: Record, edit: str) -> Iterator[str]:
+    """How large the spike is behind an intervention on it, and whether that is massive again."""
+    points: dict[str, Any] = result.findings["entry_points"]
+    spans = [f"spike_L{point[1:]}" for point in points]
+    spans = [name for name in spans if _rows(result, name, edit)] or ["spike"]
+    said = []
+    for number, row in enumerate(_rows(result, spans[0], edit)):
+        behind = []
+        for span in spans:
+            after = _rows(result, span, edit)[number]
+            layer = int(span.partition("_L")[2] or after.layer or 0)
+            if row.layer is None or layer >= row.layer:
+                times = points[f"L{layer}"]["times"]
+                again = (
+                    f"{times:,.0f} times or more again"
+                    if after.value >= times
+                    else f"below {times:,.0f} times"
+                )
+                behind.append(
+                    f"{after.value:,.0f} from layer {layer} on (clean run: "
+                    f"{after.baseline:,.0f}; {again})"
+                )
+        where = f"at {place_of(row)}," if row.layer is not None else f"{row.condition},"
+        said.append(f"{where} {', '.join(behind)}")
+    if said:
+        yield f"The largest entry over the median after {edit}: {'; '.join(said)}."
+
+
+def _rows(result: Record, metric: str, edit: str) -> list[EffectSize]:
+    """The treatments of an intervention that change something: by step, and last all together."""
+    idle = result.findings["changes_nothing"]
+    return [
+        row
+        for row in result.effects
+        if (row.metric, row.kind) == (metric, "treatment")
+        and row.condition in (edit, at_all(edit))
+        and [row.condition, row.layer] not in idle
+    ]
