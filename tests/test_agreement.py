@@ -110,9 +110,41 @@ def test_sink_profile(smollm2: Any, prompts: sinklens.Prompts, plain_smollm2: An
     torch.testing.assert_close(scores, natural["head_scores"].mean(0), atol=TOLERANCE, rtol=0)
     found = result.arrays["later_sink_share"].values >= 0.25
     assert torch.equal(found, plain_hf.later_sinks(natural["head_scores"]))
+    some = plain_hf.some_later_sink(natural["head_scores"]).float().mean(0)
+    torch.testing.assert_close(result.arrays["some_later_sink_share"].values, some)
+    _check_later_tokens(result, natural["head_scores"], prompts.tokens)
+    _check_norms_said(result, plain_smollm2, prompts.tokens)
     direct = sinklens.sink_scores(smollm2, prompts.tokens)
     expected = natural["head_scores"][..., 0].mean(0)
     torch.testing.assert_close(direct, expected, atol=TOLERANCE, rtol=0)
+
+
+def _check_later_tokens(result: Any, scores: torch.Tensor, tokens: torch.Tensor) -> None:
+    """The keys that are sinks, one by one, by the token that holds them."""
+    keys: dict[int, int] = {}
+    for prompt, *_, key in (scores > 0.3).nonzero().tolist():
+        if 1 <= key <= tokens.shape[1] // 2:
+            token = int(tokens[prompt, key])
+            keys[token] = keys.get(token, 0) + 1
+    found = result.findings["later_sinks"]
+    assert found["keys"] == sum(keys.values())
+    most = sorted(keys.values(), reverse=True)[:5]
+    assert [one["keys"] for one in found["tokens"]] == most
+    some = int((result.arrays["some_later_sink_share"].values >= 0.25).sum())
+    (line,) = (line for line in result.summary if line.startswith("Later sinks"))
+    assert f"{some} at whichever key" in line
+    if most:
+        assert f"of {found['keys']} such keys over heads and prompts {most[0]} hold" in line
+
+
+def _check_norms_said(result: Any, plain: Any, tokens: torch.Tensor) -> None:
+    """The largest norm is named as the largest, not where its ratio to the others peaks."""
+    with torch.no_grad():
+        states = plain(tokens, output_hidden_states=True).hidden_states[:-1]
+    norms = torch.stack([state[:, 0].norm(dim=-1).mean() for state in states])
+    (line,) = (line for line in result.summary if line.startswith("The residual norm"))
+    layer = int(norms.argmax())
+    assert f"is largest entering layer {layer} ({float(norms[layer]):.3g})" in line
 
 
 def test_bos_replacement(smollm2: Any, prompts: sinklens.Prompts, plain_smollm2: Any) -> None:

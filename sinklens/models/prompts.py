@@ -212,6 +212,12 @@ def single_token(model: HookedModel, text: str) -> int:
     return tokens[0]
 
 
+def token_text(model: HookedModel, token: int) -> str:
+    """The text of a token; its number where there is no tokenizer."""
+    tokenizer = model.tokenizer
+    return str(token) if tokenizer is None else str(tokenizer.decode([token]))
+
+
 def corpus() -> str:
     """The shipped text: 33 State of the Union addresses (public domain), one a line."""
     return resources.files("sinklens").joinpath("data/sotu.txt").read_text("utf-8")

@@ -244,6 +244,12 @@ def later_sinks(head_scores: Tensor) -> Tensor:
     return in_enough_prompts & (keys >= 1) & (2 * keys <= len(keys))
 
 
+def some_later_sink(head_scores: Tensor) -> Tensor:
+    """In which prompts a head has one at whichever key, bool [prompt, layer, head]."""
+    length = head_scores.shape[-1]
+    return (head_scores[..., 1 : length // 2 + 1] > GU).any(-1)
+
+
 def uniform(length: int, first_query: int) -> float:
     """Mean attention to a key under uniform causal attention: k for its score, 1 for the mass."""
     return sum(1 / (i + 1) for i in range(first_query, length)) / (length - first_query)

@@ -11,21 +11,26 @@ last position, and models with learned sinks one for what these take (both are e
 Three further inputs tell what the sink follows: `no_bos` (the same windows without column 0),
 `random` (uniform random tokens) and `repeated` (one token repeated). A low score at key 0 can mean
 that the mass went elsewhere: `later_sink_share` tells in how many prompts positions 1 <= k <= T/2
-score above 0.3; a quarter of the prompts makes a later sink. Its null, `later_sink_null`, is the
-score under uniform attention. Scores fall as T grows; compare only at the same T.
+score above 0.3; a quarter of the prompts makes a later sink. A sink that is bound to a token moves
+with it: `some_later_sink_share` tells in how many prompts a head has one at whichever of these
+positions, and the findings which tokens hold them. The null, `later_sink_null`, is the score under
+uniform attention. Scores fall as T grows; compare only at the same T.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from ...core.labels import head_label
 from ...metrics import SINK_THRESHOLDS
-from ...models.prompts import Prompts, random_prompts, repeated_prompts
+from ...models.prompts import Prompts, random_prompts, repeated_prompts, token_text
 from ...probes import ResidualNorms, SinkScores, ValueNorms
 from ...probes.sinks import SinkScoreValues
 from ...results.estimates import Measure, Sample
@@ -39,6 +44,7 @@ from ...stats.nulls import uniform_sink_mass, uniform_sink_scores
 
 INPUTS = ("natural", "no_bos", "random", "repeated")
 LATER_SHARE = 0.25
+MOST_TOKENS = 5  # that are named as holders of later sinks
 
 
 @dataclass(frozen=True)
@@ -57,25 +63,39 @@ def strongest_head(result: Record) -> Iterator[str]:
 
 
 def later_sinks(result: Record) -> Iterator[str]:
-    """How many heads have a sink at a later key."""
-    share = result.arrays["later_sink_share"].values
-    later = int((share >= LATER_SHARE).any(-1).sum())
+    """How many heads have a sink at a later key, the same one or whichever, and at which tokens."""
+    same = int((result.arrays["later_sink_share"].values >= LATER_SHARE).any(-1).sum())
+    some = int((result.arrays["some_later_sink_share"].values >= LATER_SHARE).sum())
+    found = result.findings["later_sinks"]
+    tokens = "".join(
+        f"; of {found['keys']} such keys over heads and prompts {one['keys']} hold "
+        f"{one['token']!r} ({one['first']} the first in its prompt), at positions "
+        f"{one['positions'][0]} to {one['positions'][-1]}"
+        for one in found["tokens"][:1]
+    )
     yield (
-        f"{later} of {share[..., 0].numel()} heads have a later sink (a key in 1 .. T/2 whose "
-        f"score exceeds 0.3 in a quarter of the prompts; uniform attention scores at most "
-        f"{float(result.arrays['later_sink_null'].values[1]):.3f} there)."
+        f"Later sinks (a key in 1 .. T/2 whose score exceeds 0.3 in a quarter of the prompts; "
+        f"uniform attention scores at most {float(result.arrays['later_sink_null'].values[1]):.3f} "
+        f"there): {same} of {result.arrays['sink_mass'].values.numel()} heads have one at the same "
+        f"key in these prompts, {some} at whichever key{tokens}."
     )
 
 
 def norm_ratio(result: Record) -> Iterator[str]:
-    """Where position 0 stands out most by its norm."""
+    """Where the norm at position 0 is largest, and where it stands out most."""
     norm, others = (result.arrays[name].values for name in ("position0_norm", "other_norm"))
-    peak, layers = int((norm / others).argmax()), len(norm) - 1
-    where = f"entering layer {peak}" if peak < layers else "leaving the last layer"
+    ratio = norm / others
+    largest, peak = int(norm.argmax()), int(ratio.argmax())
     yield (
-        f"The residual norm at position 0 stands out most {where}: {float(norm[peak]):.3g}, "
-        f"{float(norm[peak] / others[peak]):.3g} times that of the other positions."
+        f"The residual norm at position 0 is largest {_entering(largest, len(norm))} "
+        f"({float(norm[largest]):.3g}); relative to the other positions it is largest "
+        f"{_entering(peak, len(norm))} ({float(ratio[peak]):.3g} times theirs, at a norm of "
+        f"{float(norm[peak]):.3g})."
     )
+
+
+def _entering(layer: int, inputs: int) -> str:
+    return f"entering layer {layer}" if layer < inputs - 1 else "leaving the last layer"
 
 
 MEASURES = {
@@ -190,8 +210,10 @@ def _keep_arrays(
     length = scores.scores.shape[-1]
     above = (scores.scores > SINK_THRESHOLDS["gu"]).float().mean(0)
     keys = torch.arange(length)
+    elsewhere = (keys == 0) | (keys > length // 2)
     later = above.clone()
-    later[..., (keys == 0) | (keys > length // 2)] = 0
+    later[..., elsewhere] = 0
+    sinks = (scores.scores > SINK_THRESHOLDS["gu"]) & ~elsewhere
     null = torch.from_numpy(uniform_sink_scores(length, causal=run.capabilities.causal))
     residual, value = norms.compute(), values.compute()
     run.keep("sink_mass", scores.mass.mean(0), "layer head")
@@ -199,7 +221,31 @@ def _keep_arrays(
     run.keep("sink_score", scores.scores.mean(0), "layer head key")
     run.keep("later_sink_null", null, "key")
     run.keep("later_sink_share", later, "layer head key")
+    run.keep("some_later_sink_share", sinks.any(-1).float().mean(0), "layer head")
+    run.facts(later_sinks=_tokens_of(run, sinks))
     run.keep("position0_norm", residual.position0.mean(0), "layer_input")
     run.keep("other_norm", residual.others.mean(0), "layer_input")
     run.keep("position0_value_norm", value.position0.mean(0), "layer key_value_head")
     run.keep("other_value_norm", value.others.mean(0), "layer key_value_head")
+
+
+def _tokens_of(
+    run: Run[SinkProfileConfig], sinks: Bool[Tensor, "prompt layer head key"]
+) -> dict[str, Any]:
+    """The tokens that hold later sinks: in how many heads and prompts, and where."""
+    tokens, counts = run.prompts.tokens.cpu(), sinks.sum((1, 2))
+    held: dict[int, dict[str, Any]] = {}
+    for prompt, key in counts.nonzero().tolist():
+        token, count = int(tokens[prompt, key]), int(counts[prompt, key])
+        one = held.setdefault(token, {"keys": 0, "first": 0, "positions": set()})
+        one["keys"] += count
+        one["first"] += count if token not in tokens[prompt, :key].tolist() else 0
+        one["positions"].add(key)
+    ordered = sorted(held.items(), key=lambda item: (-item[1]["keys"], item[0]))[:MOST_TOKENS]
+    return {
+        "keys": int(counts.sum()),
+        "tokens": [
+            {**one, "token": token_text(run.model, token), "positions": sorted(one["positions"])}
+            for token, one in ordered
+        ],
+    }

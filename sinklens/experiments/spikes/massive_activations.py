@@ -35,6 +35,7 @@ from typing import Any
 from ...comparisons.spikes import EDITS, MEDIAN_ENTRIES, OTHER_CHANNELS, SpikeEdits
 from ...core.errors import UsageError
 from ...hooks.matching import control_positions
+from ...models.prompts import token_text
 from ...probes import PositionPeaks
 from ...probes.stream_entries import Entries, EntryValues
 from ...results.estimates import Measure, Reference, Sample
@@ -252,7 +253,6 @@ def _listed(run: Run[MassiveActivationsConfig], massive: Entries) -> dict[str, A
     later = massive.part(massive.position > 0)
     tokens = Counter(run.prompts.tokens.cpu()[later.prompt, later.position].tolist())
     names: Counter[str] = Counter()  # several tokens can decode to the same text
-    tokenizer = run.model.tokenizer
     for token, count in sorted(tokens.items(), key=lambda item: (-item[1], item[0])):
-        names[str(token) if tokenizer is None else tokenizer.decode([token])] += count
+        names[token_text(run.model, token)] += count
     return {"entries": entries[:20], "later_tokens": dict(names.most_common(10))}

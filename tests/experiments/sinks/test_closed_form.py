@@ -720,6 +720,10 @@ def test_profile_arrays_are_the_closed_form(setup: Setup) -> None:
         "sink_rate": (dims, (score[..., 0] > 0.3).mean(axis=0)),
         "sink_score": ((*dims, "key"), score.mean(axis=0)),
         "later_sink_share": ((*dims, "key"), later),
+        "some_later_sink_share": (
+            dims,
+            (score[..., 1 : LENGTH // 2 + 1] > 0.3).any(axis=-1).mean(axis=0),
+        ),
         "position0_norm": (("layer_input",), norms[..., 0].mean(axis=0)),
         "other_norm": (("layer_input",), norms[..., 1:].mean(axis=(0, 2))),
         "position0_value_norm": (
