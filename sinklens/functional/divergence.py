@@ -67,8 +67,12 @@ def head_divergence(
     removed: Bool[Tensor, "batch set key"],
     visible: Bool[Tensor, "query key"],
 ) -> Float[Tensor, "batch set query"]:
-    """The mean over heads of KL(head || mean head) in each row, without each set of columns."""
-    weights = pattern.float() / pattern.float().sum(-1, keepdim=True)
+    """The mean over heads of KL(head || mean head) in each row, without each set of columns.
+
+    In float64 where the pattern is, else in float32.
+    """
+    weights = pattern if pattern.dtype == torch.float64 else pattern.float()
+    weights = weights / weights.sum(-1, keepdim=True)
     weights = weights + FLOOR * visible
     entropy = torch.special.entr(weights)
     whole = torch.special.entr(weights.mean(1)).sum(-1) - entropy.sum(-1).mean(1)

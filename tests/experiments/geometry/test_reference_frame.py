@@ -21,7 +21,6 @@ from typer.testing import CliRunner
 import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
-from sinklens.experiments.geometry._published import published_reduction
 from sinklens.functional.divergence import columns_nearby, head_divergence, sink_columns
 from sinklens.functional.frames import frame_metrics
 from sinklens.functional.graphs import (
@@ -516,68 +515,6 @@ def test_fisher_of_an_encoder_needs_a_mask_token(boot_family: Any) -> None:
         draws=0,
     )
     assert "Fisher trace" in in_words(result)
-
-
-def test_the_published_preset(plain_rope: Any) -> None:
-    model = sinklens.load("rope")
-    prompts = sinklens.prompts(model, n=2, length=30)
-    result = run(model, prompts, conditions=("spectrum",), preset="published", draws=0)
-    with torch.no_grad():
-        attentions = plain_rope(prompts.tokens, output_attentions=True).attentions
-    low = {"condition": "published:above_0.02"}
-    # What uniform attention gives: saturated, without a sink.
-    assert result.find(metric="star_likeness", **low).baseline == pytest.approx(30 / 29)
-    assert result.find(metric="centralisation", **low).baseline == pytest.approx(435 / 29**2)
-    assert result.find(metric="fiedler", **low).baseline == pytest.approx(15)
-    assert result.find(metric="betti0").value == 30 and result.find(metric="betti1").value == 0
-    itself = torch.stack([a.mean(1).diagonal(dim1=-2, dim2=-1) for a in attentions], 1)
-    persisting = row_value(result, metric="mean_persistence")
-    looked_at = itself[:, [0, 1, 3, 4, 5], 1:]  # 0, L / 4, L / 2, 3 L / 4 and the last of 6
-    torch.testing.assert_close(persisting.float(), looked_at.mean((1, 2)), atol=1e-6, rtol=0)
-    ratio = (1 / itself[..., 1:].amax(-1)).mean(1)
-    torch.testing.assert_close(
-        row_value(result, metric="eigenvalue_ratio").float(), ratio, atol=1e-4, rtol=1e-5
-    )
-    reductions = torch.zeros(2)
-    for pattern in attentions[::2]:
-        for prompt, heads in enumerate(pattern.double()):
-            incoming = heads.sum((0, 1)).numpy()
-            sinks = torch.from_numpy(incoming >= np.percentile(incoming, 90))
-            emptied = heads.clone()
-            emptied[..., sinks] = 0
-            sums = emptied.sum(-1, keepdim=True)
-            emptied = torch.where(sums > 0, emptied / sums, (~sinks).double() / (~sinks).sum())
-            kept = np.linspace(0, 29, 20, dtype=int)
-            before, after = (
-                (torch.special.xlogy(a, a) - torch.special.xlogy(a, a.mean(0)))
-                .sum(-1)[:, kept]
-                .mean()
-                for a in (heads, emptied)
-            )
-            reductions[prompt] += (before - after) / len(attentions[::2])
-    mine = row_value(result, metric="kl_reduction", condition="published:percentile_0.9")
-    torch.testing.assert_close(mine.float(), reductions, atol=1e-5, rtol=0)
-    assert "not distinguishable from uniform attention at thresholds" in in_words(result)
-    assert any("self-loops on" in note for note in result.notes())
-
-
-def test_ripser_on_what_was_published() -> None:
-    """The closed form, from a filtration whose vertices are born at 1 - A_ii."""
-    gudhi = pytest.importorskip("gudhi")
-    scores = torch.randn(7, 7, generator=torch.Generator().manual_seed(5))
-    pattern = scores.masked_fill(~visible_keys(7), -torch.inf).softmax(-1)
-    tree = gudhi.SimplexTree()
-    for i in range(7):
-        tree.insert([i], 1 - float(pattern[i, i]))
-        for j in range(i):
-            tree.insert([j, i], max(1 - float(pattern[j, i]), 1 - float(pattern[i, i])))
-    tree.compute_persistence(min_persistence=-1.0)
-    bars = tree.persistence_intervals_in_dimension(0)
-    finite = bars[np.isfinite(bars[:, 1])]
-    found = published_reduction(pattern[None], visible_keys(7), 0, causal=True)
-    assert len(bars) == float(found["betti0"])
-    mean = float((finite[:, 1] - finite[:, 0]).mean())
-    assert float(found["mean_persistence"]) == pytest.approx(mean, abs=1e-6)
 
 
 def test_windows_and_their_nulls(boot_family: Any) -> None:
