@@ -22,9 +22,8 @@ from .models.prompts import Prompts
 from .models.prompts import prompts as make_prompts
 from .results.diagnosis import Diagnosis
 from .results.result import ExperimentResult
-from .results.wording import effect_sentence
+from .results.wording import does_more, effect_sentence
 from .runner.registry import run
-from .stats.effects import is_significant
 
 SHARED = ("draws", "seed", "progress", "batch_size", "memory")
 N_PROMPTS, LENGTH, DRAWS, PATCHED_LAYERS = 16, 64, 3, 6
@@ -110,16 +109,16 @@ def _findings(
 
 
 def _causal(result: ExperimentResult, what: str) -> list[str]:
-    """The effects on loss and sink mass, those that differ from their control first."""
+    """The effects on loss and sink mass, those that are larger than their control's first."""
     metrics = {row.metric for row in result.effects}
     shown = ("loss" if "loss" in metrics else "kl", "sink_mass")
-    differing: list[str] = []
+    leading: list[str] = []
     others: list[str] = []
     for row in result.effects:
         if row.kind != "treatment" or row.metric not in shown:
             continue
-        differs = any(is_significant(contrast) for _, contrast in result.references(row))
         star = " *" if row.condition in result.settings["footnotes"] else ""
-        (differing if differs else others).append(effect_sentence(result, what, row) + star)
+        lines = leading if does_more(result, row) else others
+        lines.append(effect_sentence(result, what, row) + star)
     first = result.summary[:1] if result.experiment == "sink_head_ablation" else []
-    return [*first, *differing, *others]
+    return [*first, *leading, *others]

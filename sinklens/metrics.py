@@ -250,6 +250,14 @@ def resolve_metrics(metrics: Sequence[str | Metric | Callable[..., Tensor]]) -> 
     return resolved
 
 
+def needs_models(metric: Metric) -> bool:
+    """Whether contrasts of a metric differ from 0 in models with random weights as well.
+
+    Those of a measure without sign do, and of one about position 0; see `runner.null_models`.
+    """
+    return not metric.signed or isinstance(metric, ProbeMetric)
+
+
 def counted_positions(
     length: int, edited: int, sample: Sequence[int] | None = None
 ) -> Int[Tensor, " counted"]:

@@ -16,7 +16,7 @@ from ..engine import read_under
 from ..hooks.heads import EDGE_CONDITIONS, HeadValues, ablate_heads
 from ..hooks.intervention import Intervention
 from ..hooks.matching import control_positions, derangement, matched_heads
-from ..probes import SinkReads
+from ..probes import HeadMeans, HeadOutputs, SinkReads
 from ..runner.compare import Comparison, Control
 from ..runner.run import Run
 
@@ -32,22 +32,21 @@ class HeadAblations:
         run: Run[Any],
         heads: Sequence[Head],
         others: Sequence[Head],
-        *,
-        means: HeadValues,
-        outputs: HeadValues,
     ) -> None:
-        """Take the heads and the values that are written.
+        """Read the values that are written, where a condition writes some.
 
         Args:
             run: The run, which records the drawn heads and positions.
             heads: The ablated heads.
             others: The heads that may be controls.
-            means: Mean outputs by layer, for `mean`.
-            outputs: Outputs by layer and prompt, for `resample`.
         """
         self._run, self._model = run, run.model
         self._heads, self._others = list(heads), list(others)
-        self._means, self._outputs = means, outputs
+        layers = range(run.capabilities.n_layers)
+        self._values: dict[str, HeadValues] = {}
+        for condition, probe in (("mean", HeadMeans), ("resample", HeadOutputs)):
+            if condition in run.conditions:
+                (self._values[condition],) = run.read(probe(run.model, layers))
         config = run.config
         self._draws, self._seed = config.draws, config.seed
         self._positions = control_positions(
@@ -123,11 +122,11 @@ class HeadAblations:
         """An ablation of head outputs."""
         if condition == "resample":
             order = derangement(self._run.prompts.tokens, self._seed, draw)
+            outputs = self._values[condition]
             return ablate_heads(
-                self._model, heads, condition, values=self._outputs, order=order, draw=draw
+                self._model, heads, condition, values=outputs, order=order, draw=draw
             )
-        values = self._means if condition == "mean" else None
-        return ablate_heads(self._model, heads, condition, values=values)
+        return ablate_heads(self._model, heads, condition, values=self._values.get(condition))
 
     def _edge(self, condition: str, heads: Sequence[Head], place: int) -> Intervention:
         """The edge from later queries to one key dropped."""

@@ -78,6 +78,11 @@ class Prompts:
         values = self.tokens.cpu().numpy().astype("<i8")
         return hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()[:16]
 
+    def first(self, n: int) -> Prompts:
+        """The first `n` prompts, or all where there are fewer."""
+        answers = None if self.answers is None else self.answers[:n]
+        return replace(self, tokens=self.tokens[:n], answers=answers)
+
     def without_first(self) -> Prompts:
         """The same windows without position 0, that is without BOS."""
         return replace(self, tokens=self.tokens[:, 1:], bos=False, source=f"{self.source}:no_bos")

@@ -67,9 +67,15 @@ class StreamEntries:
         self.fwd_hooks: list[tuple[str, Any]] = [(stream_hook(model, layer), self._read)]
         self.reset()
 
+    def massive(
+        self, stream: Float[Tensor, "batch pos channel"]
+    ) -> Bool[Tensor, "batch pos channel"]:
+        """Which entries of the next prompts count as massive."""
+        return self._criterion.holds(stream)
+
     def _read(self, stream: Float[Tensor, "batch pos channel"], hook: Any) -> None:
         stream = stream.detach().float().cpu()
-        massive = self._criterion.holds(stream)
+        massive = self.massive(stream)
         self._medians.append(stream.abs().flatten(1).median(1).values)
         self._massive.append(_listed(stream, massive.nonzero(), self._prompts))
         for draw in range(self._draws):
@@ -99,6 +105,30 @@ class StreamEntries:
         self._medians: list[Tensor] = []
         self._ordinary: list[list[Entries]] = [[] for _ in range(self._draws)]
         self._sums, self._counts = torch.zeros(2, 1, dtype=torch.float64), torch.zeros(2, 1)
+
+
+class SameEntries(StreamEntries):
+    """The positions and channels of given entries, with what another stream holds there."""
+
+    def __init__(self, model: HookedModel, layer: int, entries: EntryValues) -> None:
+        """Read the stream that enters block `layer`, at as many draws of ordinary entries.
+
+        Args:
+            model: The model.
+            layer: Where.
+            entries: Those of the same prompts, or of more after them.
+        """
+        super().__init__(model, layer, Criterion(0.0, 1.0), draws=len(entries.ordinary))
+        self._given = entries.massive
+
+    def massive(
+        self, stream: Float[Tensor, "batch pos channel"]
+    ) -> Bool[Tensor, "batch pos channel"]:
+        """The places of the given entries of the next prompts."""
+        row, there = self._given.prompt - self._prompts, torch.zeros_like(stream, dtype=torch.bool)
+        mine = self._given._replace(prompt=row).part((row >= 0) & (row < len(stream)))
+        there[mine.prompt, mine.position, mine.channel] = True
+        return there
 
 
 def _listed(stream: Tensor, index: Int[Tensor, "entry 3"], first: int) -> Entries:

@@ -21,6 +21,10 @@ from scipy import stats
 from torch import Tensor
 
 from ..stats.effects import Draws, Row, Values, paired_row
+from ..stats.models import OfModels, expected_contrasts, p_beside_models
+
+RANDOM_MODELS = "random_weights"
+"""In `against`, before the name of a control: the contrast in models with random weights."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Sample:
     draws: int = 1
     kind: ClassVar[str] = "measurement"
 
-    def by_draw(self, prompts: int) -> Draws:
+    def by_draw(self, prompts: int = 1) -> Draws:
         """The distance from the null, by draw and prompt."""
         return np.atleast_2d(_numbers(self.values, prompts) - _numbers(self.null, prompts))
 
@@ -100,12 +104,15 @@ class Reference:
         kind: `control` (the same elsewhere) or `null` (the same without the mechanism).
         own: The value it is compared with, where that is not the sample itself: read at the same
             queries, or over as many heads.
+        models: The contrast in models with random weights, by which it is judged, as
+            `stats.models.contrast_of` measures it; not tested where there are none.
     """
 
     sample: Sample
     name: str
     kind: Literal["control", "null"] = "control"
     own: Sample | None = None
+    models: OfModels | None = None
 
 
 @dataclass(frozen=True)
@@ -164,15 +171,28 @@ def rows_of(
         named["against"] = one.name
         values, nulls = (_numbers(part, prompts) for part in (its.values, its.null))
         yield paired_row(metric, condition, one.kind, values, nulls, n_draws=its.draws, **named)
-        yield paired_row(
+        sides = own.by_draw(prompts), its.by_draw(prompts)
+        contrast = paired_row(
             metric,
             condition,
             "contrast",
-            own.by_draw(prompts),
-            its.by_draw(prompts),
-            tested=True,
+            *sides,
+            tested=one.models is None,
             n_draws=max(its.draws, one.own.draws if one.own else 1),
             **named,
+        )
+        if one.models is None:
+            yield contrast
+            continue
+        ratio = not measure.signed
+        p = p_beside_models(*sides, one.models, ratio=ratio)
+        yield replace(contrast, effect=replace(contrast.effect, p_value=p))
+        if not len(one.models):
+            continue
+        named["against"] = f"{RANDOM_MODELS}:{one.name}"
+        expected = expected_contrasts(its.by_draw(prompts), one.models, ratio=ratio)
+        yield paired_row(
+            metric, condition, "null", expected, np.zeros_like(expected), resampled="model", **named
         )
 
 

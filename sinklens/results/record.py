@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.errors import SinklensError, UsageError
 from ..stats.effects import EffectSize
-from .estimates import Measure
+from .estimates import RANDOM_MODELS, Measure
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,12 @@ class Record:
             for other in mine
             if other.kind != "contrast" and other.against in contrasts
         ]
+
+    def of_random_models(self, contrast: EffectSize) -> EffectSize | None:
+        """The same contrast of models with random weights, if it is judged by these."""
+        name = f"{RANDOM_MODELS}:{contrast.against}"
+        rows = (row for row in self.effects if row.against == name and _same_row(row, contrast))
+        return next(rows, None)
 
     def measure(self, metric: str, condition: str = "") -> Measure:
         """What kind of number a metric is, under a condition that has a measure of its own."""

@@ -36,7 +36,7 @@ def _lines(result: Record, row: EffectSize) -> Iterator[dict[str, Any]]:
         "p": _number(row.p_value),
         "q": _number(row.q_value),
     }
-    beside = [_reference(*pair) for pair in result.references(row)]
+    beside = [_reference(result, *pair) for pair in result.references(row)]
     if beside and row.condition in starred:
         beside[0]["difference [95 %]"] += " *"
     first, *others = beside or [{}]
@@ -44,12 +44,14 @@ def _lines(result: Record, row: EffectSize) -> Iterator[dict[str, Any]]:
     yield from ({**dict.fromkeys(head), **other} for other in others)
 
 
-def _reference(reference: EffectSize, contrast: EffectSize) -> dict[str, Any]:
+def _reference(result: Record, reference: EffectSize, contrast: EffectSize) -> dict[str, Any]:
     """The columns of a control or null, and of the contrast with it."""
+    models = result.of_random_models(contrast)
     return {
         "against": reference.against,
         "its effect": f"{reference.effect:+.3g}",
         "difference [95 %]": describe(contrast).replace(f" {contrast.unit}", ""),
+        "with random weights": models and describe(models).replace(f" {models.unit}", ""),
         "q (difference)": _number(contrast.q_value),
     }
 

@@ -3,7 +3,8 @@
     against a null      by the interval of the distance: above, below, not distinguishable from;
                         without an interval (a single prompt, a number without spread) it says so
     against a control   by q of the contrast: more than, less than, not significantly different
-                        from; without a test (a single prompt) it says so
+                        from; without a test (a single prompt) it says so. A contrast that
+                        models with random weights have as well is judged by theirs
 
 An experiment declares `says`: templates and functions. A template names rows and findings:
 
@@ -42,13 +43,18 @@ def null_verdict(row: EffectSize) -> str:
     return "below" if row.ci_high < -ROUNDING else "not distinguishable from"
 
 
-def control_verdict(contrast: EffectSize) -> str:
-    """Whether a value is more than its control; by q of the contrast."""
+def control_verdict(contrast: EffectSize, models: EffectSize | None = None) -> str:
+    """Whether a value is more than its control; by q of the contrast.
+
+    Args:
+        contrast: The row.
+        models: The same contrast of models with random weights, if it is judged by these.
+    """
     if contrast.p_value is None:
         return "not tested against"
     if not is_significant(contrast):
         return "not significantly different from"
-    return "more than" if contrast.effect > 0 else "less than"
+    return "more than" if contrast.effect > (models.effect if models else 0) else "less than"
 
 
 def verdict(row: EffectSize, contrast: EffectSize) -> str:
@@ -243,6 +249,32 @@ class Compared:
             yield effect_sentence(result, self.what, largest, of=len(rows))
 
 
+def beside_control(result: Record, control: EffectSize, contrast: EffectSize) -> str:
+    """Whether an effect differs from that of its control, and from what random weights give."""
+    name = f"its {f'{control.against}'.replace('_', '-')} control"
+    its = f"{control.effect:+.3g}{interval_of(control)}"
+    difference = f"difference {contrast.effect:+.3g}{interval_of(contrast)}"
+    models = result.of_random_models(contrast)
+    if models is None:
+        return f"{control_verdict(contrast)} {name} ({its}; {difference})"
+    return (
+        f"beside {name} ({its}) a {difference}, {control_verdict(contrast, models)} that of models "
+        f"with random weights ({models.effect:+.3g}{interval_of(models)})"
+    )
+
+
+def does_more(result: Record, treatment: EffectSize) -> bool:
+    """Whether an effect is significantly larger than each of its controls."""
+    pairs = result.references(treatment)
+    return bool(pairs) and all(
+        is_significant(contrast)
+        and abs(contrast.value) > abs(contrast.baseline)
+        and control_verdict(contrast, result.of_random_models(contrast))
+        == ("more than" if contrast.effect > 0 else "less than")
+        for _, contrast in pairs
+    )
+
+
 def effect_sentence(result: Record, what: str, treatment: EffectSize, *, of: int = 1) -> str:
     """One effect in words: against the clean run first, then against its controls.
 
@@ -258,11 +290,7 @@ def effect_sentence(result: Record, what: str, treatment: EffectSize, *, of: int
     if of > 1:
         said += f" (the largest of {of} rows)"
     said += f": {treatment.metric} {describe(treatment)} against the clean run"
-    against = [
-        f"{control_verdict(contrast)} its {f'{control.against}'.replace('_', '-')} control "
-        f"({control.effect:+.3g}; difference {contrast.effect:+.3g}{interval_of(contrast)})"
-        for control, contrast in result.references(treatment)
-    ]
+    against = [beside_control(result, *pair) for pair in result.references(treatment)]
     return f"{said}; {' and '.join(against) or 'there is no control'}."
 
 

@@ -18,11 +18,19 @@ import torch
 
 from ..engine.evaluate import Evaluation
 from ..hooks.intervention import Intervention
-from ..metrics import Metric
+from ..metrics import Metric, needs_models
 from ..results.estimates import Effect, Measure, Place, Reference, rows_of
 from ..results.record import Array
 from ..stats.effects import Row
+from ..stats.models import OfModels, contrast_of
 
+ContrastKey = tuple[str, str, int | None, int | None, str]
+"""Metric, condition, layer, head and control of a contrast."""
+LATER_QUERIES = (
+    "A difference from a control at a later position is read at the queries after that position, "
+    "for the treatment too, whose own row counts all queries; it is not the difference of the two "
+    "effects shown."
+)
 NO_POSITION = "no later position is left whose predictions could count"
 
 
@@ -50,6 +58,7 @@ class Comparison:
         condition: The name.
         treatment: One intervention per draw.
         controls: Its controls; those without an intervention could not be made.
+        besides: Readings that the experiment needs for rows of its own.
         no_control: Why there is none, where that is not for lack of a later position; empty where
             a note of the experiment says it.
     """
@@ -58,11 +67,26 @@ class Comparison:
     treatment: Sequence[Intervention]
     controls: tuple[Control, ...] = ()
     no_control: str = NO_POSITION
+    besides: Sequence[Intervention] = ()
 
     @property
     def made(self) -> list[Control]:
         """The controls that could be made."""
         return [control for control in self.controls if control.interventions]
+
+    @property
+    def place(self) -> tuple[str, int | None, int | None]:
+        """Condition, layer and head."""
+        first = self.treatment[0]
+        return self.condition, first.layer, first.head
+
+    @property
+    def reads_later(self) -> bool:
+        """Whether a control counts other predictions than the treatment."""
+        own = {one.last_uncounted for one in self.treatment}
+        return any(
+            other.last_uncounted not in own for one in self.made for other in one.interventions
+        )
 
     def pairs(self, control: Control) -> list[tuple[Intervention, Intervention]]:
         """What is compared with a control, at the predictions that the control counts.
@@ -83,11 +107,17 @@ class Comparison:
         for control in self.made:
             for pair in self.pairs(control):
                 yield from pair
+        yield from self.besides
 
 
 def in_order(comparisons: Sequence[Comparison]) -> list[Intervention]:
     """The interventions of all comparisons, those that several share once."""
     return list({i.reading: i for one in comparisons for i in one.interventions()}.values())
+
+
+def contrast_key(metric: Metric, comparison: Comparison, control: Control) -> ContrastKey:
+    """What names a contrast."""
+    return metric.name, *comparison.place, control.name
 
 
 def measure_of(metric: Metric) -> Measure:
@@ -98,10 +128,10 @@ def measure_of(metric: Metric) -> Measure:
 class Compared:
     """What the engine measured of comparisons, by metric and intervention."""
 
-    def __init__(self, evaluation: Evaluation, order: Sequence[Intervention]) -> None:
-        """Take the values of the interventions in the order in which the engine had them."""
-        self._evaluation = evaluation
-        self._number = {one.reading: i for i, one in enumerate(order)}
+    def __init__(self, evaluation: Evaluation, comparisons: Sequence[Comparison]) -> None:
+        """Take what the engine measured of the comparisons' interventions, `in_order`."""
+        self._evaluation, self.comparisons = evaluation, list(comparisons)
+        self._number = {one.reading: i for i, one in enumerate(in_order(comparisons))}
         self.metrics = evaluation.metrics
 
     def effect(self, draws: Sequence[Intervention], axis: int) -> Effect:
@@ -112,10 +142,19 @@ class Compared:
         )
         return Effect(values, baselines, len({one.reading for one in draws}))
 
-    def rows(self, comparisons: Sequence[Comparison], seed: int) -> Iterator[Row]:
-        """Treatment, controls and contrasts of every metric and comparison."""
+    def rows(
+        self,
+        seed: int,
+        nulls: Mapping[ContrastKey, np.ndarray] | None = None,
+    ) -> Iterator[Row]:
+        """Treatment, controls and contrasts of every metric and comparison.
+
+        Args:
+            seed: Seed of the resamples of the tests.
+            nulls: The contrasts of models with random weights, of those that are judged by them.
+        """
         for axis, metric in enumerate(self.metrics):
-            for one in comparisons:
+            for one in self.comparisons:
                 first = one.treatment[0]
                 treated = self.effect(one.treatment, axis)
                 yield from rows_of(
@@ -123,20 +162,58 @@ class Compared:
                     measure_of(metric),
                     one.condition,
                     treated,
-                    *(self._reference(one, control, axis) for control in one.made),
+                    *(self._reference(one, c, axis, nulls or {}) for c in one.made),
                     prompts=treated.values.shape[-1],
                     seed=seed,
                     place=Place(first.layer, first.head),
                 )
 
-    def _reference(self, comparison: Comparison, control: Control, axis: int) -> Reference:
+    def _reference(
+        self,
+        comparison: Comparison,
+        control: Control,
+        axis: int,
+        nulls: Mapping[ContrastKey, np.ndarray],
+    ) -> Reference:
         """A control, with what it is compared with."""
         own, others = zip(*comparison.pairs(control), strict=True)
-        return Reference(self.effect(others, axis), control.name, own=self.effect(own, axis))
+        return Reference(
+            self.effect(others, axis),
+            control.name,
+            own=self.effect(own, axis),
+            models=self._models(axis, comparison, control, nulls),
+        )
 
-    def control_draws(self, comparisons: Sequence[Comparison]) -> Array | None:
+    def _models(
+        self,
+        axis: int,
+        comparison: Comparison,
+        control: Control,
+        nulls: Mapping[ContrastKey, np.ndarray],
+    ) -> OfModels | None:
+        """The contrasts that judge one of a metric that needs them: none where there are none."""
+        metric = self.metrics[axis]
+        if not needs_models(metric):
+            return None
+        return nulls.get(contrast_key(metric, comparison, control), np.zeros(0))
+
+    def contrasts(self) -> dict[ContrastKey, float]:
+        """Each contrast as one number, as it is compared with that of other models."""
+        found: dict[ContrastKey, float] = {}
+        for axis, metric in enumerate(self.metrics):
+            for one in self.comparisons:
+                for control in one.made:
+                    own, others = (
+                        self.effect(side, axis).by_draw()
+                        for side in zip(*one.pairs(control), strict=True)
+                    )
+                    key = contrast_key(metric, one, control)
+                    found[key] = contrast_of(own, others, ratio=not metric.signed)
+        return found
+
+    def control_draws(self) -> Array | None:
         """Each control draw's effect averaged over prompts; NaN where there are fewer draws."""
-        controls = [(one, control) for one in comparisons for control in one.made]
+        controls = [(one, control) for one in self.comparisons for control in one.made]
         if not controls:
             return None
         most = max(len(control.interventions) for _, control in controls)

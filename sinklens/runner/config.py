@@ -55,6 +55,8 @@ class ExperimentConfig:
         batch_size: Prompts in a forward pass; None lets `memory` decide.
         memory: Bytes that a forward pass may hold; by default 1 GiB, at most a quarter of all.
         positions: Count only predictions at these positions.
+        null_models: How many models with random weights judge the contrasts of measures without
+            sign (`kl`) and of those about position 0 (`sink_mass`); 0 leaves these untested.
         screen: Rank the rows of a condition by a gradient estimate and run only the `top` largest.
         top: How many rows of each condition to run after screening.
     """
@@ -67,6 +69,7 @@ class ExperimentConfig:
     batch_size: int | None = setting(None, least=1)
     memory: int | None = setting(None, least=1)
     positions: tuple[int, ...] | None = None
+    null_models: int = setting(5, least=0)
     screen: bool = False
     top: int = setting(30, least=1)
 

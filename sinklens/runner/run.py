@@ -13,39 +13,50 @@ records which hooks fired, and makes the result.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..engine import announce
 from ..engine.evaluate import Evaluation, evaluate
 from ..hooks.intervention import one_per_run
+from ..metrics import Metric, needs_models
 from ..models.capabilities import Capabilities, check
 from ..models.prompts import Prompts
 from ..probes import Probe
-from ..results.estimates import Measure, Place, Reference, Sample, Share, rows_of, share_row
+from ..results.estimates import Place, Reference, Sample, Share, rows_of, share_row
 from ..results.figures import figure_of, to_json
-from ..results.record import Array
 from ..results.result import ExperimentResult, identity
 from ..results.wording import say
 from ..stats.effects import EffectSize, Row, with_q_values
-from .compare import Compared, Comparison, in_order, measure_of, without_control
+from ..stats.models import OfModels
+from .collected import Collected
+from .compare import (
+    LATER_QUERIES,
+    Compared,
+    Comparison,
+    ContrastKey,
+    in_order,
+    measure_of,
+    without_control,
+)
 from .config import ExperimentConfig
 from .declaration import Experiment
+from .null_models import PROMPTS, random_contrasts
 from .ranking import rank
 
 Config = TypeVar("Config", bound=ExperimentConfig)
 NOT_CAUSAL = "it is a next-token measure and this model attends in both directions"
 
 
-class Run(Generic[Config]):
+class Run(Collected, Generic[Config]):
     """One run.
 
     Attributes:
@@ -67,6 +78,7 @@ class Run(Generic[Config]):
             SinklensError: The model cannot do it.
             UsageError: A setting or the prompts do not fit.
         """
+        super().__init__(experiment.measures)
         experiment.require_known(config)
         self._experiment = experiment
         self.model, self.prompts, self.config = model, prompts, config
@@ -79,16 +91,9 @@ class Run(Generic[Config]):
         self._forwards, self._announced = 0, False
         self._fired: Counter[str] = Counter()
         self._shortcuts: dict[str, bool] = {}
-        self._arrays: dict[str, Array] = {}
-        self._measures: dict[str, Measure] = dict(experiment.measures)
-        self._notes: list[str] = []
-        self._footnotes: dict[str, str] = {}
-        self._findings: dict[str, Any] = {}
-        self._draws: dict[str, Any] = {}
 
     def _choose_metrics(self) -> list[Any]:
         """The metrics that the model has; one that was asked for by name has to be one of them."""
-        self._left_out: dict[str, str] = {}
         resolved = self._experiment.resolve_metrics(self.config)
         impossible = [m for m in resolved if m.causal_only and not self.capabilities.causal]
         if impossible and self.config.metrics:
@@ -116,10 +121,6 @@ class Run(Generic[Config]):
         if not (self.conditions or none_is_fine):
             said = "; ".join(dict.fromkeys(reasons[name] for name in refused))
             raise SinklensError(f"nothing is left to do: {said}")
-
-    def left_out(self, what: str, reason: str) -> None:
-        """Say what else was left out and why."""
-        self._left_out[what] = reason
 
     def announce(self, forwards: int) -> None:
         """Say how many forwards the run takes, where progress is shown."""
@@ -170,17 +171,21 @@ class Run(Generic[Config]):
         self._fired.update(fired or {})
 
     def compare(
-        self, comparisons: Sequence[Comparison], metrics: Sequence[Any] | None = None
+        self,
+        make: Callable[[Run[Config]], Sequence[Comparison]],
+        metrics: Sequence[Any] | None = None,
     ) -> Compared:
         """Run all treatments and controls together and add their rows.
 
         Args:
-            comparisons: The conditions.
+            make: Makes the conditions with their controls for a run: for this one, and for the same
+                run of models with random weights, which judge some contrasts (`null_models`).
             metrics: What to measure; by default the run's metrics.
 
         Raises:
             UsageError: `screen` was asked for and there is nothing to rank.
         """
+        comparisons = make(self)
         metrics, ranking = list(self.metrics if metrics is None else metrics), None
         if self.config.screen:
             ranking = rank(self.model, self.prompts, self.config, comparisons, metrics)
@@ -196,11 +201,14 @@ class Run(Generic[Config]):
         fired = {one.run: times for one, times in zip(order, found.fired, strict=True)}
         for intervention in one_per_run(order):
             self._fired[intervention.name] += fired[intervention.run]
-        compared = Compared(found, order)
+        compared = Compared(found, comparisons)
         # What an experiment declares of a metric that it also reads itself has its own null.
         self._measures = {m.name: measure_of(m) for m in found.metrics} | self._measures
-        self.rows += compared.rows(comparisons, self.config.seed)
-        draws = compared.control_draws(comparisons)
+        nulls = self._random_contrasts(make, {one.place for one in comparisons}, found.metrics)
+        if any(one.reads_later for one in comparisons):
+            self.note(LATER_QUERIES)
+        self.rows += compared.rows(self.config.seed, nulls)
+        draws = compared.control_draws()
         if draws is not None:
             self._arrays["control_draws"] = draws
         if ranking is not None:
@@ -208,9 +216,32 @@ class Run(Generic[Config]):
             self._notes.append(ranking.note(self._findings["screening"]))
         return compared
 
-    def declare(self, metric: str, measure: Measure) -> None:
-        """Say what kind of number a metric is whose name the run finds out."""
-        self._measures[metric] = measure
+    def _random_contrasts(
+        self,
+        make: Callable[[Run[Config]], Sequence[Comparison]],
+        chosen: Set[tuple[Any, ...]],
+        metrics: Sequence[Metric],
+    ) -> dict[ContrastKey, OfModels]:
+        """The same contrasts of models with random weights, of the metrics that need them."""
+        judged = [metric for metric in metrics if needs_models(metric)]
+        config = replace(self.config, null_models=0, screen=False, progress=False)
+        count, prompts = self.config.null_models, self.prompts.first(PROMPTS)
+        if not (judged and count and self.config.draws):
+            return {}
+
+        def contrasts(model: HookedModel) -> dict[ContrastKey, float]:
+            twin = Run(self._experiment, model, prompts, config)
+            twin.conditions = self.conditions
+            comparisons = [one for one in make(twin) if one.place in chosen]
+            found = twin.evaluate(in_order(comparisons), metrics=judged)
+            self.count(math.ceil(twin._forwards * len(prompts) / len(self.prompts)))
+            return Compared(found, comparisons).contrasts()
+
+        nulls, reason = random_contrasts(self.model, count, self.config.seed, contrasts)
+        if reason:
+            names = ", ".join(metric.name for metric in judged)
+            self.note(f"Contrasts of {names} are not judged by random weights: {reason}.")
+        return nulls
 
     def add(
         self,
@@ -255,33 +286,6 @@ class Run(Generic[Config]):
             ]
         self.rows += made
         return made[0].effect
-
-    def keep(self, name: str, values: Tensor, dims: str = "", **coords: Sequence[Any]) -> None:
-        """Keep an array.
-
-        Args:
-            name: Its name.
-            values: The numbers.
-            dims: The names of its axes, separated by blanks: `layer head`.
-            coords: By axis its labels, where the numbers of its places do not say what is meant.
-        """
-        self._arrays[name] = Array(values, tuple(dims.split()), coords)
-
-    def facts(self, **findings: Any) -> None:
-        """Keep what was found besides rows and arrays, ready for JSON; sentences may name it."""
-        self._findings |= findings
-
-    def drawn(self, **draws: Any) -> None:
-        """Record random draws, for replication."""
-        self._draws |= draws
-
-    def note(self, *lines: str) -> None:
-        """Add sentences to the foot of the table."""
-        self._notes += lines
-
-    def footnote(self, condition: str, line: str) -> None:
-        """Say what a reader of a condition's rows has to know; they get a star."""
-        self._footnotes[condition] = line
 
     def result(self) -> ExperimentResult:
         """The result, with its sentences."""

@@ -72,7 +72,7 @@ def bos_replacement(run: Run[BosReplacementConfig]) -> None:
     if "random_token" in run.conditions:
         run.drawn(tokens=tokens_drawn(run.model, draws=draws, seed=seed))
     run.compare(
-        [
+        lambda run: [
             bos_comparison(run.model, condition, positions, draws=draws, seed=seed)
             for condition in run.conditions
         ]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ...comparisons.position0 import CONDITIONS, PLACE, Position0Patches, parse_condition
 from ...core.errors import UsageError
@@ -24,6 +25,7 @@ from ...hooks.position0 import PARTS, POSITION0_CONDITIONS
 from ...metrics import LogitMetric, counted_positions
 from ...results.record import Record
 from ...results.wording import Compared, describe
+from ...runner.compare import Comparison
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import CAUSAL
 from ...runner.registry import experiment
@@ -121,16 +123,17 @@ def position0_patching(run: Run[Position0PatchingConfig]) -> None:
             if isinstance(metric, LogitMetric):
                 metric.counts(counted, length)
     positions = control_positions(length, config.draws, config.seed, config.positions)
-    patches = Position0Patches(
-        run, run.conditions, layers, positions if 0 in places else [], places
-    )
     if any(places):
         run.note(ELSEWHERE)
-    run.compare(
-        [
+
+    def patched(run: Run[Any]) -> list[Comparison]:
+        controls = positions if 0 in places else []
+        patches = Position0Patches(run, run.conditions, layers, controls, places)
+        return [
             patches.comparison(condition, layer, place)
             for condition in run.conditions
             for place in places
             for layer in layers
         ]
-    )
+
+    run.compare(patched)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,9 +25,10 @@ from ...core.labels import Head, head_label
 from ...hooks.heads import EDGE_CONDITIONS, HEAD_CONDITIONS
 from ...metrics import SINK_MASS
 from ...models.capabilities import Capabilities
-from ...probes import HeadMeans, HeadOutputs, SinkScores
+from ...probes import SinkScores
 from ...results.record import Record
 from ...results.wording import Compared
+from ...runner.compare import Comparison
 from ...runner.config import ExperimentConfig
 from ...runner.registry import experiment
 from ...runner.run import Run
@@ -73,12 +75,8 @@ def sink_head_ablation(run: Run[SinkHeadAblationConfig]) -> None:
     config, model = run.config, run.model
     run.refuse(_refusals(run))
     labelled = _parse_heads(config.heads, run.capabilities)
-    layers = range(run.capabilities.n_layers)
-    sinks = SinkScores(model)
-    means = HeadMeans(model, layers if "mean" in run.conditions else ())
-    outputs = HeadOutputs(model, layers if "resample" in run.conditions else ())
-    run.read(sinks, means, outputs)
-    mass = sinks.compute().mass.mean(0)
+    (scores,) = run.read(SinkScores(model))
+    mass = scores.mass.mean(0)
     heads = labelled or _choose_heads(config.heads, mass)
     # A control head is no sink head, and none that is ablated in the same run.
     others = [
@@ -86,17 +84,17 @@ def sink_head_ablation(run: Run[SinkHeadAblationConfig]) -> None:
         for layer, head in (mass <= SINK_MASS).nonzero().tolist()
         if config.each or (layer, head) not in heads
     ]
-    ablations = HeadAblations(run, heads, others, means=means.compute(), outputs=outputs.compute())
-    comparisons = []
-    for condition in run.conditions:
-        if config.each:
-            comparisons += ablations.each(condition)
-        else:
-            comparisons.append(ablations.together(condition))
     run.drawn(heads=[head_label(head) for head in heads])
     run.keep("sink_mass", mass, "layer head")
     _warn(run, mass, heads)
-    run.compare(comparisons)
+
+    def ablated(run: Run[Any]) -> list[Comparison]:
+        ablations = HeadAblations(run, heads, others)
+        if config.each:
+            return [one for condition in run.conditions for one in ablations.each(condition)]
+        return [ablations.together(condition) for condition in run.conditions]
+
+    run.compare(ablated)
 
 
 def _refusals(run: Run[SinkHeadAblationConfig]) -> dict[str, str]:

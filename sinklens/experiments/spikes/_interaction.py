@@ -4,23 +4,27 @@
 
 paired by prompt. The control of both, `combined`, makes the two controls at once: the clamp's
 change in other channels, and the edge to a later key dropped. The interaction's is the same of the
-three controls, read at the queries that the control of both counts. Where a spike comes in several
+three controls; that contrast is read at the queries that the control of both counts. It is tested
+where its metric has a sign and is not about position 0 (`metrics.needs_models`): the others are no
+sums, so that models with random weights have an interaction as well. Where a spike comes in several
 steps the table clamps all of them, and rows beside it each one alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ...comparisons.heads import HeadAblations
 from ...comparisons.spikes import CLAMP, OTHER_CHANNELS, SpikeEdits
 from ...core.labels import Head
 from ...hooks.intervention import Intervention, together
-from ...metrics import Metric
+from ...metrics import Metric, needs_models
 from ...results.estimates import Effect, Reference
-from ...runner.compare import Compared, Comparison, Control
+from ...runner.compare import Comparison, Control
 from ...runner.run import Run
 
 DROP, BOTH, INTERACTION = "drop_edge", "both", "interaction"
@@ -59,7 +63,7 @@ def two_by_two(run: Run[Any], edits: SpikeEdits | None, heads: Sequence[Head]) -
     if edits is not None and asked & {CLAMP, BOTH}:
         *steps, table[CLAMP] = edits.comparisons(CLAMP, [OTHER_CHANNELS])
     if asked & {DROP, BOTH}:
-        table[DROP] = HeadAblations(run, heads, [], means={}, outputs={}).together(DROP)
+        table[DROP] = HeadAblations(run, heads, []).together(DROP)
     if BOTH in asked:
         clamp, drop = table[CLAMP], table[DROP]
         pairs = zip(_draws(clamp), _draws(drop), strict=False)  # none where one has no control
@@ -69,29 +73,31 @@ def two_by_two(run: Run[Any], edits: SpikeEdits | None, heads: Sequence[Head]) -
             (Control(COMBINED, [together(BOTH, *pair) for pair in pairs]),),
             no_control=clamp.no_control,
         )
+    if set(table) == set(CONDITIONS) == asked:
+        late = [
+            edit.read_after(later.last_uncounted)
+            for clamp, later in _pairs(table)
+            for edit in (*table[CLAMP].treatment, clamp)
+        ]
+        table[CLAMP] = replace(table[CLAMP], besides=late)
     chosen = {condition: table[condition] for condition in run.conditions}
     return Table(chosen, steps if CLAMP in asked else [])
 
 
-def compare_with_interaction(run: Run[Any], made: Table, metrics: Sequence[Metric]) -> None:
+def compare_with_interaction(
+    run: Run[Any], make: Callable[[Run[Any]], Table], metrics: Sequence[Metric]
+) -> None:
     """The rows of the table, and where all of it is there those of the interaction.
 
     Args:
         run: The run.
-        made: The comparisons.
+        make: Makes the table for a run.
         metrics: What to measure.
     """
-    table = made.conditions
-    whole = set(table) == set(CONDITIONS)
-    # The clamp's own control counts all predictions, as the clamp does; that of both those after
-    # the later key.
-    clamped: list[Intervention] = []
-    if whole:
-        pairs = zip(_draws(table[CLAMP]), _draws(table[DROP]), strict=False)
-        clamped = [replace(edit, position=drop.position) for edit, drop in pairs]
-    late = Compared(run.evaluate(clamped, metrics=metrics), clamped) if clamped else None
-    compared = run.compare(made.comparisons, metrics)
-    if not whole:
+    compared = run.compare(lambda run: make(run).comparisons, metrics)
+    asked = len(run.conditions)
+    table = dict(zip(run.conditions, compared.comparisons[-asked:], strict=True)) if asked else {}
+    if set(table) != set(CONDITIONS):
         return
     prompts = len(run.prompts)
     for axis, metric in enumerate(compared.metrics):
@@ -99,14 +105,41 @@ def compare_with_interaction(run: Run[Any], made: Table, metrics: Sequence[Metri
             compared.effect(table[name].treatment, axis).distance(prompts) for name in CONDITIONS
         )
         references = []
-        if late is not None:
-            dropped, beside = (
-                compared.effect(_draws(table[name]), axis).distance(prompts)
-                for name in (DROP, BOTH)
+        if pairs := _pairs(table):
+            own, beside = (
+                [compared.effect(each, axis).by_draw() for each in zip(*three, strict=True)]
+                for three in _at_the_same_queries(table, pairs)
             )
-            added = late.effect(clamped, axis).distance(prompts) + dropped
-            references = [Reference(Effect(beside, added), COMBINED)]
+            references = [
+                Reference(
+                    Effect(beside[2], beside[0] + beside[1]),
+                    COMBINED,
+                    own=Effect(own[2], own[0] + own[1]),
+                    models=np.zeros(0) if needs_models(metric) else None,
+                )
+            ]
         run.add(metric.name, INTERACTION, Effect(both, clamp + drop), *references)
+
+
+Three = tuple[Intervention, Intervention, Intervention]
+
+
+def _pairs(table: Mapping[str, Comparison]) -> list[tuple[Intervention, Intervention]]:
+    """By draw the controls of the clamp and of the dropped edge."""
+    return list(zip(_draws(table[CLAMP]), _draws(table[DROP]), strict=False))
+
+
+def _at_the_same_queries(
+    table: Mapping[str, Comparison], pairs: Sequence[tuple[Intervention, Intervention]]
+) -> tuple[list[Three], list[Three]]:
+    """By draw the clamp, the dropped edge and both: the treatments, and the controls."""
+    treated = [table[name].treatment[0] for name in CONDITIONS]
+    own, beside = [], []
+    for (clamp, drop), both in zip(pairs, _draws(table[BOTH]), strict=True):
+        first, second, third = (edit.read_after(drop.last_uncounted) for edit in treated)
+        own.append((first, second, third))
+        beside.append((clamp.read_after(drop.last_uncounted), drop, both))
+    return own, beside
 
 
 def _draws(comparison: Comparison) -> Sequence[Intervention]:

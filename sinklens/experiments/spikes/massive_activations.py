@@ -32,7 +32,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...comparisons.spikes import EDITS, MEDIAN_ENTRIES, OTHER_CHANNELS, SpikeEdits
+from ...comparisons.spikes import EDITS, MEDIAN_ENTRIES, OTHER_CHANNELS, SpikeEdits, crowded
 from ...core.errors import UsageError
 from ...hooks.matching import control_positions
 from ...models.prompts import token_text
@@ -41,6 +41,7 @@ from ...probes.stream_entries import Entries, EntryValues
 from ...results.estimates import Measure, Reference, Sample
 from ...results.figures import Lines
 from ...results.record import Record
+from ...runner.compare import Comparison
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import CAUSAL
 from ...runner.registry import experiment
@@ -201,20 +202,25 @@ def massive_activations(run: Run[MassiveActivationsConfig]) -> None:
 
 def _intervene(run: Run[MassiveActivationsConfig], massive: Mapping[int, EntryValues]) -> None:
     """Every condition at every entry point and at all of them, with its controls."""
-    edits = SpikeEdits(run, massive)
     equal = set(run.config.equal_change) & set(run.conditions)
-    if equal and run.config.draws and edits.crowded:
-        run.left_out(OTHER_CHANNELS, edits.crowded)
-    comparisons = [
-        comparison
-        for edit in run.conditions
-        for comparison in edits.comparisons(
-            edit, [MEDIAN_ENTRIES, *([OTHER_CHANNELS] if edit in equal else [])]
-        )
-    ]
-    run.facts(changes_nothing=idle(comparisons))
+    reason = next(filter(None, map(crowded, massive.values())), "")
+    if equal and run.config.draws and reason:
+        run.left_out(OTHER_CHANNELS, reason)
+
+    def comparisons(run: Run[Any]) -> list[Comparison]:
+        edits = SpikeEdits(run, massive)
+        made = [
+            comparison
+            for edit in run.conditions
+            for comparison in edits.comparisons(
+                edit, [MEDIAN_ENTRIES, *([OTHER_CHANNELS] if edit in equal else [])]
+            )
+        ]
+        run.facts(changes_nothing=idle(made))
+        return made
+
     metrics = list(run.metrics)
-    if edits.crowded:
+    if reason:
         run.left_out("spike", "of so many entries set to 0 the median could be 0 as well")
     elif massive and not run.config.metrics:
         metrics += spike_metrics(list(massive))

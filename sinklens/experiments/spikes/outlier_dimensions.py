@@ -169,9 +169,8 @@ def outlier_dimensions(run: Run[OutlierDimensionsConfig]) -> None:
     norms = norm_hooks(run.model, run.config.norms)
     places = [stream_hook(run.model, layer) for layer in range(run.capabilities.n_layers + 1)]
     sizes = SiteValues(places, lambda x: x[:, 1:].abs().mean(1))
-    means = SiteValues(norms, lambda x: torch.stack([x[:, 0], x[:, 1:].mean(1)], 1))
-    run.read(sizes, means)
-    size, parameters = sizes.compute().double(), norm_parameters(run.model, norms)
+    (size,) = run.read(sizes)
+    size, parameters = size.double(), norm_parameters(run.model, norms)
     run.keep("gain", parameters[0], "norm channel", norm=norms)
     run.keep("size", size.mean(0), "layer_input channel")
     large = standard_scores(size.mean(0)) > run.config.deviations
@@ -187,8 +186,13 @@ def outlier_dimensions(run: Run[OutlierDimensionsConfig]) -> None:
     rules = {condition: condition.partition(":")[2] for condition in CONDITIONS}
     none = {name: NONE.format(rule) for name, rule in rules.items() if rule not in groups}
     run.refuse(none, none_is_fine=True)
-    mean = means.compute().double().mean(0)
-    run.compare([_ablation(name, groups[rules[name]], norms, mean) for name in run.conditions])
+
+    def ablations(run: Run[Any]) -> list[Comparison]:
+        means = SiteValues(norms, lambda x: torch.stack([x[:, 0], x[:, 1:].mean(1)], 1))
+        mean = run.read(means)[0].double().mean(0)
+        return [_ablation(name, groups[rules[name]], norms, mean) for name in run.conditions]
+
+    run.compare(ablations)
 
 
 def norm_hooks(model: HookedModel, norms: Sequence[str]) -> list[str]:

@@ -36,6 +36,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...comparisons.spikes import CLAMP, SpikeEdits, at_all
 from ...core.labels import Head, head_label
@@ -60,7 +61,15 @@ from ...runner.registry import experiment
 from ...runner.run import Run
 from ...stats.effects import EffectSize
 from ._clamps import effects_by_step, idle, spike_metrics, written_again
-from ._interaction import BOTH, CONDITIONS, DROP, INTERACTION, compare_with_interaction, two_by_two
+from ._interaction import (
+    BOTH,
+    CONDITIONS,
+    DROP,
+    INTERACTION,
+    Table,
+    compare_with_interaction,
+    two_by_two,
+)
 from ._matched_models import FIGURES, add_matched_models
 from ._mechanism import add_mechanism
 from ._search import Spikes, criteria, find_spikes, read_entries
@@ -225,11 +234,13 @@ def spike_sink_decoupling(run: Run[SpikeSinkDecouplingConfig]) -> None:
     if DROP in run.conditions and at_position0:
         run.note(BOUND)
     metrics = run.metrics if run.config.metrics else [*run.metrics, *_own_metrics(spikes, massive)]
-    table = two_by_two(run, SpikeEdits(run, massive) if massive else None, heads)
-    run.facts(
-        clamp=CLAMP if len(massive) < 2 else at_all(CLAMP),
-        changes_nothing=idle(table.comparisons),
-    )
+    run.facts(clamp=CLAMP if len(massive) < 2 else at_all(CLAMP))
+
+    def table(run: Run[Any]) -> Table:
+        made = two_by_two(run, SpikeEdits(run, massive) if massive else None, heads)
+        run.facts(changes_nothing=idle(made.comparisons))
+        return made
+
     compare_with_interaction(run, table, metrics)
 
 
