@@ -64,7 +64,14 @@ class Sample:
 
     def by_draw(self, prompts: int = 1) -> Draws:
         """The distance from the null, by draw and prompt."""
-        return np.atleast_2d(_numbers(self.values, prompts) - _numbers(self.null, prompts))
+        values, null = self.sides(prompts)
+        return np.atleast_2d(values - null)
+
+    def sides(self, prompts: int) -> tuple[Values | Draws, Values | Draws]:
+        """Values and null, as many of each."""
+        both = (_numbers(part, prompts) for part in (self.values, self.null))
+        values, null = np.broadcast_arrays(*both)
+        return values, null
 
     def distance(self, prompts: int) -> Values:
         """The distance from the null, by prompt."""
@@ -153,7 +160,7 @@ def rows_of(
         place: What the rows are about, if it is one layer, head or range of queries.
     """
     named: dict[str, Any] = {"unit": measure.unit, "seed": seed, **vars(place or Place())}
-    values, nulls = (_numbers(part, prompts) for part in (sample.values, sample.null))
+    values, nulls = sample.sides(prompts)
     tested = sample.kind == "treatment" and measure.signed
     row = paired_row(
         metric,
@@ -169,14 +176,16 @@ def rows_of(
     for one in references:
         its, own = one.sample, one.own or sample
         named["against"] = one.name
-        values, nulls = (_numbers(part, prompts) for part in (its.values, its.null))
+        values, nulls = its.sides(prompts)
         yield paired_row(metric, condition, one.kind, values, nulls, n_draws=its.draws, **named)
-        sides = own.by_draw(prompts), its.by_draw(prompts)
+        both = (own.by_draw(prompts), its.by_draw(prompts))
+        first, second = np.broadcast_arrays(*both)
         contrast = paired_row(
             metric,
             condition,
             "contrast",
-            *sides,
+            first,
+            second,
             tested=one.models is None,
             n_draws=max(its.draws, one.own.draws if one.own else 1),
             **named,
@@ -185,12 +194,12 @@ def rows_of(
             yield contrast
             continue
         ratio = not measure.signed
-        p = p_beside_models(*sides, one.models, ratio=ratio)
+        p = p_beside_models(first, second, one.models, ratio=ratio)
         yield replace(contrast, effect=replace(contrast.effect, p_value=p))
         if not len(one.models):
             continue
         named["against"] = f"{RANDOM_MODELS}:{one.name}"
-        expected = expected_contrasts(its.by_draw(prompts), one.models, ratio=ratio)
+        expected = expected_contrasts(second, one.models, ratio=ratio)
         yield paired_row(
             metric, condition, "null", expected, np.zeros_like(expected), resampled="model", **named
         )

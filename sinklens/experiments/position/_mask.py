@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...core.seeds import seeded
 from ...functional.causal_mask import CausalMask
-from ...results.estimates import Reference
+from ...results.estimates import Reference, Sample
 from ...runner.run import Run
-from ._components import CleanRun, sample
+from ._components import CleanRun, by_prompt, sample
 from ._pairs import KEYS
 
 
@@ -51,8 +52,8 @@ def add_mask(
             null = float(flat[metric][0])
             references = []
             if shuffled:
-                mean = torch.stack([figures[metric] for figures in shuffled]).mean(0)
-                references = [Reference(sample(mean, null, len(shuffled)), "shuffled_offsets")]
+                draws = np.stack([by_prompt(figures[metric]) for figures in shuffled])
+                references = [Reference(Sample(draws, null, len(draws)), "shuffled_offsets")]
             run.add(metric, keys, sample(values, null), *references, queries=pairs.last)
         masks.append((mask, component))
     arrays = {

@@ -58,7 +58,7 @@ def add_reading_heads(
         }
         references = []
         if positions:
-            there, here = (np.mean([share(r) for r in reads], 0) for reads in (later, same_queries))
+            there, here = (np.stack([*map(share, reads)]) for reads in (later, same_queries))
             # Uniform attention gives every key that these queries see the same weight.
             beside = float(np.mean([null[key] for key in positions]))
             draws = len(positions)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -97,7 +98,7 @@ class Removal:
         references = []
         if self.edit.control and change:
             own, control = (
-                Sample(by_prompt(torch.stack(changes).mean(0)), draws=len(changes))
+                Sample(np.stack([*map(by_prompt, changes)]), draws=len(changes))
                 for changes in (
                     [change(self.before(p), self.after(p)) for p, _ in self.edit.control],
                     [change(self.before(p), self._component(c, p)) for p, c in self.edit.control],

@@ -58,12 +58,12 @@ class SinkGaps:
                     later = Sample(_mean_gap(self._later, chosen), draws=draws)
                     own = Sample(_mean_gap(self._same_queries, chosen), draws=draws)
                     references = [Reference(later, "later_key", own=own)]
-                sample = Sample(_mean_gap([self._first], chosen))
+                sample = Sample(_mean_gap([self._first], chosen)[0])
                 self._run.add("logit_gap", name, sample, *references)
 
 
 def _mean_gap(
     probes: Sequence[LogitGaps], heads: Bool[Tensor, "layer head"]
-) -> Float[Tensor, " prompt"]:
-    """The mean over probes and heads, by prompt."""
-    return torch.stack([p.compute().gap[:, heads].double().mean(1) for p in probes]).mean(0)
+) -> Float[Tensor, "probe prompt"]:
+    """The mean over heads, by probe and prompt."""
+    return torch.stack([p.compute().gap[:, heads].double().mean(1) for p in probes])

@@ -238,7 +238,7 @@ def _add_position0(run: Run[MassiveActivationsConfig], entries: EntryValues, lay
         "kurtosis": (found.kurtosis, 3 * width / (width + 2)),
     }
     for metric, (values, null) in figures.items():
-        later = Sample(values[:, places].double().mean(1), null, len(places))
+        later = Sample(values[:, places].double().T, null, len(places))
         references = [Reference(later, "later_position")] if places else []
         run.add(metric, "position0", Sample(values[:, 0], null), *references, layer=layer)
 

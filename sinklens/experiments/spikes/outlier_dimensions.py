@@ -180,7 +180,7 @@ def outlier_dimensions(run: Run[OutlierDimensionsConfig]) -> None:
     ratio = size / size.median(-1, keepdim=True).values
     for rule, channels in groups.items():
         by_place = ratio[..., channels].mean(-1)
-        _add_beside(run, "size_ratio", rule, 1.0, by_place[..., 0], by_place[..., 1:].mean(-1))
+        _add_beside(run, "size_ratio", rule, 1.0, by_place[..., 0], by_place[..., 1:])
     if groups:
         add_frequency_correlation(run, groups, places)
     rules = {condition: condition.partition(":")[2] for condition in CONDITIONS}
@@ -272,8 +272,9 @@ def add_frequency_correlation(run: Run[Any], groups: Groups, places: Sequence[st
         by_prompt = [rank_correlations(x, order) for x, order in zip(values, orders, strict=True)]
         rho = torch.stack(by_prompt).unflatten(-1, channels.shape)
         by_place = rho.abs().mean(-1)  # [prompt, order, place, group]
-        sides = by_place[:, 0, :, 0], by_place[:, 0, :, 1:].mean(-1), by_place[:, 1:, :, 0].mean(1)
+        sides = [by_place[:, 0, :, 0], by_place[:, 0, :, 1:], by_place[:, 1:, :, 0].mean(1)]
         _add_beside(run, "frequency_correlation", rule, null, *sides)
+        sides[1] = sides[1].mean(-1)
         names = (rule, f"{rule}: {RANDOM}", f"{rule}: {PERMUTED}")
         curves |= {n: s.mean(0) for n, s in zip(names, sides, strict=True) if not s.isnan().any()}
         signed = rho[:, 0, :, 0].mean(0)
@@ -283,12 +284,16 @@ def add_frequency_correlation(run: Run[Any], groups: Groups, places: Sequence[st
 
 
 def _add_beside(run: Run[Any], metric: str, rule: str, null: Any, *sides: Tensor) -> None:
-    """The row of `[prompt, place]`, beside its references; those without a draw are NaN."""
-    own, *others = (side.mean(1) for side in sides)
+    """The row of `[prompt, place]`, beside random channels `[prompt, place, draw]` and a null.
+
+    Permutations differ from prompt to prompt, so that they come averaged within it. Without a draw
+    the references are empty or NaN.
+    """
+    own, *others = (side.mean(1).movedim(-1, 0) for side in sides)
     references = [
         Reference(Sample(values, null, run.config.draws), name, "null" if number else "control")
         for number, (name, values) in enumerate(zip((RANDOM, PERMUTED), others, strict=False))
-        if not values.isnan().any()
+        if values.numel() and not values.isnan().any()
     ]
     run.add(metric, rule, Sample(own, null), *references)
 

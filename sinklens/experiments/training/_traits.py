@@ -96,7 +96,7 @@ def references(
 def _at_later_positions(
     run: Run[Any], model: HookedModel, places: list[int]
 ) -> dict[str, Reference]:
-    """The weight of a later key, its value's norm and the largest entry there, mean over draws."""
+    """The weight of a later key, its value's norm and the largest entry there, by draw."""
     capabilities, length = check(model), run.prompts.length
     layers = range(capabilities.n_layers)
     sites = ["value", "residual", "resid_post"]
@@ -111,8 +111,8 @@ def _at_later_positions(
         run.facts(spike_at_position0=float(position0.values.mean()))
 
     def control(values: list[Tensor], null: float, own: Sample | None = None) -> Reference:
-        mean = torch.stack(values).mean(0)
-        return Reference(Sample(mean, null, len(places)), "later_position", own=own)
+        sample = Sample(torch.stack(values), null, len(places))
+        return Reference(sample, "later_position", own=own)
 
     return {
         "sink_mass": control([received[p].mean((1, 2)) for p in places], float(mass_null)),
