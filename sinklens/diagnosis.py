@@ -3,7 +3,7 @@
 16 prompts of 64 tokens, `draws=3`: the sink profile on its four inputs; BOS replaced with the mean
 embedding, zero and random tokens; all sink heads mean-ablated, and their edges to the sink dropped;
 position 0 patched with the residual stream of another token at six evenly spaced layers. At most 60
-forward passes of the batch.
+forward passes of the batch, besides those of two prompts on models with random weights.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .results.result import ExperimentResult
 from .results.wording import does_more, effect_sentence
 from .runner.registry import run
 
-SHARED = ("draws", "seed", "progress", "batch_size", "memory")
-N_PROMPTS, LENGTH, DRAWS, PATCHED_LAYERS = 16, 64, 3, 6
+SHARED = ("draws", "null_models", "seed", "progress", "batch_size", "memory")
+N_PROMPTS, LENGTH, DRAWS, NULL_MODELS, PATCHED_LAYERS = 16, 64, 3, 3, 6
 
 
 def diagnose(
@@ -49,7 +49,7 @@ def diagnose(
     bridge: Any = model if hasattr(model, "hook_dict") else load(model)
     if prompts is None:
         prompts = make_prompts(bridge, n=N_PROMPTS, length=LENGTH)
-    shared: dict[str, Any] = {"draws": DRAWS, **settings}
+    shared: dict[str, Any] = {"draws": DRAWS, "null_models": NULL_MODELS, **settings}
     last = check(bridge).n_layers - 1
     layers = sorted({int(layer) for layer in np.linspace(0, last, PATCHED_LAYERS).round()})
     battery: dict[str, dict[str, Any]] = {
@@ -102,8 +102,9 @@ def _findings(
     seen = dict.fromkeys(note for result in results.values() for note in result.notes()[1:])
     lines += [f"  {note}" for note in seen]
     lines.append(
-        "  Intervals are 95 % confidence intervals over prompts. Differences from a control are "
-        "paired by prompt and tested by sign flips; significant means q <= 0.05."
+        "  Intervals are 95 % confidence intervals over prompts, and over draws where there are "
+        "several. Differences from a control are paired by prompt and tested by sign flips, those "
+        "of sink mass against models with random weights; significant means q <= 0.05."
     )
     return lines
 

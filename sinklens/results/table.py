@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..stats.effects import EffectSize
 from .record import Record
-from .wording import describe, place_of
+from .wording import describe, place_of, written
 
 
 def table_of(result: Record) -> pd.DataFrame:
@@ -29,8 +29,8 @@ def _lines(result: Record, row: EffectSize) -> Iterator[dict[str, Any]]:
         "at": place_of(row) or None,
         "queries": row.queries,
         "metric": row.metric,
-        "baseline": f"{row.baseline:.4g}",
-        "value": f"{row.value:.4g}",
+        "baseline": written(row.baseline, ".4g"),
+        "value": written(row.value, ".4g"),
         "effect [95 %]": describe(row).replace(f" {row.unit}", ""),
         "unit": row.unit,
         "p": _number(row.p_value),
@@ -49,7 +49,7 @@ def _reference(result: Record, reference: EffectSize, contrast: EffectSize) -> d
     models = result.of_random_models(contrast)
     return {
         "against": reference.against,
-        "its effect": f"{reference.effect:+.3g}",
+        "its effect": written(reference.effect, "+.3g"),
         "difference [95 %]": describe(contrast).replace(f" {contrast.unit}", ""),
         "with random weights": models and describe(models).replace(f" {models.unit}", ""),
         "q (difference)": _number(contrast.q_value),

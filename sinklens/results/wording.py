@@ -30,6 +30,7 @@ from .estimates import Measure
 from .record import Record
 
 ROUNDING = 1e-6
+TINY = 1e-12
 LONGEST_SUMMARY = 12
 Says = Sequence["str | Callable[[Record], Iterable[str]]"]
 
@@ -191,7 +192,13 @@ def listed(words: Sequence[str]) -> str:
 
 def number(measure: Measure, value: float) -> str:
     """A value in the form of its measure."""
-    return f"{value:{measure.form}}"
+    return written(value, measure.form)
+
+
+def written(value: float, form: str) -> str:
+    """A number in a form; what is 0 but for float rounding is written as 0, without a minus."""
+    text = f"{0.0 if abs(value) < TINY else value:{form}}"
+    return text if any(digit in text for digit in "123456789") else text.removeprefix("-")
 
 
 def quantity(measure: Measure, value: float) -> str:
@@ -202,14 +209,14 @@ def quantity(measure: Measure, value: float) -> str:
 
 def describe(effect: EffectSize) -> str:
     """An effect in words: `+0.021 nats [0.010, 0.032]`."""
-    return f"{effect.effect:+.3g} {effect.unit}{interval_of(effect)}"
+    return f"{written(effect.effect, '+.3g')} {effect.unit}{interval_of(effect)}"
 
 
 def interval_of(effect: EffectSize, form: str = ".3g") -> str:
     """The interval of an effect, empty where there is none: ` [0.010, 0.032]`."""
     if effect.ci_low is None or effect.ci_high is None:
         return ""
-    return f" [{effect.ci_low:{form}}, {effect.ci_high:{form}}]"
+    return f" [{written(effect.ci_low, form)}, {written(effect.ci_high, form)}]"
 
 
 def place_of(effect: EffectSize) -> str:
@@ -225,7 +232,8 @@ def place_of(effect: EffectSize) -> str:
 class Compared:
     """A sentence for every condition of a metric: the effect, its controls, do they differ.
 
-    Where a condition has several rows (layers, heads), the one with the largest effect is said.
+    Where a condition has several rows (layers, heads), the one with the largest effect is said. An
+    effect within float rounding, such as one that is 0 by construction, is no finding.
 
     Attributes:
         what: What was done, without the condition's name: `Replacing BOS by`.
@@ -242,7 +250,8 @@ class Compared:
         groups: dict[str, list[EffectSize]] = {}
         for row in result.effects:
             wanted = not self.conditions or row.condition in self.conditions
-            if (row.metric, row.kind) == (self.metric, "treatment") and wanted:
+            treated = (row.metric, row.kind) == (self.metric, "treatment")
+            if treated and wanted and not within_rounding(row):
                 groups.setdefault(row.condition, []).append(row)
         for rows in groups.values():
             largest = max(rows, key=lambda row: abs(row.effect))
@@ -252,14 +261,14 @@ class Compared:
 def beside_control(result: Record, control: EffectSize, contrast: EffectSize) -> str:
     """Whether an effect differs from that of its control, and from what random weights give."""
     name = f"its {f'{control.against}'.replace('_', '-')} control"
-    its = f"{control.effect:+.3g}{interval_of(control)}"
-    difference = f"difference {contrast.effect:+.3g}{interval_of(contrast)}"
+    its = f"{written(control.effect, '+.3g')}{interval_of(control)}"
+    difference = f"difference {written(contrast.effect, '+.3g')}{interval_of(contrast)}"
     models = result.of_random_models(contrast)
     if models is None:
         return f"{control_verdict(contrast)} {name} ({its}; {difference})"
     return (
         f"beside {name} ({its}) a {difference}, {control_verdict(contrast, models)} that of models "
-        f"with random weights ({models.effect:+.3g}{interval_of(models)})"
+        f"with random weights ({written(models.effect, '+.3g')}{interval_of(models)})"
     )
 
 
@@ -275,6 +284,11 @@ def does_more(result: Record, treatment: EffectSize) -> bool:
     )
 
 
+def within_rounding(row: EffectSize) -> bool:
+    """Whether an effect is 0 but for float32 rounding of what was measured."""
+    return abs(row.effect) <= ROUNDING * max(1.0, abs(row.baseline), abs(row.value))
+
+
 def effect_sentence(result: Record, what: str, treatment: EffectSize, *, of: int = 1) -> str:
     """One effect in words: against the clean run first, then against its controls.
 
@@ -288,7 +302,7 @@ def effect_sentence(result: Record, what: str, treatment: EffectSize, *, of: int
     if place_of(treatment):
         said += f" at {place_of(treatment)}"
     if of > 1:
-        said += f" (the largest of {of} rows)"
+        said += f" (the largest of {of} rows; its interval ignores that choice)"
     said += f": {treatment.metric} {describe(treatment)} against the clean run"
     against = [beside_control(result, *pair) for pair in result.references(treatment)]
     return f"{said}; {' and '.join(against) or 'there is no control'}."

@@ -13,7 +13,6 @@ records which hooks fired, and makes the result.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
@@ -88,7 +87,7 @@ class Run(Collected, Generic[Config]):
         self.conditions = list(config.conditions or experiment.default_conditions(config))
         self.metrics = self._choose_metrics()
         self.rows: list[Row] = []
-        self._forwards, self._announced = 0, False
+        self._forwards, self._random_forwards, self._announced = 0, 0, False
         self._fired: Counter[str] = Counter()
         self._shortcuts: dict[str, bool] = {}
 
@@ -234,7 +233,7 @@ class Run(Collected, Generic[Config]):
             twin.conditions = self.conditions
             comparisons = [one for one in make(twin) if one.place in chosen]
             found = twin.evaluate(in_order(comparisons), metrics=judged)
-            self.count(math.ceil(twin._forwards * len(prompts) / len(self.prompts)))
+            self._random_forwards += twin._forwards
             return Compared(found, comparisons).contrasts()
 
         nulls, reason = random_contrasts(self.model, count, self.config.seed, contrasts)
@@ -320,6 +319,7 @@ class Run(Collected, Generic[Config]):
                 "fired": dict(self._fired),
                 "shortcuts": self._shortcuts,
                 "forwards": self._forwards,
+                "forwards_with_random_weights": self._random_forwards,
             },
         )
         return replace(

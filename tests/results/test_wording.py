@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sinklens.results.estimates import Effect, Measure, Reference, Sample, rows_of
 from sinklens.results.record import Record
-from sinklens.results.wording import Compared, grouped, listed, say
+from sinklens.results.wording import Compared, does_more, grouped, listed, say, written
 from sinklens.stats.effects import with_q_values
 
 MEASURES = {
@@ -85,8 +86,49 @@ def test_every_row_of_a_metric(record: Record) -> None:
 def test_the_effect_against_the_clean_run_leads(record: Record) -> None:
     first, second = say(record, [Compared("Replacing BOS by", "loss")])
     assert first.startswith("Replacing BOS by zero: loss +1.1 nats [")
-    assert "against the clean run; more than its later-position control (+0.1; difference" in first
+    assert "against the clean run; more than its later-position control (+0.1 [" in first
     assert "not significantly different from its later-position control" in second
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "words"),
+    [
+        (-3.469e-18, "+.3g", "+0"),
+        (1.347e-244, ".3g", "0"),
+        (-0.001, ".0%", "0%"),
+        (-0.0, ".2f", "0.00"),
+        (-0.02, ".0%", "-2%"),
+        (-1e-9, "+.3g", "-1e-09"),
+    ],
+)
+def test_a_zero_has_no_sign_and_no_rounding(value: float, form: str, words: str) -> None:
+    assert written(value, form) == words
+
+
+def test_an_effect_within_rounding_is_no_finding(record: Record) -> None:
+    tiny = [
+        replace(row, effect=5.96e-8) if row.condition == "zero" else row for row in record.effects
+    ]
+    (line,) = say(replace(record, effects=tiny), [Compared("Replacing BOS by", "loss")])
+    assert "Replacing BOS by zero" not in line
+
+
+@pytest.mark.parametrize(("models", "side"), [(0.4, "more than"), (5.0, "less than")])
+def test_a_contrast_is_judged_by_models_with_random_weights(
+    record: Record, models: float, side: str
+) -> None:
+    """On which side of theirs it lies, whatever its own sign."""
+    contrast = record.find(metric="loss", condition="zero", kind="contrast")
+    null = replace(
+        contrast, kind="null", against=f"random_weights:{contrast.against}", effect=models
+    )
+    judged = replace(record, effects=[*record.effects, null])
+    (line, _) = say(judged, [Compared("Replacing BOS by", "loss")])
+    assert "beside its later-position control (+0.1 [" in line
+    assert f", {side} that of models with random weights (+{models:g} [" in line
+    assert does_more(record, record.find(metric="loss", condition="zero", kind="treatment"))
+    treated = judged.find(metric="loss", condition="zero", kind="treatment")
+    assert does_more(judged, treated) == (side == "more than")
 
 
 def test_at_most_twelve_sentences(record: Record) -> None:

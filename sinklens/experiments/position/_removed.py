@@ -205,7 +205,7 @@ def _keep_bands(run: Run[Any], curves: Mapping[str, Float[Tensor, " query"]]) ->
 def replacing_bos(result: Record) -> Iterator[str]:
     """What replacing BOS removes at early and at all queries, beside what was reported."""
     ranges = result.arrays["removed"].labels("queries")
-    first, last = ranges[0], ranges[-1]
+    first, last, prompts = ranges[0], ranges[-1], result.provenance["prompts"]["n"]
     rows = {
         (row.metric, row.condition, row.queries): row
         for row in result.effects
@@ -223,9 +223,16 @@ def replacing_bos(result: Record) -> Iterator[str]:
             if row is not None:
                 parts.append(f"{words}, {_removal(result, row)}")
             elif queries == first:
-                parts.append(f"{words} no component is above its null at queries {queries}")
+                parts.append(
+                    f"{words} the component at queries {queries} is not distinguishable from its "
+                    f"null with {prompts} prompts, so that nothing can be said of its removal"
+                )
             if row is not None and queries == first:
-                early[keys].append(f"{row.value:.0%}{interval_of(row, '.0%')} ({condition})")
+                contained = "contains" if contains(row, REPORTED) else "excludes"
+                early[keys].append(
+                    f"{row.value:.0%}{interval_of(row, '.0%')} ({condition}; the interval "
+                    f"{contained} {REPORTED:.0%})"
+                )
         yield f"Replacing BOS by {condition}: {'; '.join(parts)}."
     keys = "without_key0" if early["without_key0"] else "all_keys"
     if early[keys]:
@@ -235,6 +242,13 @@ def replacing_bos(result: Record) -> Iterator[str]:
             "a replacement and a range that their abstract does not name; removed here at queries "
             f"{first}, {where}: {', '.join(early[keys])}."
         )
+
+
+def contains(row: EffectSize, value: float) -> bool:
+    """Whether the interval of a row's value contains a number."""
+    if row.ci_low is None or row.ci_high is None:
+        return False
+    return row.ci_low <= value - row.baseline <= row.ci_high
 
 
 def _removal(result: Record, row: EffectSize) -> str:
@@ -262,7 +276,8 @@ def patching(result: Record) -> Iterator[str]:
         for row in rows:
             different = any(is_significant(contrast) for _, contrast in result.references(row))
             parts.append(
-                f"{row.condition} at L{row.layer} {row.value:.0%}{'' if different else '*'}"
+                f"{row.condition} at L{row.layer} {row.value:.0%}{interval_of(row, '.0%')}"
+                f"{'' if different else '*'}"
             )
         if parts:
             note = " (*: not significantly different from its control, or without one)"
@@ -274,6 +289,7 @@ def patching(result: Record) -> Iterator[str]:
             return
     if any("@L" in name for name in result.arrays["removed"].labels("edit")):
         yield (
-            "Patching position 0: with and without key 0, there is no component to remove at "
-            f"queries {result.arrays['removed'].labels('queries')[0]} (the table says why)."
+            "Patching position 0: with and without key 0, the component at queries "
+            f"{result.arrays['removed'].labels('queries')[0]} is not distinguishable from its null "
+            f"with {result.provenance['prompts']['n']} prompts (the table says why)."
         )

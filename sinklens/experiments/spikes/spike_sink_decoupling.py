@@ -48,10 +48,10 @@ from ...results.figures import Interaction
 from ...results.record import Record
 from ...results.wording import (
     Compared,
+    beside_control,
     control_verdict,
     describe,
     effect_sentence,
-    interval_of,
     number,
     phrase,
 )
@@ -126,9 +126,7 @@ def interaction(result: Record) -> Iterator[str]:
         if (row.metric, row.condition, row.kind) == ("loss", INTERACTION, "treatment"):
             alone = result.find(metric="loss", condition=result.findings["clamp"], kind="treatment")
             controls = "".join(
-                f"; {control_verdict(contrast)} its {control.against} control "
-                f"({control.effect:+.3g}; difference {contrast.effect:+.3g}{interval_of(contrast)})"
-                for control, contrast in result.references(row)
+                f"; {beside_control(result, *pair)}" for pair in result.references(row)
             )
             yield (
                 f"Clamping changes the loss by {alone.effect:+.3g} nats alone and by "
