@@ -4,7 +4,7 @@
     def my_experiment(run: Run[MyConfig]) -> None:
         (scores,) = run.read(SinkScores(run.model))
         run.add("sink_mass", "position0", Sample(scores.mass.mean((1, 2)), null=0.06))
-        run.compare(comparisons)
+        run.compare(lambda run: [my_comparison(run.model)])
         run.keep("sink_mass", scores.mass.mean(0), "layer head")
 
 `Run` holds model, prompts, settings and capabilities; it counts and announces forward passes,
@@ -36,6 +36,7 @@ from ..results.result import ExperimentResult, identity
 from ..results.wording import say
 from ..stats.effects import EffectSize, Row, with_q_values
 from ..stats.models import OfModels
+from ..stats.skewness import skewness_notes
 from .collected import Collected
 from .compare import (
     LATER_QUERIES,
@@ -289,7 +290,7 @@ class Run(Collected, Generic[Config]):
     def result(self) -> ExperimentResult:
         """The result, with its sentences."""
         rows = with_q_values(self.rows)
-        notes = list(self._notes)
+        notes = [*self._notes, *skewness_notes(rows)]
         if not self.config.draws and self._experiment.draws_controls:
             notes.append("No controls and no contrasts with them: draws is 0.")
         settings = {
