@@ -325,9 +325,14 @@ class Run(Collected, Generic[Config]):
         )
         return replace(
             result,
-            summary=say(result, self._experiment.says),
+            summary=say(result, self._experiment.says) or [self._nothing()],
             figure=to_json(figure_of(result, self._experiment.figure)),
         )
+
+    def _nothing(self) -> str:
+        """The summary of a run that leaves nothing to say."""
+        reasons = "; ".join(f"{name}, since {reason}" for name, reason in self._left_out.items())
+        return f"Nothing was found to report{reasons and f'; left out: {reasons}'}."
 
     def _by_prompt(self, row: Row, side: str) -> np.ndarray:
         """One side of a row, `values` or `baselines`; NaN where no prompts were resampled."""

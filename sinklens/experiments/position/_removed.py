@@ -36,7 +36,9 @@ from ._pairs import KEYS
 
 ROUNDING = 1e-9  # nats^2 a pair
 NO_LAYER = "no layer behind the patched one is left that could change"
-NOT_ABOVE = "the component is not above its null, and a share of nothing means nothing"
+NOT_ABOVE = (
+    "the component is not distinguishable from its null, so that a share of it has no meaning"
+)
 REPORTED = 0.40
 Versions = Float[Tensor, " n"]
 Change = Callable[[Versions, Versions], Versions]
@@ -236,7 +238,7 @@ def replacing_bos(result: Record) -> Iterator[str]:
         yield f"Replacing BOS by {condition}: {'; '.join(parts)}."
     keys = "without_key0" if early["without_key0"] else "all_keys"
     if early[keys]:
-        where = "without key 0" if KEYS[keys] else "with key 0, since without it none is left"
+        where = "without key 0" if KEYS[keys] else "with key 0, since without it no row is left"
         yield (
             f"Ruscio et al. 2026 (2606.06160) report {REPORTED:.0%} removed at early queries, for "
             "a replacement and a range that their abstract does not name; removed here at queries "

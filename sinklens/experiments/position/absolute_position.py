@@ -249,4 +249,7 @@ def limits(run: Run[AbsolutePositionConfig], window: int) -> Iterator[str]:
         "negative where the component grows, and has a control where later queries have a "
         "component above its null too."
     )
-    yield "The estimators are a reconstruction: 2606.06160's abstract names the components alone."
+    yield (
+        "The estimators are a reconstruction: the abstract of Ruscio et al. 2026 (2606.06160) "
+        "names the components and no estimator."
+    )
