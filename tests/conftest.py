@@ -51,6 +51,11 @@ def family(
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct."""
+    return smollm2_file()
+
+
+def smollm2_file() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct, fetched once into the cache folder."""
     cache_folder = Path(os.environ.get("SINKLENS_CACHE") or Path.home() / ".cache" / "sinklens")
     target = cache_folder.expanduser() / "tests" / SMOLLM2_FILE
