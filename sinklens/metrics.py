@@ -8,13 +8,14 @@ position.
 - `kl`: KL(clean || intervened) of the next-token distribution in nats;
 - `logit_diff`: logit of the correct minus that of the incorrect answer at the last position.
 
-Probe metrics, by prompt, averaged over layers and heads:
+Probe metrics, by prompt, averaged over heads and over the layers that the intervention can reach
+(`hooks.reach`):
 
 - `sink_mass`: mean attention of queries i >= 1 to key 0;
 - `sink_rate`: share of heads whose sink score of key 0 exceeds 0.3 (`gu`: Gu et al. 2025,
   2410.10781);
 - `position0_norm`: the largest norm of the residual stream at position 0, entering each block and
-  leaving the last.
+  leaving the last, as far as it can be reached.
 
 They remain properties of position 0 when the intervention is a control at a later position.
 """
@@ -72,7 +73,20 @@ class LogitMetric:
 
 @dataclass(frozen=True)
 class ProbeMetric:
-    """A metric of a probe's values, which `reduce` turns into one number per prompt."""
+    """A metric of a probe's values.
+
+    Attributes:
+        name: The name in tables.
+        probe: Makes the probe.
+        reduce: What is made of its values: `[prompt]`, or `[prompt, layer]` where `reads` is given.
+        unit: The unit.
+        higher_is_better: Whether higher is better; None where neither is.
+        signed: Whether it can be negative.
+        causal_only: Whether it needs next-token predictions.
+        reads: What is read in each layer (`hooks.reach.READABLE`), so that only layers that an
+            intervention can reach count; None for one number per prompt.
+        over_layers: What makes one number of those layers.
+    """
 
     name: str
     probe: Callable[[HookedModel], Probe]
@@ -81,6 +95,8 @@ class ProbeMetric:
     higher_is_better: bool | None = None
     signed: bool = True
     causal_only: bool = False
+    reads: str | None = None
+    over_layers: Callable[[Tensor, int], Tensor] = torch.mean
 
 
 Metric = LogitMetric | ProbeMetric
@@ -189,19 +205,19 @@ def last_position(positions: Int[Tensor, " counted"], length: int) -> Int[Tensor
     return torch.tensor([length - 1])
 
 
-def mean_sink_mass(values: SinkScoreValues) -> Float[Tensor, " prompt"]:
-    """Sink mass averaged over layers and heads."""
-    return values.mass.mean((1, 2))
+def sink_mass(values: SinkScoreValues) -> Float[Tensor, "prompt layer"]:
+    """Sink mass by layer, averaged over heads."""
+    return values.mass.mean(2)
 
 
-def sink_rate(values: SinkScoreValues, threshold: float = 0.3) -> Float[Tensor, " prompt"]:
-    """Share of heads, over all layers, whose score of key 0 exceeds the threshold."""
-    return (values.scores[..., 0] > threshold).float().mean((1, 2))
+def sink_rate(values: SinkScoreValues, threshold: float = 0.3) -> Float[Tensor, "prompt layer"]:
+    """Share of heads, by layer, whose score of key 0 exceeds the threshold."""
+    return (values.scores[..., 0] > threshold).float().mean(2)
 
 
-def largest_position0_norm(values: NormValues) -> Float[Tensor, " prompt"]:
-    """The largest norm at position 0 over the depth of the model."""
-    return values.position0.amax(1)
+def position0_norm(values: NormValues) -> Float[Tensor, "prompt site"]:
+    """The norm at position 0, entering each block and leaving the last."""
+    return values.position0
 
 
 METRICS: dict[str, Metric] = {
@@ -220,9 +236,16 @@ METRICS: dict[str, Metric] = {
         LogitMetric(
             "logit_diff", logit_diff, "logits", True, by_row=logit_diff_by_row, counts=last_position
         ),
-        ProbeMetric("sink_mass", SinkScores, mean_sink_mass, "share of attention"),
-        ProbeMetric("sink_rate", SinkScores, sink_rate, "share of heads"),
-        ProbeMetric("position0_norm", ResidualNorms, largest_position0_norm, "norm"),
+        ProbeMetric("sink_mass", SinkScores, sink_mass, "share of attention", reads="pattern"),
+        ProbeMetric("sink_rate", SinkScores, sink_rate, "share of heads", reads="pattern"),
+        ProbeMetric(
+            "position0_norm",
+            ResidualNorms,
+            position0_norm,
+            "norm",
+            reads="residual",
+            over_layers=torch.amax,
+        ),
     )
 }
 

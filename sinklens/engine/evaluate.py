@@ -22,6 +22,7 @@ from ..probes import Probe
 from ..probes.base import Sliceable
 from .attention import in_slices, without_patterns
 from .forward import Attention, Outcome, forward, repeat_output
+from .layers import ByLayer, over_layers, split_by_layer
 from .metric_reader import MetricReader
 from .progress import progress_bar
 from .resume import Call, current_call
@@ -37,9 +38,12 @@ class Evaluation:
 
     Attributes:
         metrics: The metrics, in the order of the middle axis.
-        values: Metrics of the intervened run.
-        baselines: Metrics of the clean run, at the positions that count for the intervention.
-        clean: Metrics of the clean run, at positions >= 1.
+        values: Metrics of the intervened run; those that are read by layer over the layers that the
+            intervention can reach, NaN where it reaches none.
+        baselines: Metrics of the clean run, at the positions and layers that count for the
+            intervention.
+        clean: Metrics of the clean run, at positions >= 1 and over all layers.
+        by_layer: The metrics, each by layer.
         probes: What each of `probes` computed on the clean run.
         fired: How often the hooks of each intervention fired.
         forwards: Forward passes, one per batch and intervention, however they were run.
@@ -50,6 +54,7 @@ class Evaluation:
     values: Float[Tensor, "intervention metric prompt"]
     baselines: Float[Tensor, "intervention metric prompt"]
     clean: Float[Tensor, "metric prompt"]
+    by_layer: list[ByLayer]
     probes: list[Any]
     fired: list[int]
     forwards: int
@@ -134,12 +139,28 @@ def evaluate(
                 baselines.append(torch.stack([at[place] for place in uncounted]))
     for watch in watches:
         watch.verify()
-    empty = torch.zeros(0, len(resolved), len(prompts))
+    read = torch.cat(clean, -1)
+    none = read.new_zeros(0, *read.shape)
+    by_layer = split_by_layer(
+        resolved,
+        measure.widths,
+        interventions,
+        torch.cat(values, -1) if values else none,
+        torch.cat(baselines, -1) if baselines else none,
+        int(model.cfg.n_layers),
+    )
+    over_reached = torch.zeros(2, len(interventions), len(resolved), len(prompts))
+    for axis, one in enumerate(by_layer):
+        over_reached[:, :, axis] = one.over(range(len(interventions)), one.first)
+    over_all = torch.zeros(len(resolved), len(prompts))
+    for axis, part in enumerate(read.split(measure.widths)):
+        over_all[axis] = over_layers(resolved[axis], part)
     return Evaluation(
         metrics=resolved,
-        values=torch.cat(values, -1) if values else empty,
-        baselines=torch.cat(baselines, -1) if baselines else empty,
-        clean=torch.cat(clean, -1),
+        values=over_reached[0],
+        baselines=over_reached[1],
+        clean=over_all,
+        by_layer=by_layer,
         probes=[probe.compute() for probe in probes],
         fired=[sum(watches[run].fired) for run, _ in readings],
         forwards=forwards,
@@ -243,7 +264,7 @@ class _Sweep:
             for first in range(0, len(same), self._together):
                 yield same[first : first + self._together]
 
-    def run_group(self, watches: Sequence[Watch]) -> Float[Tensor, "reading metric batch"]:
+    def run_group(self, watches: Sequence[Watch]) -> Float[Tensor, "reading column batch"]:
         """Interventions of the same first block, together if their hooks allow it."""
         before = [list(watch.fired) for watch in watches]
         try:
@@ -253,7 +274,7 @@ class _Sweep:
                 watch.fired = fired
             return torch.cat([self._run_together([watch]) for watch in watches])
 
-    def _run_together(self, watches: Sequence[Watch]) -> Float[Tensor, "reading metric batch"]:
+    def _run_together(self, watches: Sequence[Watch]) -> Float[Tensor, "reading column batch"]:
         start = watches[0].first_layer if self._from_blocks else 0
         times = len(watches)
         outcome = self._forward(
@@ -299,7 +320,7 @@ def _group_name(group: Mapping[int, Watch], index: Tensor) -> str:
 
 def _finished(
     call: Call, batch: int, group: Mapping[int, Watch], index: Tensor
-) -> Float[Tensor, "reading metric batch"] | None:
+) -> Float[Tensor, "reading column batch"] | None:
     """A group that an earlier run finished, its watches as they were after it."""
     tensors = call.load(batch, _group_name(group, index))
     if tensors is None or not {"values", *(f"watch{number}" for number in group)} <= set(tensors):

@@ -22,13 +22,19 @@ from ..models import origin
 from ..models.prompts import Prompts
 from ..probes.base import Resumable
 from .forward import Outcome
+from .layers import is_by_layer
 from .verify import Watch
 
 CACHED_BYTES = 2**22  # of logits; on a CPU, KL took three times as long on rows of 64 MiB
 
 
 class MetricReader:
-    """Reads every metric of one batch of prompts, in the clean run and in edited ones."""
+    """Reads every metric of one batch of prompts, in the clean run and in edited ones.
+
+    Attributes:
+        widths: By metric, how many columns a reading has: one, or one for each layer; known once
+            something was read.
+    """
 
     def __init__(
         self,
@@ -67,6 +73,7 @@ class MetricReader:
         # need no look of their own.
         telling = (METRICS["loss"], METRICS["kl"])
         self._tell = all(metric in telling for metric in self._by_row.values())
+        self.widths: list[int] = []
         self._index = torch.zeros(0, dtype=torch.long)
         self._clean: Outcome | None = None
         self._clean_rows: dict[int, Tensor] = {}
@@ -99,7 +106,7 @@ class MetricReader:
             self._clean_log_probs = torch.empty(shape, device=clean.last.device)
         self._clean_rows = self._read_rows(clean, 0, "the clean run")
 
-    def clean(self, position: int) -> Float[Tensor, "metric batch"]:
+    def clean(self, position: int) -> Float[Tensor, "column batch"]:
         """Every metric of the clean run, where it counts for an intervention at a position."""
         assert self._clean is not None
         values = {factory: probe.compute() for factory, probe in self._clean_probes.items()}
@@ -107,7 +114,7 @@ class MetricReader:
 
     def edited(
         self, outcome: Outcome, watches: Sequence[Watch]
-    ) -> Float[Tensor, "reading metric batch"]:
+    ) -> Float[Tensor, "reading column batch"]:
         """Every metric of interventions that shared a forward, at all places of each."""
         size, times = len(self._index), len(watches)
         probed = {}
@@ -129,8 +136,8 @@ class MetricReader:
 
     def _all(
         self, position: int, rows: dict[int, Tensor], probed: dict[Any, Any], whole: Tensor | None
-    ) -> Float[Tensor, "metric batch"]:
-        """One number a metric and prompt."""
+    ) -> Float[Tensor, "column batch"]:
+        """One number a prompt and metric, or a prompt, metric and layer."""
         if not self._metrics:
             return torch.zeros(0, len(self._index))
         counted = counted_positions(self._prompts.length, position, self._sample)
@@ -142,18 +149,21 @@ class MetricReader:
                 row = rows[number][:, metric.counts(counted, self._prompts.length)].mean(1)
             else:
                 row = self._whole(metric, whole, counted)
-            if row.shape != (len(self._index),):
+            by_layer = is_by_layer(metric)
+            if row.ndim != 1 + by_layer or len(row) != len(self._index):
                 raise SinklensError(
                     f"the metric {metric.name} returned shape {list(row.shape)}; it has to "
-                    f"return one number per prompt, [{len(self._index)}]"
+                    f"return one number per prompt, [{len(self._index)}"
+                    f"{', layer' if by_layer else ''}]"
                 )
             if not bool(torch.isfinite(row).all()):
                 raise SinklensError(
                     f"the metric {metric.name} is NaN or infinite on these prompts; it has to be a "
                     "number"
                 )
-            results.append(row.float().cpu())
-        return torch.stack(results)
+            results.append(row.reshape(len(row), -1).T.float().cpu())
+        self.widths = [len(columns) for columns in results]
+        return torch.cat(results)
 
     def _whole(
         self, metric: LogitMetric, logits: Tensor | None, counted: Int[Tensor, " counted"]

@@ -110,9 +110,10 @@ class Reference:
         name: Its name in tables (`later_position`), and with blanks in sentences.
         kind: `control` (the same elsewhere) or `null` (the same without the mechanism).
         own: The value it is compared with, where that is not the sample itself: read at the same
-            queries, or over as many heads.
+            queries and layers, or over as many heads.
         models: The contrast in models with random weights, by which it is judged, as
             `stats.models.contrast_of` measures it; not tested where there are none.
+        layers: The layers that both average, where they are not all.
     """
 
     sample: Sample
@@ -120,6 +121,7 @@ class Reference:
     kind: Literal["control", "null"] = "control"
     own: Sample | None = None
     models: OfModels | None = None
+    layers: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,13 @@ class Place:
         layer: The layer.
         head: The query head.
         queries: The range of queries, such as `1:8`.
+        layers: The layers that are averaged, such as `L12-L29`.
     """
 
     layer: int | None = None
     head: int | None = None
     queries: str | None = None
+    layers: str | None = None
 
 
 def rows_of(
@@ -157,7 +161,7 @@ def rows_of(
         references: Controls and empirical nulls.
         prompts: The number of prompts.
         seed: Seed of the resamples of the tests.
-        place: What the rows are about, if it is one layer, head or range of queries.
+        place: What the rows are about, if it is one layer, head, range of queries, or some layers.
     """
     named: dict[str, Any] = {"unit": measure.unit, "seed": seed, **vars(place or Place())}
     values, nulls = sample.sides(prompts)
@@ -175,7 +179,7 @@ def rows_of(
     yield _without_spread(row) if np.ndim(sample.values) == 0 else row
     for one in references:
         its, own = one.sample, one.own or sample
-        named["against"] = one.name
+        named |= {"against": one.name, "layers": one.layers}
         values, nulls = its.sides(prompts)
         yield paired_row(metric, condition, one.kind, values, nulls, n_draws=its.draws, **named)
         both = (own.by_draw(prompts), its.by_draw(prompts))

@@ -29,6 +29,7 @@ def _lines(result: Record, row: EffectSize) -> Iterator[dict[str, Any]]:
         "at": place_of(row) or None,
         "queries": row.queries,
         "metric": row.metric,
+        "layers": row.layers,
         "baseline": written(row.baseline, ".4g"),
         "value": written(row.value, ".4g"),
         "effect [95 %]": describe(row).replace(f" {row.unit}", ""),

@@ -303,7 +303,8 @@ def effect_sentence(result: Record, what: str, treatment: EffectSize, *, of: int
         said += f" at {place_of(treatment)}"
     if of > 1:
         said += f" (the largest of {of} rows; its interval ignores that choice)"
-    said += f": {treatment.metric} {describe(treatment)} against the clean run"
+    over = f" over {treatment.layers}" if treatment.layers else ""
+    said += f": {treatment.metric}{over} {describe(treatment)} against the clean run"
     against = [beside_control(result, *pair) for pair in result.references(treatment)]
     return f"{said}; {' and '.join(against) or 'there is no control'}."
 

@@ -4,7 +4,8 @@ The effect of the treatment is compared with that of each control, paired by pro
 averaged within each prompt first. Where a control counts fewer predictions than the treatment (an
 edit at position p changes nothing before p), the contrast reads the treatment at the control's, and
 the treatment's own row keeps its own: early queries, among whose few keys one weighs most, would
-else count for the treatment alone.
+else count for the treatment alone. A metric that is read by layer counts the layers that the
+intervention can reach; what is compared is read over those that both can reach.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from ..core.labels import row_label
 from ..engine.evaluate import Evaluation
+from ..engine.layers import is_by_layer
 from ..hooks.intervention import Intervention
 from ..metrics import Metric, needs_models
 from ..results.estimates import Effect, Measure, Place, Reference, rows_of
@@ -31,6 +35,7 @@ LATER_QUERIES = (
     "for the treatment too, whose own row counts all queries; it is not the difference of the two "
     "effects shown."
 )
+UNREACHED = "the interventions reach no layer that is read"
 NO_POSITION = "no later position is left whose predictions could count"
 
 
@@ -125,6 +130,18 @@ def measure_of(metric: Metric) -> Measure:
     return Measure(metric.unit, "the clean run", signed=metric.signed)
 
 
+class Beside(NamedTuple):
+    """Interventions beside each other, read over the same layers.
+
+    Attributes:
+        effects: Of each of a group, by draw.
+        layers: The layers that are averaged, in words; None where they are all or there is none.
+    """
+
+    effects: list[Effect]
+    layers: str | None
+
+
 class Compared:
     """What the engine measured of comparisons, by metric and intervention."""
 
@@ -134,20 +151,39 @@ class Compared:
         self._number = {one.reading: i for i, one in enumerate(in_order(comparisons))}
         self.metrics = evaluation.metrics
 
-    def effect(self, draws: Sequence[Intervention], axis: int) -> Effect:
-        """Each draw beside the clean run, `[draw, prompt]` in float64."""
-        chosen, found = [self._number[one.reading] for one in draws], self._evaluation
-        values, baselines = (
-            np.asarray(part[chosen, axis].double()) for part in (found.values, found.baselines)
-        )
-        return Effect(values, baselines, len({one.reading for one in draws}))
+    def beside(self, groups: Sequence[tuple[Intervention, ...]], axis: int) -> Beside | None:
+        """The effects of interventions beside each other, over the layers that all of them reach.
+
+        Args:
+            groups: By draw, the interventions; those of a draw that share no layer are left out.
+            axis: The number of the metric.
+
+        Returns:
+            None where no draw is left.
+        """
+        layered = self._evaluation.by_layer[axis]
+        firsts = [max(layered.first[self._number[one.reading]] for one in each) for each in groups]
+        kept = [
+            (each, first)
+            for each, first in zip(groups, firsts, strict=True)
+            if layered.is_left(first)
+        ]
+        if not kept:
+            return None
+        firsts = [first for _, first in kept]
+        effects = []
+        for draws in zip(*(each for each, _ in kept), strict=True):
+            values, baselines = layered.over([self._number[one.reading] for one in draws], firsts)
+            different = len({one.reading for one in draws})
+            effects.append(Effect(values.numpy(), baselines.numpy(), different))
+        return Beside(effects, layered.named(firsts))
 
     def rows(
         self,
         seed: int,
         nulls: Mapping[ContrastKey, np.ndarray] | None = None,
     ) -> Iterator[Row]:
-        """Treatment, controls and contrasts of every metric and comparison.
+        """Treatment, controls and contrasts of every metric and comparison that can change it.
 
         Args:
             seed: Seed of the resamples of the tests.
@@ -155,18 +191,25 @@ class Compared:
         """
         for axis, metric in enumerate(self.metrics):
             for one in self.comparisons:
-                first = one.treatment[0]
-                treated = self.effect(one.treatment, axis)
+                treated = self._treated(one, axis)
+                if treated is None:
+                    continue
+                references = (self._reference(one, c, axis, nulls or {}) for c in one.made)
+                _, layer, head = one.place
                 yield from rows_of(
                     metric.name,
                     measure_of(metric),
                     one.condition,
-                    treated,
-                    *(self._reference(one, c, axis, nulls or {}) for c in one.made),
-                    prompts=treated.values.shape[-1],
+                    treated.effects[0],
+                    *(reference for reference in references if reference is not None),
+                    prompts=treated.effects[0].values.shape[-1],
                     seed=seed,
-                    place=Place(first.layer, first.head),
+                    place=Place(layer, head, layers=treated.layers),
                 )
+
+    def _treated(self, comparison: Comparison, axis: int) -> Beside | None:
+        """A treatment, over the layers that it reaches."""
+        return self.beside([(one,) for one in comparison.treatment], axis)
 
     def _reference(
         self,
@@ -174,14 +217,18 @@ class Compared:
         control: Control,
         axis: int,
         nulls: Mapping[ContrastKey, np.ndarray],
-    ) -> Reference:
-        """A control, with what it is compared with."""
-        own, others = zip(*comparison.pairs(control), strict=True)
+    ) -> Reference | None:
+        """A control, with what it is compared with; None where they share no layer."""
+        pair = self.beside(comparison.pairs(control), axis)
+        if pair is None:
+            return None
+        own, other = pair.effects
         return Reference(
-            self.effect(others, axis),
+            other,
             control.name,
-            own=self.effect(own, axis),
+            own=own,
             models=self._models(axis, comparison, control, nulls),
+            layers=pair.layers,
         )
 
     def _models(
@@ -203,16 +250,53 @@ class Compared:
         for axis, metric in enumerate(self.metrics):
             for one in self.comparisons:
                 for control in one.made:
-                    own, others = (
-                        self.effect(side, axis).by_draw()
-                        for side in zip(*one.pairs(control), strict=True)
-                    )
-                    key = contrast_key(metric, one, control)
-                    found[key] = contrast_of(own, others, ratio=not metric.signed)
+                    pair = self.beside(one.pairs(control), axis)
+                    if pair is not None:
+                        own, other = (effect.by_draw() for effect in pair.effects)
+                        key = contrast_key(metric, one, control)
+                        found[key] = contrast_of(own, other, ratio=not metric.signed)
         return found
 
+    def unreached(self) -> dict[str, str]:
+        """Rows and contrasts that are left out since no layer is reached, with the reason."""
+        out: dict[str, list[str]] = {}
+        for axis, metric in enumerate(self.metrics):
+            labels = out.setdefault(metric.name, [])
+            for one in self.comparisons:
+                if self._treated(one, axis) is None:
+                    labels.append(row_label(*one.place))
+                    continue
+                for control in one.made:
+                    if self.beside(one.pairs(control), axis) is None:
+                        labels.append(f"{row_label(*one.place)} against {control.name}")
+        return {
+            f"{metric} of {', '.join(which)}": UNREACHED for metric, which in out.items() if which
+        }
+
+    def arrays(self) -> dict[str, Array]:
+        """Each metric that is read by layer, in each of them, mean over prompts and draws."""
+        runs: dict[str, Sequence[Intervention]] = {}
+        for one in self.comparisons:
+            label = row_label(*one.place)
+            runs[label] = one.treatment
+            runs |= {f"{label} {control.name}": control.interventions for control in one.made}
+        arrays = {}
+        for metric, layered in zip(self.metrics, self._evaluation.by_layer, strict=True):
+            if not (runs and is_by_layer(metric)):
+                continue
+            means = [layered.baselines[0].mean(-1)]
+            for interventions in runs.values():
+                numbers = [self._number[one.reading] for one in interventions]
+                means.append(layered.values[numbers].mean((0, -1)))
+            coords = {"run": ["clean", *runs]}
+            arrays[f"{metric.name}_by_layer"] = Array(torch.stack(means), ("run", "layer"), coords)
+        return arrays
+
     def control_draws(self) -> Array | None:
-        """Each control draw's effect averaged over prompts; NaN where there are fewer draws."""
+        """Each control draw's effect over prompts and the layers that it reaches.
+
+        NaN where there are fewer draws, and where it reaches none.
+        """
         controls = [(one, control) for one in self.comparisons for control in one.made]
         if not controls:
             return None
@@ -222,10 +306,7 @@ class Compared:
         for place, (_, control) in enumerate(controls):
             for draw, intervention in enumerate(control.interventions):
                 means[:, place, draw] = effects[self._number[intervention.reading]]
-        names = [
-            " ".join(filter(None, (one.condition, _layer(one.treatment[0]), control.name)))
-            for one, control in controls
-        ]
+        names = [f"{row_label(*one.place)} {control.name}" for one, control in controls]
         coords: Mapping[str, Sequence[str]] = {
             "metric": [metric.name for metric in self.metrics],
             "control": names,
@@ -240,7 +321,3 @@ def without_control(comparisons: Sequence[Comparison]) -> list[str]:
         if not one.made and one.no_control:
             bare.setdefault(one.no_control, {})[one.condition] = None
     return [f"No control for {', '.join(named)}: {reason}." for reason, named in bare.items()]
-
-
-def _layer(intervention: Intervention) -> str:
-    return "" if intervention.layer is None else f"L{intervention.layer}"

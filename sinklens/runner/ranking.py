@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..core.errors import UsageError
+from ..core.labels import row_label
 from ..core.protocol import HookedModel
 from ..engine import announce
 from ..engine.screening import FORWARDS, estimate, shared_gradients
@@ -55,7 +56,7 @@ class Ranking:
     def settings(self, effects: Sequence[EffectSize]) -> dict[str, Any]:
         """What the result says about the screening."""
         exact = {
-            label_of(row.condition, row.layer, row.head): row.effect
+            row_label(row.condition, row.layer, row.head): row.effect
             for row in effects
             if row.kind == "treatment" and row.metric == self.metric
         }
@@ -128,20 +129,11 @@ def rank(
     return Ranking(
         chosen=[one for i, one in enumerate(comparisons) if i in kept],
         metric=metric.name,
-        labels=[
-            label_of(one.condition, one.treatment[0].layer, one.treatment[0].head)
-            for one in comparisons
-        ],
+        labels=[row_label(*one.place) for one in comparisons],
         estimates=means.tolist(),
         forwards=FORWARDS * len(gradients),
         of_part=any(one.of_part for one in gradients),
     )
-
-
-def label_of(condition: str, layer: int | None, head: int | None) -> str:
-    """A row's name: `zero L18H8`."""
-    place = "" if layer is None else f" L{layer}"
-    return f"{condition}{place}" + ("" if head is None else f"H{head}")
 
 
 def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:

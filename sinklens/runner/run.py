@@ -208,6 +208,8 @@ class Run(Collected, Generic[Config]):
         if any(one.reads_later for one in comparisons):
             self.note(LATER_QUERIES)
         self.rows += compared.rows(self.config.seed, nulls)
+        self._left_out |= compared.unreached()
+        self._arrays |= compared.arrays()
         draws = compared.control_draws()
         if draws is not None:
             self._arrays["control_draws"] = draws
@@ -252,6 +254,7 @@ class Run(Collected, Generic[Config]):
         layer: int | None = None,
         head: int | None = None,
         queries: str | None = None,
+        layers: str | None = None,
     ) -> EffectSize:
         """Add the row of a value, and for each reference its row and the contrast.
 
@@ -263,6 +266,7 @@ class Run(Collected, Generic[Config]):
             layer: The layer, if the row is about one.
             head: The head, if the row is about one.
             queries: The range of queries, if the row is about one.
+            layers: The layers that are averaged, where they are not all.
 
         Returns:
             The row of the value.
@@ -281,7 +285,7 @@ class Run(Collected, Generic[Config]):
                     *references,
                     prompts=len(self.prompts),
                     seed=self.config.seed,
-                    place=Place(layer, head, queries),
+                    place=Place(layer, head, queries, layers),
                 )
             ]
         self.rows += made

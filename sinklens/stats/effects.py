@@ -63,6 +63,8 @@ class EffectSize:
         n_prompts: The number of resampled units: prompts, or what `resampled` names.
         n_draws: The number of draws averaged within each prompt.
         unit: The unit of baseline, value, effect and interval.
+        layers: The layers that the row averages, such as `L12-L29`, where an intervention cannot
+            reach all; None where they are all or the row has none.
     """
 
     metric: str
@@ -84,6 +86,7 @@ class EffectSize:
     n_prompts: int
     n_draws: int
     unit: str
+    layers: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def paired_row(
     n_draws: int = 1,
     against: str | None = None,
     resampled: str = "prompt",
+    layers: str | None = None,
 ) -> Row:
     """The effect of paired values, one per prompt.
 
@@ -129,6 +133,7 @@ def paired_row(
         n_draws: The number of draws averaged in each value.
         against: The control or null that the row is about.
         resampled: The unit of which each value is one.
+        layers: The layers that the row averages, where they are not all.
     """
     by_draw = np.atleast_2d(np.asarray(values, float) - np.asarray(baselines, float))
     low, high = interval(by_draw)
@@ -156,6 +161,7 @@ def paired_row(
         n_prompts=len(differences),
         n_draws=n_draws,
         unit=unit,
+        layers=layers,
     )
     return Row(effect, values, baselines)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import dropwhile
 from typing import Any
 
 import torch
@@ -18,24 +20,28 @@ def plain_values(
     interventions: Sequence[Intervention | None],
     positions: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """`loss`, `kl`, `sink_mass` and `position0_norm` by intervention and prompt; None is clean."""
+    """`loss`, `kl`, `sink_mass` and `position0_norm` by intervention and prompt; None is clean.
+
+    The last two are over the layers from the first whose pattern, or stream, differs from that of
+    the clean run in any bit; NaN where none does.
+    """
     tokens, length = prompts.tokens, prompts.length
     layers = range(model.cfg.n_layers)
     streams = [f"blocks.{layer}.hook_resid_pre" for layer in layers]
     streams.append(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
     rows: dict[str, list[Tensor]] = {name: [] for name in ("loss", "kl", "mass", "norm")}
     with torch.no_grad():
-        before = model(tokens).log_softmax(-1)
+        clean: dict[str, Tensor] = {}
+        patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
+        reading = [(name, _keep(clean, name)) for name in (*streams, *patterns)]
+        before = model.run_with_hooks(tokens, fwd_hooks=reading).log_softmax(-1)
         for intervention in interventions:
             hooks, edited = [], 0
             if intervention is not None:
                 whole = intervention.for_prompts(torch.arange(len(tokens)))
                 hooks, edited = whole.fwd_hooks, whole.position
             seen: dict[str, Tensor] = {}
-            reading = [(name, _keep(seen, name)) for name in streams]
-            reading += [
-                (f"blocks.{layer}.attn.hook_pattern", _keep(seen, layer)) for layer in layers
-            ]
+            reading = [(name, _keep(seen, name)) for name in (*streams, *patterns)]
             after = model.run_with_hooks(tokens, fwd_hooks=[*hooks, *reading]).log_softmax(-1)
             counted = [p for p in range(edited + 1, length) if positions is None or p in positions]
             made = [p for p in counted if p < length - 1]
@@ -43,11 +49,17 @@ def plain_values(
             rows["loss"].append(losses.mean(1))
             kl = (before.exp() * (before - after)).sum(-1)[:, counted]
             rows["kl"].append(kl.mean(1))
-            mass = [seen[layer][:, :, 1:, 0].mean(-1) for layer in layers]
-            rows["mass"].append(torch.stack(mass, 1).mean((1, 2)))
-            norms = torch.stack([seen[name][:, 0].norm(dim=-1) for name in streams], 1)
-            rows["norm"].append(norms.amax(1))
+            nothing = [torch.full((len(tokens),), torch.nan)]
+            same = partial(_same, clean, seen if hooks else {})
+            mass = [seen[name][:, :, 1:, 0].mean((1, 2)) for name in dropwhile(same, patterns)]
+            rows["mass"].append(torch.stack(mass or nothing).mean(0))
+            norms = [seen[name][:, 0].norm(dim=-1) for name in dropwhile(same, streams)]
+            rows["norm"].append(torch.stack(norms or nothing).amax(0))
     return {name: torch.stack(values) for name, values in rows.items()}
+
+
+def _same(clean: dict[str, Tensor], edited: dict[str, Tensor], name: str) -> bool:
+    return name in edited and torch.equal(clean[name], edited[name])
 
 
 def _keep(seen: dict[Any, Tensor], key: Any) -> Any:

@@ -28,6 +28,7 @@ FIELDS = [
     *("metric", "condition", "kind", "against", "resampled", "layer", "head", "queries"),
     *("baseline", "value", "effect"),
     *("ci_low", "ci_high", "p_value", "q_value", "d_z", "n_prompts", "n_draws", "unit"),
+    "layers",
 ]
 
 
@@ -50,6 +51,18 @@ def result(
 
 def test_fields_are_those_of_the_design() -> None:
     assert [field.name for field in dataclasses.fields(sinklens.EffectSize)] == FIELDS
+
+
+def test_rows_without_layers_load(result: sinklens.ExperimentResult, tmp_path: Path) -> None:
+    """Files of schema 2 from before rows named the layers that they average."""
+    result.save(tmp_path / "out")
+    file = tmp_path / "out" / "result.json"
+    content = json.loads(file.read_text())
+    for row in content["effects"]:
+        del row["layers"]
+    file.write_text(json.dumps(content))
+    loaded = sinklens.ExperimentResult.load(tmp_path / "out")
+    assert [row.layers for row in loaded.effects] == [None] * len(result.effects)
 
 
 def test_round_trip(result: sinklens.ExperimentResult, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ paired by prompt. The control of both, `combined`, makes the two controls at onc
 change in other channels, and the edge to a later key dropped. The interaction's is the same of the
 three controls; that contrast is read at the queries that the control of both counts. It is tested
 where its metric has a sign and is not about position 0 (`metrics.needs_models`): the others are no
-sums, so that models with random weights have an interaction as well. Where a spike comes in several
-steps the table clamps all of them, and rows beside it each one alone.
+sums, so that models with random weights have an interaction as well. A metric that is read by layer
+counts the layers that clamp and dropped edge both reach: before them the interaction is 0 by
+construction. Where a spike comes in several steps the table clamps all of them, and rows beside it
+each one alone.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from ...core.labels import Head
 from ...hooks.intervention import Intervention, together
 from ...metrics import Metric, needs_models
 from ...results.estimates import Effect, Reference
-from ...runner.compare import Comparison, Control
+from ...runner.compare import UNREACHED, Comparison, Control
 from ...runner.run import Run
 
 DROP, BOTH, INTERACTION = "drop_edge", "both", "interaction"
@@ -99,29 +101,36 @@ def compare_with_interaction(
     table = dict(zip(run.conditions, compared.comparisons[-asked:], strict=True)) if asked else {}
     if set(table) != set(CONDITIONS):
         return
-    prompts = len(run.prompts)
     for axis, metric in enumerate(compared.metrics):
-        clamp, drop, both = (
-            compared.effect(table[name].treatment, axis).distance(prompts) for name in CONDITIONS
-        )
+        alone = compared.beside([_treated(table)], axis)
+        if alone is None:
+            run.left_out(f"{metric.name} of {INTERACTION}", UNREACHED)
+            continue
         references = []
-        if pairs := _pairs(table):
-            own, beside = (
-                [compared.effect(each, axis).by_draw() for each in zip(*three, strict=True)]
-                for three in _at_the_same_queries(table, pairs)
-            )
+        pairs = compared.beside(_at_the_same_queries(table), axis)
+        if pairs is not None:
             references = [
                 Reference(
-                    Effect(beside[2], beside[0] + beside[1]),
+                    _interaction(pairs.effects[3:]),
                     COMBINED,
-                    own=Effect(own[2], own[0] + own[1]),
+                    own=_interaction(pairs.effects[:3]),
                     models=np.zeros(0) if needs_models(metric) else None,
+                    layers=pairs.layers,
                 )
             ]
-        run.add(metric.name, INTERACTION, Effect(both, clamp + drop), *references)
+        row = _interaction(alone.effects)
+        run.add(metric.name, INTERACTION, row, *references, layers=alone.layers)
 
 
-Three = tuple[Intervention, Intervention, Intervention]
+def _interaction(effects: Sequence[Effect]) -> Effect:
+    """The effect of both beside the sum of the effects of the clamp and of the dropped edge."""
+    clamp, drop, both = (effect.by_draw() for effect in effects)
+    return Effect(both, clamp + drop)
+
+
+def _treated(table: Mapping[str, Comparison]) -> tuple[Intervention, ...]:
+    """The clamp, the dropped edge, and both."""
+    return tuple(table[name].treatment[0] for name in CONDITIONS)
 
 
 def _pairs(table: Mapping[str, Comparison]) -> list[tuple[Intervention, Intervention]]:
@@ -129,17 +138,13 @@ def _pairs(table: Mapping[str, Comparison]) -> list[tuple[Intervention, Interven
     return list(zip(_draws(table[CLAMP]), _draws(table[DROP]), strict=False))
 
 
-def _at_the_same_queries(
-    table: Mapping[str, Comparison], pairs: Sequence[tuple[Intervention, Intervention]]
-) -> tuple[list[Three], list[Three]]:
-    """By draw the clamp, the dropped edge and both: the treatments, and the controls."""
-    treated = [table[name].treatment[0] for name in CONDITIONS]
-    own, beside = [], []
-    for (clamp, drop), both in zip(pairs, _draws(table[BOTH]), strict=True):
-        first, second, third = (edit.read_after(drop.last_uncounted) for edit in treated)
-        own.append((first, second, third))
-        beside.append((clamp.read_after(drop.last_uncounted), drop, both))
-    return own, beside
+def _at_the_same_queries(table: Mapping[str, Comparison]) -> list[tuple[Intervention, ...]]:
+    """By draw the clamp, the dropped edge and both, then the control of each."""
+    groups = []
+    for (clamp, drop), both in zip(_pairs(table), _draws(table[BOTH]), strict=True):
+        own = (edit.read_after(drop.last_uncounted) for edit in _treated(table))
+        groups.append((*own, clamp.read_after(drop.last_uncounted), drop, both))
+    return groups
 
 
 def _draws(comparison: Comparison) -> Sequence[Intervention]:

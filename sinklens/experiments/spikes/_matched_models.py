@@ -18,7 +18,7 @@ import numpy as np
 
 from ...core.errors import SinklensError, UsageError
 from ...core.protocol import HookedModel
-from ...metrics import SINK_THRESHOLDS, mean_sink_mass, sink_rate
+from ...metrics import SINK_THRESHOLDS, sink_mass, sink_rate
 from ...models import Origin, load_like, origin, shipped, weights_hash
 from ...models.capabilities import check
 from ...probes import ResidualPeaks, SinkScores
@@ -103,8 +103,8 @@ def _spike_and_sinks(run: Run[Any], model: HookedModel, name: str) -> dict[str, 
     gaussian = gaussian_peak_ratio(spikes.ratio.shape[1] * length * int(model.cfg.d_model))
     samples = (
         Sample(spikes.ratio.amax(1), gaussian),
-        Sample(mean_sink_mass(scores), float(np.mean(masses))),
-        Sample(sink_rate(scores), rate),
+        Sample(sink_mass(scores).mean(1), float(np.mean(masses))),
+        Sample(sink_rate(scores).mean(1), rate),
     )
     return dict(zip(FIGURES, samples, strict=True))
 

@@ -34,7 +34,7 @@ evidence. Its definitions give no measure for sparsity and constancy; those here
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,6 @@ from ...comparisons.spikes import CLAMP, SpikeEdits, at_all
 from ...core.labels import Head, head_label
 from ...metrics import SINK_MASS, ProbeMetric
 from ...probes import LogitGaps, SinkScores
-from ...probes.stream_entries import EntryValues
 from ...results.estimates import Measure
 from ...results.figures import Interaction
 from ...results.record import Record
@@ -72,7 +71,7 @@ from ._interaction import (
 )
 from ._matched_models import FIGURES, add_matched_models
 from ._mechanism import add_mechanism
-from ._search import Spikes, criteria, find_spikes, read_entries
+from ._search import criteria, find_spikes, read_entries
 from ._sink_logits import SinkGaps
 
 NO_SPIKE = "no entry is massive behind the step-up; a lower scale_free= asks for less"
@@ -231,7 +230,9 @@ def spike_sink_decoupling(run: Run[SpikeSinkDecouplingConfig]) -> None:
         run.note(CONSTRUCTION)
     if DROP in run.conditions and at_position0:
         run.note(BOUND)
-    metrics = run.metrics if run.config.metrics else [*run.metrics, *_own_metrics(spikes, massive)]
+    metrics = list(run.metrics)
+    if not run.config.metrics:
+        metrics += [*spike_metrics(list(massive) or [spikes.layer]), _logit_gap(run)]
     run.facts(clamp=CLAMP if len(massive) < 2 else at_all(CLAMP))
 
     def table(run: Run[Any]) -> Table:
@@ -259,7 +260,7 @@ def _refusals(
     return reasons
 
 
-def _own_metrics(spikes: Spikes, massive: Mapping[int, EntryValues]) -> list[ProbeMetric]:
-    """Spike size from the first clamped layer on and by step, and the mean logit gap."""
-    gap = ProbeMetric("logit_gap", LogitGaps, lambda gaps: gaps.gap.mean((1, 2)), "nats")
-    return [*spike_metrics(list(massive) or [spikes.layer]), gap]
+def _logit_gap(run: Run[SpikeSinkDecouplingConfig]) -> ProbeMetric:
+    """The logit gap, read where `LogitGaps` reads it."""
+    site = "scores" if run.capabilities.edits["scores"] else "pattern"
+    return ProbeMetric("logit_gap", LogitGaps, lambda gaps: gaps.gap.mean(2), "nats", reads=site)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ...core.protocol import HookedModel
 from ...hooks.matching import control_positions
-from ...metrics import mean_sink_mass
+from ...metrics import sink_mass
 from ...models.capabilities import Capabilities, check
 from ...probes import KeyMass, PositionValues, ResidualPeaks, SinkScores, ValueNorms
 from ...probes.patterns import ROW_PERMUTED, MeanPatterns, PatternReader
@@ -65,7 +65,7 @@ def read_traits(run: Run[Any], model: HookedModel) -> dict[str, Sample]:
     drain = (norms.position0 / norms.others).flatten(1).mean(1)
     entries = peaks.ratio.shape[1] * length * int(model.cfg.d_model)
     traits = {
-        "sink_mass": Sample(mean_sink_mass(scores), _uniform(capabilities, length, 0)),
+        "sink_mass": Sample(sink_mass(scores).mean(1), _uniform(capabilities, length, 0)),
         "value_drain": Sample(drain, 1.0),
         "spike": Sample(peaks.ratio.amax(1), gaussian_peak_ratio(entries)),
         "largest_column": Sample(columns, float(np.mean(uniform))),

@@ -239,7 +239,7 @@ def test_the_largest_of_random_shares() -> None:
 
 
 def plain_metrics(plain: Any, tokens: Tensor, layer: int, edit: Any = None) -> dict[str, Any]:
-    """Logits and sink figures by prompt, with `edit(stream)` applied to what enters a layer."""
+    """Logits, and sink figures from a layer on, with `edit(stream)` applied to what enters it."""
 
     def hook(module: Any, arguments: Any) -> Any:
         return (edit(arguments[0]), *arguments[1:])
@@ -253,8 +253,8 @@ def plain_metrics(plain: Any, tokens: Tensor, layer: int, edit: Any = None) -> d
     return {
         "logits": record.logits,
         "loss": plain_hf.loss(record.logits, tokens, 0),
-        "sink_mass": record.sink_mass().mean((1, 2)),
-        "sink_rate": record.sink_rate(0.3),
+        "sink_mass": record.sink_mass()[:, layer:].mean((1, 2)),
+        "sink_rate": (record.sink_score(0)[:, layer:] > 0.3).float().mean((1, 2)),
     }
 
 

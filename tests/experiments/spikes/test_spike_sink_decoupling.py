@@ -72,7 +72,10 @@ def values(result: Any, **fields: Any) -> np.ndarray:
 
 
 def check_table(result: Any, plain: Any, tokens: Tensor) -> None:
-    """Loss, sink mass and sink rate under every edit and control, from the definitions."""
+    """Loss, sink mass and sink rate under every edit and control, from the definitions.
+
+    The sink is read in the layers from the first edited one on.
+    """
     drawn, layers = result.draws, [int(name[1:]) for name in result.findings["entry_points"]]
     heads = plain_hf.sink_heads(plain, tokens)
     assert drawn["heads"] == [f"L{at}H{head}" for at, head in heads]
@@ -120,13 +123,14 @@ def check_table(result: Any, plain: Any, tokens: Tensor) -> None:
         ]
         edited = plain_hf.Edit(pattern=partial(drop, key=key))
         clamps = condition.startswith("clamp")
+        first = min([*at, *([] if clamps else [layer for layer, _ in heads])])
         record = plain_hf.run(plain, tokens, plain_hf.Edit() if clamps else edited)
         for handle in handles:
             handle.remove()
         return {
             "loss": plain_hf.loss(record.logits, tokens, 0 if clamps else key),
-            "sink_mass": record.sink_mass().mean((1, 2)),
-            "sink_rate": record.sink_rate(0.3),
+            "sink_mass": record.sink_mass()[:, first:].mean((1, 2)),
+            "sink_rate": (record.sink_score(0)[:, first:] > 0.3).float().mean((1, 2)),
         }
 
     places: list[tuple[str, int | None, list[int]]]
@@ -180,7 +184,8 @@ def test_smollm2_needs_its_spikes_and_one_edit_does_the_others_work(
 def test_both_spikes_of_smollm2(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     """Channel 507 is massive in layers 3 to 9 and again from 12; clamped early, early sinks fall.
 
-    Sink mass of layers 3 to 9 and the loss are those of plain Hugging Face with forward hooks.
+    Loss and sink mass, the latter of layers 3 to 9 and of those from the first clamp on, are those
+    of plain Hugging Face with forward hooks.
     """
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)
     prompts = sinklens.prompts(model, n=4, length=32, bos=True)
@@ -190,7 +195,7 @@ def test_both_spikes_of_smollm2(plain_smollm2: Any, smollm2_tokenizer: Any) -> N
         prompts,
         draws=0,
         conditions=("clamp_spikes",),
-        metrics=("loss", early, *spike_metrics([3, 12])),
+        metrics=("loss", early, "sink_mass", *spike_metrics([3, 12])),
     )
     steps = found.findings["steps"]
     assert [(one["layer"], one["step_up"]) for one in steps] == [(3, "L2 MLP"), (12, "L11 MLP")]
@@ -206,26 +211,34 @@ def test_both_spikes_of_smollm2(plain_smollm2: Any, smollm2_tokenizer: Any) -> N
         massive = (size >= least) & (size >= times * median)
         return (torch.where(massive, states[at].sign() * median, arguments[0]), *arguments[1:])
 
-    def plain(layers: list[int]) -> tuple[Tensor, Tensor]:
+    def plain(layers: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         blocks = plain_smollm2.model.layers
         handles = [blocks[at].register_forward_pre_hook(partial(clamp, at=at)) for at in layers]
         with torch.no_grad():
             out = plain_smollm2(prompts.tokens, output_attentions=True)
         for handle in handles:
             handle.remove()
-        mass = torch.stack([a[:, :, 1:, 0].mean((1, 2)) for a in out.attentions[3:10]]).mean(0)
-        return plain_hf.loss(out.logits, prompts.tokens, 0), mass
+        mass = torch.stack([a[:, :, 1:, 0].mean((1, 2)) for a in out.attentions])
+        return plain_hf.loss(out.logits, prompts.tokens, 0), mass[3:10].mean(0), mass
 
-    clean = plain([])
+    before = plain([])
     for condition, layer, layers in (
         ("clamp_spikes", 3, [3]),
         ("clamp_spikes", 12, [12]),
         ("clamp_all", None, [3, 12]),
     ):
-        for metric, before, after in zip(("loss", "early"), clean, plain(layers), strict=True):
+        after = plain(layers)
+        for metric, clean, edited in (
+            ("loss", before[0], after[0]),
+            ("early", before[1], after[1]),
+            ("sink_mass", before[2][layers[0] :], after[2][layers[0] :]),
+        ):
             row = found.find(metric=metric, condition=condition, layer=layer, kind="treatment")
-            assert row.baseline == pytest.approx(float(before.mean()), abs=1e-4)
-            assert row.value == pytest.approx(float(after.mean()), abs=1e-4)
+            assert row.baseline == pytest.approx(float(clean.mean()), abs=1e-4)
+            assert row.value == pytest.approx(float(edited.mean()), abs=1e-4)
+        assert row.layers == f"L{layers[0]}-L29"
+    late = found.find(metric="sink_mass", condition="clamp_spikes", layer=12)
+    assert late.baseline > 0.6 and late.value < 0.55
     fallen = found.find(metric="early", condition="clamp_spikes", layer=3)
     assert fallen.value < fallen.baseline / 2
     assert found.find(metric="loss", condition="clamp_spikes", layer=3).effect > 1
@@ -234,13 +247,26 @@ def test_both_spikes_of_smollm2(plain_smollm2: Any, smollm2_tokenizer: Any) -> N
     assert again.value > 1000
 
 
+def effects(result: Any, metric: str, kind: str) -> dict[str, float]:
+    """By condition, the effect; on sink mass that in the layers which all conditions reach."""
+    if metric != "sink_mass":
+        return {c: result.find(metric=metric, condition=c, kind=kind).effect for c in CONDITIONS}
+    names = {"clamp_spikes": "other_channels", "drop_edge": "later_key", "both": "combined"}
+    array, layer = result.arrays["sink_mass_by_layer"], result.findings["layer"]
+    found = {}
+    for condition, control in names.items():
+        name = f"clamp_spikes L{layer}" if condition == "clamp_spikes" else condition
+        name += f" {control}" if kind == "control" else ""
+        change = array.values[array.labels("run").index(name)] - array.values[0]
+        found[condition] = float(change[layer:].mean())
+    assert result.find(metric=metric, condition="interaction", kind=kind).layers == f"L{layer}-L5"
+    return found
+
+
 def test_the_interaction_is_what_both_do_beyond_the_sum(result: Any) -> None:
     for metric in ("loss", "sink_mass", "spike"):
         row = result.find(metric=metric, condition="interaction", kind="treatment")
-        effect, other = (
-            {c: result.find(metric=metric, condition=c, kind=kind).effect for c in CONDITIONS}
-            for kind in ("treatment", "control")
-        )
+        effect, other = (effects(result, metric, kind) for kind in ("treatment", "control"))
         assert row.q_value is not None
         assert row.value == pytest.approx(effect["both"], abs=1e-6)
         sums = effect["clamp_spikes"] + effect["drop_edge"]
@@ -249,7 +275,7 @@ def test_the_interaction_is_what_both_do_beyond_the_sum(result: Any) -> None:
         beyond = result.find(metric=metric, condition="interaction", kind="contrast")
         assert control.value == pytest.approx(other["both"], abs=1e-6)
         assert (beyond.p_value is None) == (metric != "loss")
-        if metric != "loss":  # whose control counts fewer predictions
+        if metric != "loss":  # whose contrast, and the table's own control, count other predictions
             assert beyond.effect == pytest.approx(row.effect - control.effect, abs=1e-5)
             added = other["clamp_spikes"] + other["drop_edge"]
             assert control.baseline == pytest.approx(added, abs=1e-5)
