@@ -1,13 +1,15 @@
 """Heads ablated, with matched controls: other heads, or the same heads' edge to a later key.
 
 For the conditions on the output the control is as many other heads, from the same layers, then the
-nearest; where fewer exist, all of them, compared with as many of the treated heads drawn at random.
-For the conditions on the edge it is the edge of the same heads to a later key.
+nearest. Where fewer exist, the whole ablation has no control; a row of its own, `zero:matched`,
+ablates in each layer as many of the heads as there are others, drawn at random, against as many
+others. For the conditions on the edge the control is the edge of the same heads to a later key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..core.labels import Head, head_label
@@ -15,12 +17,13 @@ from ..core.seeds import seeded
 from ..engine import read_under
 from ..hooks.heads import EDGE_CONDITIONS, HeadValues, ablate_heads
 from ..hooks.intervention import Intervention
-from ..hooks.matching import control_positions, derangement, matched_heads
+from ..hooks.matching import control_positions, derangement, matched_heads, matched_in_layers
 from ..probes import HeadMeans, HeadOutputs, SinkReads
 from ..runner.compare import Comparison, Control
 from ..runner.run import Run
 
 OTHER_HEADS, LATER_KEY = "other_heads", "later_key"
+MATCHED = ":matched"
 ALL_SINKS = "every other head is a sink"
 
 
@@ -54,42 +57,61 @@ class HeadAblations:
         )
         self._taken: dict[str, dict[str, list[list[str]]]] = {}
 
-    def together(self, condition: str) -> Comparison:
-        """All heads at once."""
+    def together(self, condition: str) -> list[Comparison]:
+        """All heads at once, and where too few others exist as many as can be matched."""
         if condition in EDGE_CONDITIONS:
-            self._run.drawn(control_positions=self._positions)
-            control = [self._edge(condition, self._heads, at) for at in self._positions]
-            return Comparison(
-                condition,
-                [self._edge(condition, self._heads, 0)],
-                (Control(LATER_KEY, control),),
-            )
+            return [self.edges(condition)]
         treatment = [self._output(condition, self._heads, d) for d in self._random(condition)]
-        matched = [
+        if not self._others or not self._draws:
+            return [Comparison(condition, treatment, no_control=ALL_SINKS)]
+        if len(self._others) < len(self._heads):
+            return self._matched(condition, treatment)
+        pools = [
             matched_heads(self._heads, self._others, self._seed, draw)
             for draw in range(self._draws)
         ]
-        if not matched or not matched[0].control:
-            return Comparison(condition, treatment, no_control=ALL_SINKS)
-        fewer = len(matched[0].control) < len(self._heads)
-        # Where all other heads are the control, every draw has the same heads; unless the ablation
-        # itself is random, only the first is run.
-        once = fewer and condition != "resample"
-        pools = [one.control for one in (matched[:1] if once else matched)]
         self._keep("control_heads", condition, pools)
-        control = [self._output(condition, pool, draw) for draw, pool in enumerate(pools)]
-        own: list[Intervention] = []
-        if fewer:
-            self._keep("treated_heads", condition, [one.treated for one in matched])
-            own = [self._output(condition, one.treated, d) for d, one in enumerate(matched)]
-            self._run.footnote(
-                condition,
-                f"{condition}: only {len(pools[0])} heads are neither ablated nor sinks, fewer "
-                f"than the {len(self._heads)} ablated. The control ablates all of them, and the "
-                "difference compares it with as many ablated heads, drawn at random, not with the "
-                "effect shown.",
-            )
-        return Comparison(condition, treatment, (Control(OTHER_HEADS, control, own),))
+        control = self._outputs(condition, pools)
+        return [Comparison(condition, treatment, (Control(OTHER_HEADS, control),))]
+
+    def edges(self, condition: str) -> Comparison:
+        """The edge of all heads to position 0, and to a later key as its control."""
+        self._run.drawn(control_positions=self._positions)
+        control = [self._edge(condition, self._heads, at) for at in self._positions]
+        return Comparison(
+            condition, [self._edge(condition, self._heads, 0)], (Control(LATER_KEY, control),)
+        )
+
+    def _matched(self, condition: str, treatment: Sequence[Intervention]) -> list[Comparison]:
+        """All heads without a control, and matched parts of them with one."""
+        name = f"{condition}{MATCHED}"
+        drawn = [
+            matched_in_layers(self._heads, self._others, self._seed, draw)
+            for draw in range(self._draws)
+        ]
+        few = f"only {len(self._others)} heads are neither ablated nor sinks"
+        size, layers = len(drawn[0].treated), sorted({layer for layer, _ in drawn[0].treated})
+        if not size:
+            why = f"{few}, none of them in a layer of the {len(self._heads)} ablated"
+            return [Comparison(condition, treatment, no_control=why)]
+        self._keep("control_heads", name, [one.control for one in drawn])
+        self._keep("treated_heads", name, [one.treated for one in drawn])
+        where = ", ".join(f"L{layer}" for layer in layers)
+        why = f"{few}, fewer than the {len(self._heads)} ablated; see {name}"
+        self._run.note(
+            f"{name} ablates {size} of the {len(self._heads)} heads, drawn at random, against "
+            f"{size} others, as many of both in each of the layers {where}."
+        )
+        own, control = (
+            self._outputs(condition, sets)
+            for sets in ([one.treated for one in drawn], [one.control for one in drawn])
+        )
+        # A row of several draws is about no single head.
+        own = [replace(one, layer=None, head=None) for one in own]
+        return [
+            Comparison(condition, treatment, no_control=why),
+            Comparison(name, own, (Control(OTHER_HEADS, control),)),
+        ]
 
     def each(self, condition: str) -> list[Comparison]:
         """One head at a time, each compared with a pool of other heads, ablated one at a time."""
@@ -117,6 +139,17 @@ class HeadAblations:
     def _random(self, condition: str) -> range:
         """The draws of a treatment: only `resample` is random."""
         return range(max(1, self._draws) if condition == "resample" else 1)
+
+    def _outputs(self, condition: str, draws: Sequence[Sequence[Head]]) -> list[Intervention]:
+        """An ablation for each draw of heads; draws of the same heads share one."""
+        made: dict[tuple[Any, ...], Intervention] = {}
+        return [
+            made.setdefault(
+                (draw if condition == "resample" else None, *heads),
+                self._output(condition, heads, draw),
+            )
+            for draw, heads in enumerate(draws)
+        ]
 
     def _output(self, condition: str, heads: Sequence[Head], draw: int) -> Intervention:
         """An ablation of head outputs."""

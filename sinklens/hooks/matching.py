@@ -59,13 +59,10 @@ class MatchedHeads(NamedTuple):
     treated: list[Head]
 
 
-def matched_heads(
+def matched_in_layers(
     treated: Sequence[Head], others: Sequence[Head], seed: int, draw: int
 ) -> MatchedHeads:
-    """As many other heads as treated ones, from the same layers, then from the nearest.
-
-    Where fewer exist, all of them are the control and are compared with as many treated heads,
-    drawn at random.
+    """In each layer as many treated as other heads, the most that there are, drawn at random.
 
     Args:
         treated: The ablated heads.
@@ -73,17 +70,32 @@ def matched_heads(
         seed: Seed of the choice.
         draw: The number of the draw.
     """
+    random = seeded(seed, "heads in layers", draw)
+    chosen = MatchedHeads([], [])
+    for layer in sorted({layer for layer, _ in treated}):
+        groups = [[head for head in heads if head[0] == layer] for heads in (others, treated)]
+        count = min(map(len, groups))
+        for heads, group in zip(chosen, groups, strict=True):
+            picked = random.choice(len(group), count, replace=False)
+            heads += [group[number] for number in sorted(picked)]
+    return chosen
+
+
+def matched_heads(
+    treated: Sequence[Head], others: Sequence[Head], seed: int, draw: int
+) -> list[Head]:
+    """As many other heads as treated ones, from the same layers, then from the nearest.
+
+    Args:
+        treated: The ablated heads.
+        others: The heads that may be a control, at least as many as are treated.
+        seed: Seed of the choice.
+        draw: The number of the draw.
+    """
     random = seeded(seed, "heads", draw)
     free: defaultdict[int, list[Head]] = defaultdict(list)
     for number in random.permutation(len(others)):
         free[others[number][0]].append(others[number])
-    available = len(others)
-    if available < len(treated):
-        chosen = random.choice(len(treated), available, replace=False)
-        return MatchedHeads(
-            sorted(others),
-            sorted(treated[i] for i in chosen),
-        )
     wanted: defaultdict[int, int] = defaultdict(int)
     for layer, _ in treated:
         wanted[layer] += 1
@@ -94,4 +106,4 @@ def matched_heads(
                 while wanted[layer] and free.get(near):
                     control.append(free[near].pop())
                     wanted[layer] -= 1
-    return MatchedHeads(sorted(control), sorted(treated))
+    return sorted(control)

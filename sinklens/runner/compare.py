@@ -46,13 +46,10 @@ class Control:
     Attributes:
         name: Its name in tables, such as `later_position`.
         interventions: One per draw.
-        own: What the contrast compares it with, if not the whole treatment (fewer control heads
-            than treated ones).
     """
 
     name: str
     interventions: Sequence[Intervention]
-    own: Sequence[Intervention] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Comparison:
         The treatment and the control of one draw each, where there are as many draws of both or
         only one of either; else every treatment with every control.
         """
-        own, others = list(control.own or self.treatment), list(control.interventions)
+        own, others = list(self.treatment), list(control.interventions)
         if 1 in (len(own), len(others)):
             draws = max(len(own), len(others))
             own, others = own * (draws // len(own)), others * (draws // len(others))
@@ -161,6 +158,8 @@ class Compared:
         Returns:
             None where no draw is left.
         """
+        if len({tuple(one.reading for one in each) for each in groups}) == 1:
+            groups = groups[:1]  # the same draw again and again is one
         layered = self._evaluation.by_layer[axis]
         firsts = [max(layered.first[self._number[one.reading]] for one in each) for each in groups]
         kept = [

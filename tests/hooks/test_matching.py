@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import sinklens
-from sinklens.hooks.matching import control_positions, derangement, matched_heads
+from sinklens.hooks.matching import control_positions, derangement, matched_heads, matched_in_layers
 from sinklens.stats.nulls import (
     gaussian_exceeds,
     gaussian_peak_kurtosis,
@@ -41,11 +42,23 @@ def test_control_heads_come_from_the_same_layer_then_the_nearest() -> None:
     others = [(0, 0), (1, 3), (2, 1), (2, 2), (5, 0)]
     for draw in range(20):
         found = matched_heads([(2, 0), (2, 3), (4, 1)], others, seed=0, draw=draw)
-        assert found.treated == [(2, 0), (2, 3), (4, 1)]
-        assert Counter(layer for layer, _ in found.control) == {2: 2, 5: 1}
-    few = matched_heads([(0, 1), (0, 2), (1, 1)], [(3, 0), (1, 0)], seed=0, draw=1)
-    assert few.control == [(1, 0), (3, 0)]
-    assert len(set(few.treated)) == 2 and set(few.treated) < {(0, 1), (0, 2), (1, 1)}
+        assert Counter(layer for layer, _ in found) == {2: 2, 5: 1}
+
+
+def test_unmatched_heads_are_matched_in_each_layer() -> None:
+    """Sets by hand: layer 0 has two of three, layer 1 one of one, layer 2 no other head."""
+    treated = [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
+    others = [(0, 3), (0, 4), (1, 1), (1, 2), (3, 0)]
+    seen = set()
+    for draw in range(20):
+        control, own = matched_in_layers(treated, others, seed=0, draw=draw)
+        assert Counter(layer for layer, _ in control) == {0: 2, 1: 1}
+        assert Counter(layer for layer, _ in own) == {0: 2, 1: 1}
+        assert set(own) <= set(treated) and set(control) <= set(others)
+        assert len(set(own)) == len(set(control)) == 3
+        seen |= {*own, *control}
+    assert seen == {*treated[:4], *others[:4]}
+    assert matched_in_layers([(0, 0)], [(1, 0)], seed=0, draw=0) == ([], [])
 
 
 @pytest.mark.parametrize("each", [True, False])
@@ -103,3 +116,40 @@ def test_nulls_of_spikes_are_those_of_gaussian_streams() -> None:
     assert gaussian_exceeds(24 * 64, 5.0) == pytest.approx(share, abs=0.06)  # 2.5 standard errors
     one = gaussian_exceeds(1, 5.0)
     assert 1 - (1 - one) ** 10 == pytest.approx(gaussian_exceeds(10, 5.0))
+
+
+@pytest.mark.slow
+def test_heads_of_smollm2_are_matched_in_their_layers(smollm2_gguf: Path) -> None:
+    """More heads are sinks than not: those ablated, and others as many in the same layers."""
+    model = sinklens.load(smollm2_gguf)
+    prompts = sinklens.prompts(model, n=2, length=16, bos=True)
+    result = sinklens.run(
+        "sink_head_ablation",
+        model,
+        prompts,
+        conditions=("zero",),
+        metrics=("loss",),
+        draws=3,
+        progress=False,
+    )
+    mass = result.arrays["sink_mass"].values
+    sinks = {tuple(head) for head in (mass > 0.3).nonzero().tolist()}
+    assert len(sinks) > mass.numel() / 2
+    most = {layer: int((mass[layer] > 0.3).sum()) for layer in range(len(mass))}
+    drawn = {
+        name: [
+            [tuple(map(int, label[1:].split("H"))) for label in labels]
+            for labels in result.draws[name]["zero:matched"]
+        ]
+        for name in ("treated_heads", "control_heads")
+    }
+    for own, control in zip(*drawn.values(), strict=True):
+        assert set(own) <= sinks and not set(control) & sinks
+        assert len(set(own)) == len(own) and len(set(control)) == len(control)
+        layers = Counter(layer for layer, _ in own)
+        assert layers == Counter(layer for layer, _ in control)
+        heads = mass.shape[1]
+        assert layers == {k: min(n, heads - n) for k, n in most.items() if 0 < n < heads}
+    whole = [row.kind for row in result.effects if row.condition == "zero"]
+    part = [row.kind for row in result.effects if row.condition == "zero:matched"]
+    assert whole == ["treatment"] and part == ["treatment", "control", "contrast"]

@@ -90,9 +90,8 @@ def sink_head_ablation(run: Run[SinkHeadAblationConfig]) -> None:
 
     def ablated(run: Run[Any]) -> list[Comparison]:
         ablations = HeadAblations(run, heads, others)
-        if config.each:
-            return [one for condition in run.conditions for one in ablations.each(condition)]
-        return [ablations.together(condition) for condition in run.conditions]
+        made = ablations.each if config.each else ablations.together
+        return [one for condition in run.conditions for one in made(condition)]
 
     run.compare(ablated)
 

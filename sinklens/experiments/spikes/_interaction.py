@@ -65,7 +65,7 @@ def two_by_two(run: Run[Any], edits: SpikeEdits | None, heads: Sequence[Head]) -
     if edits is not None and asked & {CLAMP, BOTH}:
         *steps, table[CLAMP] = edits.comparisons(CLAMP, [OTHER_CHANNELS])
     if asked & {DROP, BOTH}:
-        table[DROP] = HeadAblations(run, heads, []).together(DROP)
+        table[DROP] = HeadAblations(run, heads, []).edges(DROP)
     if BOTH in asked:
         clamp, drop = table[CLAMP], table[DROP]
         pairs = zip(_draws(clamp), _draws(drop), strict=False)  # none where one has no control

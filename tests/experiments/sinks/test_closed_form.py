@@ -98,7 +98,6 @@ class Expected:
     control: list[Edit] = field(default_factory=list)
     layer: int | None = None
     head: int | None = None
-    against: list[Edit] | None = None
 
 
 @dataclass(frozen=True)
@@ -324,10 +323,9 @@ def expect_ablation(
         for condition in conditions:
             for group in [[head] for head in heads] if each else [list(heads)]:
                 if "drop_edge" in condition:
-                    one = edges_dropped(setup, drawn, condition, group, each)
+                    expected.append(edges_dropped(setup, drawn, condition, group, each))
                 else:
-                    one = outputs_replaced(setup, result, condition, group)
-                expected.append(one)
+                    expected += outputs_replaced(setup, result, condition, group)
         return expected
 
     return expect
@@ -365,24 +363,32 @@ def edges_dropped(
 
 def outputs_replaced(
     setup: Setup, result: ExperimentResult, condition: str, heads: list[Head]
-) -> Expected:
+) -> list[Expected]:
     drawn, seed = draws_made(result), seed_of(result)
     draws = DRAWS if condition == "resample" else 1
 
+    @cache
+    def runs(these: tuple[Head, ...], draw: int) -> list[ConstructedRun]:
+        return written(setup, condition, these, seed, draw)
+
     def edit(these: list[Head], draw: int) -> Edit:
-        runs = written(setup, condition, these, seed, draw)
-        return Edit(runs, first=1 + min(layer for layer, _ in these))
+        # Only resampling differs by draw; the same heads are else the same draw.
+        own = runs(tuple(these), draw if condition == "resample" else 0)
+        return Edit(own, first=1 + min(layer for layer, _ in these))
 
     treatment = [edit(heads, draw) for draw in range(draws)]
     chosen = [parse(labels) for labels in drawn.get("control_heads", {}).get(condition, [])]
     control = [edit(these, draw) for draw, these in enumerate(chosen)]
-    against = None
-    if condition in drawn.get("treated_heads", {}):
-        against = [
-            edit(parse(labels), draw)
-            for draw, labels in enumerate(drawn["treated_heads"][condition])
-        ]
-    return Expected(condition, treatment, control, against=against, **where(heads))
+    matched = drawn.get("treated_heads", {}).get(f"{condition}:matched", [])
+    if not matched:
+        return [Expected(condition, treatment, control, **where(heads))]
+    own = [edit(parse(labels), draw) for draw, labels in enumerate(matched)]
+    chosen = drawn["control_heads"][f"{condition}:matched"]
+    control = [edit(parse(labels), draw) for draw, labels in enumerate(chosen)]
+    return [
+        Expected(condition, treatment, **where(heads)),
+        Expected(f"{condition}:matched", own, control),
+    ]
 
 
 def written(
@@ -561,7 +567,7 @@ def expected_rows(
         if not treatment:
             continue
         values, baselines = per_prompt(setup, metric, treatment)
-        yield at("treatment"), values, baselines, len(treatment)
+        yield at("treatment"), values, baselines, len({id(edit.runs) for edit in treatment})
         if pairs := [pair for pair in compared(one) if reaches(metric, pair[0])]:
             own, control = zip(*pairs, strict=True)
             treated, untreated = per_prompt(setup, metric, own)
@@ -578,7 +584,7 @@ def reaches(metric: str, edit: Edit) -> bool:
 
 def compared(one: Expected) -> Iterator[tuple[Edit, Edit]]:
     """Each draw of the treatment with one of the control, at the predictions and layers of both."""
-    own, control = one.against or one.treatment, one.control
+    own, control = one.treatment, one.control
     if len(own) == len(control):
         pairs = list(zip(own, control, strict=True))
     else:
@@ -674,21 +680,22 @@ def test_what_was_drawn_is_allowed(setup: Setup, case: str) -> None:
     assert all(token in WORDS for token in drawn.get("tokens", []))
     assert all(token in WORDS for token in drawn.get("other_tokens", []))
     heads = set(parse(drawn.get("heads", [])))
-    for labels in (one for draw in drawn.get("control_heads", {}).values() for one in draw):
-        control = parse(labels)
-        assert len(set(control)) == len(control)
-        assert all(result.arrays["sink_mass"].values[head] <= 0.3 for head in control)
-        if not result.settings["each"]:
+    treated = drawn.get("treated_heads", {})
+    for condition, pools in drawn.get("control_heads", {}).items():
+        for draw, labels in enumerate(pools):
+            control = parse(labels)
+            assert len(set(control)) == len(control)
+            assert all(result.arrays["sink_mass"].values[head] <= 0.3 for head in control)
+            if result.settings["each"]:
+                assert len(control) == 1
+                continue
             assert not heads & set(control)
-        if result.settings["each"]:
-            assert len(control) == 1
-        else:
-            assert len(control) == min(len(heads), len(ALL_HEADS) - len(heads))
-    for treated in drawn.get("treated_heads", {}).values():
-        assert len(treated) == draws
-        for labels in treated:
-            assert set(parse(labels)) <= heads
-            assert len(set(labels)) == len(ALL_HEADS) - len(heads)
+            own = heads
+            if condition in treated:
+                own = set(parse(treated[condition][draw]))
+                assert own <= heads
+                assert sorted(layer for layer, _ in own) == sorted(layer for layer, _ in control)
+            assert len(own) == len(control)
 
 
 # --- sink_profile
@@ -859,21 +866,22 @@ def test_contrast_is_treatment_minus_control(setup: Setup, name: str) -> None:
     for i, effect in enumerate(result.effects):
         groups[effect.metric, effect.condition, effect.layer, effect.head][effect.kind] = i
     differences = result.per_prompt["value"] - result.per_prompt["baseline"]
-    # Where fewer heads are left than were ablated, others than the treatment are compared; a
-    # control at a later position is compared at later queries, and one that reaches fewer layers
+    # A control at a later position is compared at later queries, and one that reaches fewer layers
     # over those.
-    partly = "treated_heads" in draws_made(result)
     later = "control_positions" in draws_made(result)
     for (metric, condition, _, _), kinds in groups.items():
-        if set(kinds) == {"treatment"}:  # the control reaches no layer that is read
-            assert metric == "sink_mass"
+        if set(kinds) == {"treatment"}:  # no control, or one that reaches no layer that is read
+            matched = f"{condition}:matched" in draws_made(result).get("treated_heads", {})
+            assert matched or metric == "sink_mass"
             continue
         assert set(kinds) == {"treatment", "control", "contrast"}
         treatment, control, contrast = (result.effects[kinds[k]] for k in kinds)
         assert contrast.baseline == pytest.approx(control.effect, abs=1e-12)
         assert contrast.unit == treatment.unit == control.unit
-        of_outputs = result.experiment == "sink_head_ablation" and condition in Z_CONDITIONS
-        if contrast.layers == treatment.layers and not (partly if of_outputs else later):
+        of_outputs = condition.removesuffix(":matched") in Z_CONDITIONS and (
+            result.experiment == "sink_head_ablation"
+        )
+        if contrast.layers == treatment.layers and (of_outputs or not later):
             assert contrast.value == pytest.approx(treatment.effect, abs=1e-12)
             by_prompt = differences[kinds["treatment"]] - differences[kinds["control"]]
             np.testing.assert_allclose(differences[kinds["contrast"]], by_prompt, atol=1e-12)
