@@ -43,7 +43,9 @@ def make_prompts(model: Any, *, bos: bool = True, length: int = LENGTH) -> sinkl
 
 
 def run(name: str, model: Any, prompts: sinklens.Prompts, **settings: Any) -> Any:
-    return sinklens.run(name, model, prompts, progress=False, **{"draws": 2, **settings})
+    return sinklens.run(
+        name, model, prompts, progress=False, **{"draws": 2, "null_models": 2, **settings}
+    )
 
 
 def plain_loss(model: Any, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -74,10 +76,10 @@ def test_works_or_refuses(experiment: str, name: str, boot_family: Boot) -> None
         return
     result = run(experiment, model, prompts, **EXPERIMENTS[experiment])
     kinds = {effect.kind for effect in result.effects}
-    expected = {"treatment", "control", "contrast"}
+    expected = {"treatment", "control", "contrast", "null"}
     assert kinds == ({"measurement"} if experiment == "sink_profile" else expected)
     for effect in result.effects:
-        assert effect.n_prompts == N_PROMPTS
+        assert effect.n_prompts == (2 if effect.resampled == "model" else N_PROMPTS)
         for value in (effect.baseline, effect.value, effect.effect, effect.ci_low, effect.ci_high):
             assert value is not None and math.isfinite(value)
         assert effect.effect == pytest.approx(effect.value - effect.baseline, abs=1e-6)
@@ -231,7 +233,8 @@ def test_position0_with_a_control_at_1(condition: str, part: str, boot_family: B
         seed=_seed_with_control_at(1),
     )
     assert result.draws["control_positions"] == [1]
-    assert {"treatment", "control", "contrast"} == {effect.kind for effect in result.effects}
+    kinds = {effect.kind for effect in result.effects}
+    assert kinds == {"treatment", "control", "contrast", "null"}
 
 
 @pytest.mark.parametrize("part", ["key", "value"])

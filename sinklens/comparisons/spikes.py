@@ -74,7 +74,10 @@ class SpikeEdits:
                 the massive entries, and those of median magnitude.
         """
         self._run = run
-        readers = {layer: SameEntries(run.model, layer, own) for layer, own in entries.items()}
+        readers = {
+            layer: SameEntries(run.model, layer, own, run.prompt_numbers)
+            for layer, own in entries.items()
+        }
         run.read(*readers.values())
         entries = {layer: reader.compute() for layer, reader in readers.items()}
         self._layers = {layer: _LayerEdits(run, layer, own) for layer, own in entries.items()}

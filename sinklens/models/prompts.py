@@ -78,10 +78,10 @@ class Prompts:
         values = self.tokens.cpu().numpy().astype("<i8")
         return hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()[:16]
 
-    def first(self, n: int) -> Prompts:
-        """The first `n` prompts, or all where there are fewer."""
-        answers = None if self.answers is None else self.answers[:n]
-        return replace(self, tokens=self.tokens[:n], answers=answers)
+    def take(self, numbers: Int[Tensor, " chosen"]) -> Prompts:
+        """The prompts with these numbers."""
+        answers = None if self.answers is None else self.answers[numbers]
+        return replace(self, tokens=self.tokens[numbers], answers=answers)
 
     def without_first(self) -> Prompts:
         """The same windows without position 0, that is without BOS."""

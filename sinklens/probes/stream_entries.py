@@ -110,24 +110,32 @@ class StreamEntries:
 class SameEntries(StreamEntries):
     """The positions and channels of given entries, with what another stream holds there."""
 
-    def __init__(self, model: HookedModel, layer: int, entries: EntryValues) -> None:
+    def __init__(
+        self,
+        model: HookedModel,
+        layer: int,
+        entries: EntryValues,
+        prompts: Int[Tensor, " prompt"],
+    ) -> None:
         """Read the stream that enters block `layer`, at as many draws of ordinary entries.
 
         Args:
             model: The model.
             layer: Where.
-            entries: Those of the same prompts, or of more after them.
+            entries: The given ones.
+            prompts: Which of their prompts are read, in order.
         """
         super().__init__(model, layer, Criterion(0.0, 1.0), draws=len(entries.ordinary))
-        self._given = entries.massive
+        self._given, self._numbers = entries.massive, prompts
 
     def massive(
         self, stream: Float[Tensor, "batch pos channel"]
     ) -> Bool[Tensor, "batch pos channel"]:
         """The places of the given entries of the next prompts."""
-        row, there = self._given.prompt - self._prompts, torch.zeros_like(stream, dtype=torch.bool)
-        mine = self._given._replace(prompt=row).part((row >= 0) & (row < len(stream)))
-        there[mine.prompt, mine.position, mine.channel] = True
+        there = torch.zeros_like(stream, dtype=torch.bool)
+        for row, number in enumerate(self._numbers[self._prompts :][: len(stream)]):
+            mine = self._given.part(self._given.prompt == number)
+            there[row, mine.position, mine.channel] = True
         return there
 
 

@@ -20,16 +20,26 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
-from ..core.seeds import seeded
+from ..core.seeds import content_seed, seeded
+from ..models.prompts import Prompts
 from ..models.random_weights import random_twin
 from ..stats.models import OfModels
 from .compare import ContrastKey
 
 PROMPTS = 2
 """On how many prompts each model is run; what differs between models is the larger part."""
+
+
+def few_prompts(prompts: Prompts, seed: int) -> Int[Tensor, " chosen"]:
+    """The numbers of the prompts that the models are run on, whatever the order of prompts."""
+    keys = [content_seed(tokens, seed) for tokens in prompts.tokens]
+    return torch.tensor(sorted(range(len(prompts)), key=keys.__getitem__)[:PROMPTS])
 
 
 def random_contrasts(

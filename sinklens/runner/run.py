@@ -49,7 +49,7 @@ from .compare import (
 )
 from .config import ExperimentConfig
 from .declaration import Experiment
-from .null_models import PROMPTS, random_contrasts
+from .null_models import few_prompts, random_contrasts
 from .ranking import rank
 
 Config = TypeVar("Config", bound=ExperimentConfig)
@@ -62,6 +62,7 @@ class Run(Collected, Generic[Config]):
     Attributes:
         model: The model.
         prompts: The prompts.
+        prompt_numbers: Which of the run's prompts they are; some, on models with random weights.
         config: The settings.
         capabilities: What can be edited and measured on the model.
         conditions: The conditions to run.
@@ -82,6 +83,7 @@ class Run(Collected, Generic[Config]):
         experiment.require_known(config)
         self._experiment = experiment
         self.model, self.prompts, self.config = model, prompts, config
+        self.prompt_numbers = torch.arange(len(prompts))
         self.capabilities: Capabilities = check(model)
         for need in experiment.needs:
             need.require(experiment.name, self.capabilities, prompts)
@@ -227,13 +229,13 @@ class Run(Collected, Generic[Config]):
         """The same contrasts of models with random weights, of the metrics that need them."""
         judged = [metric for metric in metrics if needs_models(metric)]
         config = replace(self.config, null_models=0, screen=False, progress=False)
-        count, prompts = self.config.null_models, self.prompts.first(PROMPTS)
+        count, numbers = self.config.null_models, few_prompts(self.prompts, self.config.seed)
         if not (judged and count and self.config.draws):
             return {}
 
         def contrasts(model: HookedModel) -> dict[ContrastKey, float]:
-            twin = Run(self._experiment, model, prompts, config)
-            twin.conditions = self.conditions
+            twin = Run(self._experiment, model, self.prompts.take(numbers), config)
+            twin.conditions, twin.prompt_numbers = self.conditions, numbers
             comparisons = [one for one in make(twin) if one.place in chosen]
             found = twin.evaluate(in_order(comparisons), metrics=judged)
             self._random_forwards += twin._forwards

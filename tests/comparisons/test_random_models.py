@@ -16,7 +16,7 @@ from sinklens.core.seeds import seeded
 from sinklens.hooks import replace_bos_embedding
 from sinklens.models.prompts import Prompts
 from sinklens.models.random_weights import random_weights
-from sinklens.runner.null_models import PROMPTS
+from sinklens.runner.null_models import few_prompts
 from tests.benchmarks.false_findings import rates
 
 MODELS, DRAWS = 4, 3
@@ -78,7 +78,7 @@ def test_the_null_is_the_ratio_in_models_with_random_weights(model: Any, prompts
     for number in range(MODELS):
         weights = int(seeded(0, "null_model", number).integers(2**31))
         twin, _ = random_weights(model, weights)
-        treated, untreated = by_draw(twin, prompts.tokens[:PROMPTS], positions)
+        treated, untreated = by_draw(twin, prompts.tokens[few_prompts(prompts, 0)], positions)
         ratios.append(np.log(treated.mean() / untreated.mean()))
     nulls = np.array(ratios)
     row = result.find(metric="kl", against="random_weights:later_position")

@@ -51,7 +51,14 @@ class Subject:
 
     def run(self, **settings: Any) -> sinklens.ExperimentResult:
         smallest = registry.get(self.name).smallest
-        how = {"draws": 2, "progress": False, **smallest, "prompts": self.prompts, **settings}
+        how = {
+            "draws": 2,
+            "null_models": 2,
+            "progress": False,
+            **smallest,
+            "prompts": self.prompts,
+            **settings,
+        }
         return sinklens.run(self.name, self.model, **how)
 
 

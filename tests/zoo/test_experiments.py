@@ -54,7 +54,7 @@ def member(request: pytest.FixtureRequest) -> tuple[str, Any]:
 def test_every_member_works_or_says_why_not(member: tuple[str, Any], experiment: str) -> None:
     name, model = member
     prompts = sinklens.prompts(model, n=3, length=16)
-    settings = {"draws": 1, "progress": False, **SETTINGS[experiment]}
+    settings = {"draws": 1, "null_models": 2, "progress": False, **SETTINGS[experiment]}
     reason = REFUSED.get((name, experiment))
     if reason is not None:
         with pytest.raises(sinklens.SinklensError, match=reason):
