@@ -590,6 +590,7 @@ def test_every_family_works_or_refuses(name: str) -> None:
         "treatment",
         "control",
         "contrast",
+        "null",
     }
     assert len(result.summary) <= 12 and result.plot().data
 
