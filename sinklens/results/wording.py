@@ -58,9 +58,9 @@ def control_verdict(contrast: EffectSize, models: EffectSize | None = None) -> s
     return "more than" if contrast.effect > (models.effect if models else 0) else "less than"
 
 
-def verdict(row: EffectSize, contrast: EffectSize) -> str:
+def verdict(row: EffectSize, contrast: EffectSize, models: EffectSize | None = None) -> str:
     """The verdict on a control or empirical null, by its kind."""
-    return control_verdict(contrast) if row.kind == "control" else null_verdict(contrast)
+    return control_verdict(contrast, models) if row.kind == "control" else null_verdict(contrast)
 
 
 def say(result: Record, says: Says) -> list[str]:
@@ -173,7 +173,8 @@ def references(result: Record, row: EffectSize) -> Iterator[tuple[str, str]]:
     for reference, contrast in result.references(row):
         words = f"{reference.against}".replace("_", "-")
         value = number(measure, reference.value)
-        yield verdict(reference, contrast), f"its {words} {reference.kind} ({value})"
+        side = verdict(reference, contrast, result.of_random_models(contrast))
+        yield side, f"its {words} {reference.kind} ({value})"
 
 
 def grouped(verdicts: Iterable[tuple[str, str]]) -> str:

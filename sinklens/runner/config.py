@@ -56,7 +56,8 @@ class ExperimentConfig:
         memory: Bytes that a forward pass may hold; by default 1 GiB, at most a quarter of all.
         positions: Count only predictions at these positions.
         null_models: How many models with random weights judge the contrasts of measures without
-            sign (`kl`) and of those about position 0 (`sink_mass`); 0 leaves these untested.
+            sign (`kl`) and of those about position 0 (`sink_mass`); fewer than 2 leave these
+            untested.
         screen: Rank the rows of a condition by a gradient estimate and run only the `top` largest.
         top: How many rows of each condition to run after screening.
     """

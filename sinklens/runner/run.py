@@ -229,9 +229,10 @@ class Run(Collected, Generic[Config]):
         """The same contrasts of models with random weights, of the metrics that need them."""
         judged = [metric for metric in metrics if needs_models(metric)]
         config = replace(self.config, null_models=0, screen=False, progress=False)
-        count, numbers = self.config.null_models, few_prompts(self.prompts, self.config.seed)
+        count = self.config.null_models
         if not (judged and count and self.config.draws):
             return {}
+        numbers = few_prompts(self.prompts, self.config.seed)
 
         def contrasts(model: HookedModel) -> dict[ContrastKey, float]:
             twin = Run(self._experiment, model, self.prompts.take(numbers), config)
