@@ -291,7 +291,7 @@ def patching(result: Record) -> Iterator[str]:
             return
     if any("@L" in name for name in result.arrays["removed"].labels("edit")):
         yield (
-            "Patching position 0: with and without key 0, the component at queries "
-            f"{result.arrays['removed'].labels('queries')[0]} is not distinguishable from its null "
-            f"with {result.provenance['prompts']['n']} prompts (the table says why)."
+            "Patching position 0: with and without key 0, nothing can be said of what it removes "
+            f"of the component at queries {result.arrays['removed'].labels('queries')[0]} with "
+            f"{result.provenance['prompts']['n']} prompts (the table says why)."
         )

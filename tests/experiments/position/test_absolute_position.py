@@ -40,7 +40,8 @@ def test_the_constructed_sink() -> None:
         row = result.find(**named, queries=label)
         assert (row.value, row.ci_low, row.ci_high) == (0.0, 0.0, 0.0)
     assert not [e for e in result.effects if e.metric.startswith("removed_without_key0")]
-    assert "without key 0 no component is above its null" in " ".join(result.summary)
+    said = " ".join(result.summary)
+    assert "without key 0 the component at queries 1:8 is not distinguishable from its null" in said
     slope = result.find(metric="causal_slope", condition="without_key0", kind="measurement")
     assert slope.value == pytest.approx(1.0, abs=1e-6)
 
@@ -212,7 +213,8 @@ def test_no_share_of_nothing(rope: Any, prompts: Prompts) -> None:
     assert not [e for e in result.effects if e.metric == "removed_without_key0"]
     assert any("removed_without_key0" in what for what in result.settings["left_out"])
     line = next(line for line in result.summary if line.startswith("Replacing BOS by mean"))
-    assert "without key 0 no component is above its null at queries 1:8; with key 0" in line
+    missing = "without key 0 the component at queries 1:8 is not distinguishable from its null with"
+    assert f"{missing} 5 prompts, so that nothing can be said of its removal; with key 0" in line
     assert any("with key 0, since without it" in line for line in result.summary)
     assert any("uniform attention (0%)" in line for line in result.summary)
 
@@ -223,7 +225,7 @@ def test_without_bos_patches_are_left(rope: Any, prompts: Prompts) -> None:
     assert conditions == {"mean", "zero", "random_token", "gaussian"}
     # Five prompts without BOS: nothing above the null to take a share of, so what is left in nats.
     said = " ".join(result.summary)
-    assert "Patching position 0: with and without key 0, there is no component to remove" in said
+    assert "Patching position 0: with and without key 0, nothing can be said of what it" in said
     kinds = {e.kind for e in result.effects if e.metric == "component_without_key0"}
     assert kinds == {"treatment", "control", "contrast"}
     assert result.arrays["removed"].labels("edit") == [
@@ -256,7 +258,7 @@ def test_a_patch_of_the_last_layer_changes_one_logit_only() -> None:
     reasons = [why for why in result.settings["left_out"].values() if "no layer behind" in why]
     assert reasons and any(line.startswith("Patching position 0") for line in result.summary)
     value = run(model, prompts, **{**settings, "conditions": conditions[1:]})
-    assert any("there is no component to remove" in line for line in value.summary)
+    assert any("nothing can be said of what it removes" in line for line in value.summary)
 
 
 def test_half_precision() -> None:
