@@ -194,11 +194,14 @@ def test_sink_head_ablation(smollm2: Any, prompts: sinklens.Prompts, plain_smoll
             plain_smollm2, prompts.tokens, heads, condition, permutation=order
         )
         _check(result, condition, "treatment", theirs)
-    (control,), (position,) = drawn["control_heads"]["mean"], drawn["control_positions"]
-    parsed = [tuple(map(int, label[1:].split("H"))) for label in control]
-    assert not set(parsed) & set(heads)
-    theirs = plain_hf.sink_head_ablation(plain_smollm2, prompts.tokens, parsed, "mean")
-    _check(result, "mean", "control", theirs)
+    # There are more sinks than other heads, so that the control is that of as many in each layer.
+    (control,), (position,) = drawn["control_heads"]["mean:matched"], drawn["control_positions"]
+    (treated,) = drawn["treated_heads"]["mean:matched"]
+    for kind, labels in (("control", control), ("treatment", treated)):
+        parsed = [tuple(map(int, label[1:].split("H"))) for label in labels]
+        assert set(parsed) <= set(heads) if kind == "treatment" else not set(parsed) & set(heads)
+        theirs = plain_hf.sink_head_ablation(plain_smollm2, prompts.tokens, parsed, "mean")
+        _check(result, "mean:matched", kind, theirs)
     theirs = plain_hf.sink_head_ablation(
         plain_smollm2, prompts.tokens, heads, "drop_edge", key=position
     )

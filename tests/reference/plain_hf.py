@@ -187,9 +187,16 @@ def kl(clean: Tensor, edited: Tensor, after: int) -> Tensor:
 
 
 def compare(
-    model: LlamaForCausalLM, tokens: Tensor, edit: Edit, after: int = 0
+    model: LlamaForCausalLM, tokens: Tensor, edit: Edit, after: int = 0, first: int = 0
 ) -> dict[str, Paired]:
     """Every metric with and without an edit at position `after`; the top of the file defines them.
+
+    Args:
+        model: In eval mode.
+        tokens: [prompt, pos].
+        edit: The edit.
+        after: Predictions at later positions count.
+        first: The first layer whose attention the edit can change; sink mass averages from it on.
 
     Returns:
         `loss`, `kl`, `sink_mass`, `sink_rate` (threshold 0.3) and `position0_norm`.
@@ -201,7 +208,7 @@ def compare(
             values = {
                 "loss": loss(this.logits, tokens[rows], after),
                 "kl": kl(clean.logits, this.logits, after),
-                "sink_mass": this.sink_mass().mean((1, 2)),
+                "sink_mass": this.sink_mass()[:, first:].mean((1, 2)),
                 "sink_rate": this.sink_rate(GU),
                 "position0_norm": torch.stack(this.norm).amax(0),
             }
@@ -331,7 +338,7 @@ def sink_head_ablation(
             edited[:, where, key + 1 :] = drop_edge(later, key, normalise=condition == "drop_edge")
             return edited
 
-        return compare(model, tokens, Edit(pattern=edit_pattern), after=key)
+        return compare(model, tokens, Edit(pattern=edit_pattern), after=key, first=min(chosen))
 
     runs = [run(model, batch, Edit()).z for batch in tokens.split(BATCH)]
     clean = {
@@ -355,4 +362,4 @@ def sink_head_ablation(
         edited[:, chosen[layer]] = new[rows]
         return edited
 
-    return compare(model, tokens, Edit(z=edit_z))
+    return compare(model, tokens, Edit(z=edit_z), first=min(chosen) + 1)
