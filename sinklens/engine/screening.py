@@ -2,10 +2,10 @@
 
     estimate = sum over hook points of <gradient of the metric, intervened - clean activation>
 
-per prompt: the first-order term of the effect (attribution patching, 2310.10348, with the
-intervention's own difference). It is exact for infinitesimal interventions; a head's whole output
-is not small, and where softmax or norms saturate the estimate can miss an effect. It serves to
-choose what to run exactly, and is reported beside the exact value.
+per prompt: the first-order term of the effect (attribution patching, Syed et al. 2023, 2310.10348,
+with the intervention's own difference). It is exact for infinitesimal interventions; a head's whole
+output is not small, and where softmax or norms saturate the estimate can miss an effect. It serves
+to choose what to run exactly, and is reported beside the exact value.
 
 An intervention at position p is measured at the predictions after p; that at p itself does not
 count. A gradient of the predictions at positions that no candidate intervenes on serves them all:

@@ -11,7 +11,7 @@ averaged over queries, with x_j in
     value         W_V h as the model computes it, each head's own A, the heads side by side
     output        the same through W_O, summed over heads, before any norm of it
 
-In hidden-state space a massive activation at the reference point decides the share by itself. Two
+In hidden-state space a massive activation at the reference point decides the share alone. Two
 nulls keep values and reference points and change where the weights are: uniform attention, and
 row-permuted attention (`probes.patterns`).
 """

@@ -1,4 +1,4 @@
-"""A Llama with hand-set weights: its sink and every edit of it are known in closed form.
+"""A Llama with hand-set weights: its sink and every intervention on it are known in closed form.
 
 `constructed_sink()` boots a real Hugging Face Llama in TransformerLens; `ConstructedSink` holds the
 same model as formulas, in float64. They agree to float32 rounding: ground truth for tests, and an
@@ -28,7 +28,7 @@ Words have key 0, so each head has one free number a query, its weight on positi
 
 Heads write to VOTE alone and none reads it, so layer 0 reaches layer 1 only through r: where
 b_i = |VOTE of x_i|, r_i = sqrt(1 + b_i^2 / 32) and r_0 = sqrt(bos_scale^2 + b_0^2 / 32). What an
-edit changes in these formulas:
+intervention changes in these formulas:
 
     BOS -> a word           k_0 = 0: A_i0 = 1 / (1 + i) in both layers; v_0 = that word's vote
     BOS -> zero             the same with v_0 = 0; x_0 stays 0 in every layer
@@ -103,9 +103,9 @@ class ConstructedRun:
         made_at = np.arange(after + 1, len(self.tokens) - 1)
         return float(-log_softmax(self.logits, axis=-1)[made_at, self.tokens[made_at + 1]].mean())
 
-    def kl(self, edited: ConstructedRun, after: int = 0) -> float:
-        """KL(self || edited) in nats, averaged over positions > `after`."""
-        clean, other = (log_softmax(run.logits[after + 1 :], axis=-1) for run in (self, edited))
+    def kl(self, intervened: ConstructedRun, after: int = 0) -> float:
+        """KL(self || intervened) in nats, averaged over positions > `after`."""
+        clean, other = (log_softmax(run.logits[after + 1 :], axis=-1) for run in (self, intervened))
         return float((np.exp(clean) * (clean - other)).sum(axis=-1).mean())
 
 
@@ -142,7 +142,7 @@ class ConstructedSink:
         return votes
 
     def sink_weight(self, query: int) -> float:
-        """A_i0 = e^s / (e^s + i) of the sink head in layer 0, unedited."""
+        """A_i0 = e^s / (e^s + i) of the sink head in layer 0, clean."""
         return math.exp(self.sink_logit) / (math.exp(self.sink_logit) + query)
 
     def run(
@@ -157,12 +157,12 @@ class ConstructedSink:
         dropped_key: int = 0,
         renormalise: bool = True,
     ) -> ConstructedRun:
-        """The formulas of the module docstring for one prompt, clean or with any of its edits.
+        """The formulas of the module docstring for one prompt, clean or with any of its interventions.
 
         Args:
             tokens: The prompt.
             residual: (layer, position) -> x there as it enters the layer; (0, 0) replaces BOS.
-            key: Layer -> k_0, in the unit of an unedited BOS at layer 0.
+            key: Layer -> k_0, in the unit of an clean BOS at layer 0.
             value: Layer -> v_0 for queries >= 1; query 0 keeps its own.
             z: (layer, head) -> what the head writes.
             dropped: The (layer, head) whose weight on `dropped_key` is 0 for later queries.
@@ -229,11 +229,11 @@ def _attention(q: Float[np.ndarray, " i"], k: Float[np.ndarray, " j"]) -> Float[
 
 
 def _without_edge(a: Float[np.ndarray, "i j"], j: int, scaled: bool) -> Float[np.ndarray, "i j"]:
-    edited = a.copy()
-    edited[j + 1 :, j] = 0.0
+    dropped = a.copy()
+    dropped[j + 1 :, j] = 0.0
     if scaled:
-        edited[j + 1 :] /= 1.0 - a[j + 1 :, [j]]
-    return edited
+        dropped[j + 1 :] /= 1.0 - a[j + 1 :, [j]]
+    return dropped
 
 
 def _llama(formulas: ConstructedSink) -> LlamaForCausalLM:

@@ -13,7 +13,7 @@ position, and nearer to them: a token that is identified better there may owe th
 
 How far the vectors at position 0 themselves point the same way for different first tokens (cosine,
 before the norm of a block and after it) stands beside it, and as its null the same for the last
-query in different prompts: 2603.05498 finds those at position 0 nearly parallel.
+query in different prompts: Sun et al. 2026 (2603.05498) find those at position 0 nearly parallel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where absolute position comes from: the causal mask, and what position 0 feeds into the stream.
 
-A logit that knows positions by their difference only is a function of i - j. What attention knows
-of absolute position beyond that has two sources (2606.06160):
+A logit that depends on relative position only is a function of i - j. What attention knows of
+absolute position beyond that has two sources (Ruscio et al. 2026, 2606.06160):
 
 - **causal mask**: log A_ij = s_ij - log Z_i, and Z_i sums over the keys 0 .. i. With g(d) the mean
   logit at offset d, C_i = log(sum over d <= i of exp g(d)). Read: its slope against log(i + 1) (1

@@ -10,8 +10,8 @@ entry's size, in the model's own units, can grow further, and is largest at or a
 
 so that with the embedding's the shares that are written sum to 1. The step-up is the sub-block of
 the rise that writes most, the step-down the one that removes most until the next rise; where on
-balance nothing is removed there is none. The rule is sinklens's own: 2603.05498 names step-up and
-step-down blocks without one.
+balance nothing is removed there is none. The rule is sinklens's own: Sun et al. 2026 (2603.05498)
+name step-up and step-down blocks without one.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
     spike            largest entry of the residual stream over the median one; null: Gaussian
                      entries
     largest_column   mean attention that the most attended key gets, head average by layer, keys up
-                     to T / 2 (a central frame, 2508.02546); null: uniform attention
+                     to T / 2 (a central frame of Ruscio et al. 2025, 2508.02546); null: uniform
+                     attention
 
 `value_drain` follows Guo et al. 2024 (2410.13835), which takes the value behind W_O; here it is the
 value itself.
