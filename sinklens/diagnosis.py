@@ -21,8 +21,8 @@ from .models.capabilities import check
 from .models.prompts import Prompts
 from .models.prompts import prompts as make_prompts
 from .results.diagnosis import Diagnosis
+from .results.effect_sentences import does_more, effect_sentence
 from .results.result import ExperimentResult
-from .results.wording import does_more, effect_sentence
 from .runner.registry import run
 
 SHARED = ("draws", "null_models", "seed", "progress", "batch_size", "memory")

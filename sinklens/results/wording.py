@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..core.labels import head_label
@@ -227,87 +226,6 @@ def place_of(effect: EffectSize) -> str:
     if effect.head is None:
         return f"L{effect.layer}"
     return head_label((effect.layer, effect.head))
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A sentence for every condition of a metric: the effect, its controls, do they differ.
-
-    Where a condition has several rows (layers, heads), the one with the largest effect is said. An
-    effect within float rounding, such as one that is 0 by construction, is no finding.
-
-    Attributes:
-        what: What was done, without the condition's name: `Replacing BOS by`.
-        metric: Whose effect.
-        conditions: Which conditions; empty means all.
-    """
-
-    what: str
-    metric: str
-    conditions: tuple[str, ...] = ()
-
-    def __call__(self, result: Record) -> Iterator[str]:
-        """The sentences."""
-        groups: dict[str, list[EffectSize]] = {}
-        for row in result.effects:
-            wanted = not self.conditions or row.condition in self.conditions
-            treated = (row.metric, row.kind) == (self.metric, "treatment")
-            if treated and wanted and not within_rounding(row):
-                groups.setdefault(row.condition, []).append(row)
-        for rows in groups.values():
-            largest = max(rows, key=lambda row: abs(row.effect))
-            yield effect_sentence(result, self.what, largest, of=len(rows))
-
-
-def beside_control(result: Record, control: EffectSize, contrast: EffectSize) -> str:
-    """Whether an effect differs from that of its control, and from what random weights give."""
-    name = f"its {f'{control.against}'.replace('_', '-')} control"
-    its = f"{written(control.effect, '+.3g')}{interval_of(control)}"
-    difference = f"difference {written(contrast.effect, '+.3g')}{interval_of(contrast)}"
-    models = result.of_random_models(contrast)
-    if models is None:
-        return f"{control_verdict(contrast)} {name} ({its}; {difference})"
-    return (
-        f"beside {name} ({its}) a {difference}, {control_verdict(contrast, models)} that of models "
-        f"with random weights ({written(models.effect, '+.3g')}{interval_of(models)})"
-    )
-
-
-def does_more(result: Record, treatment: EffectSize) -> bool:
-    """Whether an effect is significantly larger than each of its controls."""
-    pairs = result.references(treatment)
-    return bool(pairs) and all(
-        is_significant(contrast)
-        and abs(contrast.value) > abs(contrast.baseline)
-        and control_verdict(contrast, result.of_random_models(contrast))
-        == ("more than" if contrast.effect > 0 else "less than")
-        for _, contrast in pairs
-    )
-
-
-def within_rounding(row: EffectSize) -> bool:
-    """Whether an effect is 0 but for float32 rounding of what was measured."""
-    return abs(row.effect) <= ROUNDING * max(1.0, abs(row.baseline), abs(row.value))
-
-
-def effect_sentence(result: Record, what: str, treatment: EffectSize, *, of: int = 1) -> str:
-    """One effect in words: against the clean run first, then against its controls.
-
-    Args:
-        result: The result.
-        what: What was done, without the condition's name.
-        treatment: The row.
-        of: Of how many rows it is the largest.
-    """
-    said = f"{what} {treatment.condition}"
-    if place_of(treatment):
-        said += f" at {place_of(treatment)}"
-    if of > 1:
-        said += f" (the largest of {of} rows; its interval ignores that choice)"
-    over = f" over {treatment.layers}" if treatment.layers else ""
-    said += f": {treatment.metric}{over} {describe(treatment)} against the clean run"
-    against = [beside_control(result, *pair) for pair in result.references(treatment)]
-    return f"{said}; {' and '.join(against) or 'there is no control'}."
 
 
 def measures_in(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Measure]:

@@ -157,7 +157,7 @@ class ConstructedSink:
         dropped_key: int = 0,
         renormalise: bool = True,
     ) -> ConstructedRun:
-        """The formulas of the module docstring for one prompt, clean or with any of its interventions.
+        """The formulas of the module docstring for one prompt, clean or intervened on.
 
         Args:
             tokens: The prompt.

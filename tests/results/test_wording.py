@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from sinklens.results.effect_sentences import Compared, does_more
 from sinklens.results.estimates import Effect, Measure, Reference, Sample, rows_of
-from sinklens.results.record import Record
-from sinklens.results.wording import Compared, does_more, grouped, listed, say, written
+from sinklens.results.record import Array, Record
+from sinklens.results.wording import grouped, listed, say, written
 from sinklens.stats.effects import with_q_values
 
 MEASURES = {
@@ -129,6 +131,39 @@ def test_a_contrast_is_judged_by_models_with_random_weights(
     assert does_more(record, record.find(metric="loss", condition="zero", kind="treatment"))
     treated = judged.find(metric="loss", condition="zero", kind="treatment")
     assert does_more(judged, treated) == (side == "more than")
+
+
+def test_an_interval_and_a_q_that_disagree_are_both_said(record: Record) -> None:
+    """The interval of zero's contrast excludes 0; its q is that of a family of two."""
+    weak = [
+        replace(row, q_value=0.055) if row.kind == "contrast" and row.metric == "loss" else row
+        for row in record.effects
+    ]
+    zero, mean = say(replace(record, effects=weak), [Compared("Replacing BOS by", "loss")])
+    assert "not significantly different from its later-position control" in zero
+    assert "; this interval excludes 0, but q = 0.055 after FDR correction over 2 rows)" in zero
+    assert "excludes" not in mean and "includes" not in mean
+    found = [replace(row, q_value=0.01) if row in weak[-3:] else row for row in weak]
+    *_, mean = say(replace(record, effects=found), [Compared("Replacing BOS by", "loss")])
+    assert "; this interval includes 0, but q = 0.01 after FDR correction over 2 rows)" in mean
+
+
+def test_rows_over_different_layers_are_compared_by_their_sums(record: Record) -> None:
+    """0.3 in one layer is less than 0.2 in each of three."""
+    row = record.find(metric="loss", condition="zero", against=None)
+    rows = [
+        replace(row, condition="patch", layer=layer, effect=effect, layers=layers)
+        for layer, effect, layers in ((0, 0.2, None), (2, 0.3, "L2"))
+    ]
+    by_layer = torch.tensor([[0.5, 0.5, 0.5], [0.7, 0.7, 0.7], [0.5, 0.5, 0.8]])
+    coords = {"run": ["clean", "patch L0", "patch L2"]}
+    arrays = {"loss_by_layer": Array(by_layer, ("run", "layer"), coords)}
+    result = replace(record, effects=rows, arrays=arrays)
+    (line,) = say(result, [Compared("Patching with", "loss")])
+    assert line.startswith(
+        "Patching with patch at L0 (the largest of 2 rows summed over layers; its interval ignores "
+        "that choice): loss +0.2 nats"
+    )
 
 
 def test_at_most_twelve_sentences(record: Record) -> None:

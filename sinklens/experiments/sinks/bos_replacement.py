@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from ...comparisons.bos import CONDITIONS, bos_comparison, starts_with_bos, tokens_drawn
 from ...core.errors import SinklensError
 from ...hooks.matching import control_positions
+from ...results.effect_sentences import Compared
 from ...results.record import Record
-from ...results.wording import Compared
 from ...runner.config import ExperimentConfig
 from ...runner.registry import experiment
 from ...runner.run import Run

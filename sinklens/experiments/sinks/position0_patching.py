@@ -23,8 +23,9 @@ from ...core.errors import UsageError
 from ...hooks.matching import control_positions
 from ...hooks.position0 import PARTS, POSITION0_CONDITIONS
 from ...metrics import LogitMetric, counted_positions
+from ...results.effect_sentences import Compared
 from ...results.record import Record
-from ...results.wording import Compared, describe
+from ...results.wording import describe
 from ...runner.compare import Comparison
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import CAUSAL

@@ -26,8 +26,8 @@ from ...hooks.heads import EDGE_CONDITIONS, HEAD_CONDITIONS
 from ...metrics import SINK_MASS
 from ...models.capabilities import Capabilities
 from ...probes import SinkScores
+from ...results.effect_sentences import Compared
 from ...results.record import Record
-from ...results.wording import Compared
 from ...runner.compare import Comparison
 from ...runner.config import ExperimentConfig
 from ...runner.registry import experiment

@@ -20,8 +20,9 @@ from ...comparisons.spikes import at_all
 from ...metrics import ProbeMetric
 from ...probes import ResidualPeaks
 from ...probes.spikes import PeakValues
+from ...results.effect_sentences import effect_sentence
 from ...results.record import Record
-from ...results.wording import describe, effect_sentence, place_of
+from ...results.wording import describe, place_of
 from ...runner.compare import Comparison
 from ...stats.effects import EffectSize
 

@@ -48,10 +48,11 @@ from ...models import ordinary_tokens
 from ...models.capabilities import hook_name
 from ...models.prompts import Prompts, corpus
 from ...probes.base import LayerProbe, stream_hook
+from ...results.effect_sentences import Compared
 from ...results.estimates import Measure, Reference, Sample
 from ...results.figures import Lines
 from ...results.record import Record
-from ...results.wording import Compared, phrase
+from ...results.wording import phrase
 from ...runner.compare import Comparison, Control
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import at_least_tokens

@@ -42,18 +42,11 @@ from ...comparisons.spikes import CLAMP, SpikeEdits, at_all
 from ...core.labels import Head, head_label
 from ...metrics import SINK_MASS, ProbeMetric
 from ...probes import LogitGaps, SinkScores
+from ...results.effect_sentences import Compared, beside_control, effect_sentence
 from ...results.estimates import Measure
 from ...results.figures import Interaction
 from ...results.record import Record
-from ...results.wording import (
-    Compared,
-    beside_control,
-    control_verdict,
-    describe,
-    effect_sentence,
-    number,
-    phrase,
-)
+from ...results.wording import control_verdict, describe, number, phrase
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import CAUSAL
 from ...runner.registry import experiment

@@ -1,0 +1,129 @@
+"""Sentences on what an intervention does: the effect, its controls, whether they differ.
+
+The effect against the clean run leads, then that of each matched control at the predictions that
+both count, then the verdict on the difference (`wording.control_verdict`). Where the interval of a
+difference and its q-value disagree, both are said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from ..core.labels import row_label
+from ..stats.effects import EffectSize, is_significant
+from .record import Record
+from .wording import ROUNDING, control_verdict, describe, interval_of, place_of, written
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A sentence for every condition of a metric: the effect, its controls, do they differ.
+
+    Where a condition has several rows (layers, heads), the one with the largest effect is said; of
+    rows that average different layers, the one whose effect is largest when summed over all. An
+    effect within float rounding, such as one that is 0 by construction, is no finding.
+
+    Attributes:
+        what: What was done, without the condition's name: `Replacing BOS by`.
+        metric: Whose effect.
+        conditions: Which conditions; empty means all.
+    """
+
+    what: str
+    metric: str
+    conditions: tuple[str, ...] = ()
+
+    def __call__(self, result: Record) -> Iterator[str]:
+        """The sentences."""
+        groups: dict[str, list[EffectSize]] = {}
+        for row in result.effects:
+            wanted = not self.conditions or row.condition in self.conditions
+            treated = (row.metric, row.kind) == (self.metric, "treatment")
+            if treated and wanted and not within_rounding(row):
+                groups.setdefault(row.condition, []).append(row)
+        for rows in groups.values():
+            unlike = len({row.layers for row in rows}) > 1
+            size = partial(_over_all_layers, result) if unlike else lambda row: row.effect
+            chosen_of = f"the largest of {len(rows)} rows{' summed over layers' if unlike else ''}"
+            largest = max(rows, key=lambda row: abs(size(row)))
+            yield effect_sentence(result, self.what, largest, chosen_of if len(rows) > 1 else "")
+
+
+def _over_all_layers(result: Record, row: EffectSize) -> float:
+    """An effect summed over all layers, so that rows over different layers can be compared."""
+    array = result.arrays[f"{row.metric}_by_layer"]
+    number = array.labels("run").index(row_label(row.condition, row.layer, row.head))
+    return float((array.values[number] - array.values[0]).sum())
+
+
+def beside_control(result: Record, control: EffectSize, contrast: EffectSize) -> str:
+    """Whether an effect differs from that of its control, and from what random weights give."""
+    name = f"its {f'{control.against}'.replace('_', '-')} control"
+    its = f"{written(control.effect, '+.3g')}{interval_of(control)}"
+    difference = f"difference {written(contrast.effect, '+.3g')}{interval_of(contrast)}"
+    models = result.of_random_models(contrast)
+    if models is None:
+        aside = _interval_or_q(result, contrast)
+        return f"{control_verdict(contrast)} {name} ({its}; {difference}{aside})"
+    return (
+        f"beside {name} ({its}) a {difference}, {control_verdict(contrast, models)} that of models "
+        f"with random weights ({written(models.effect, '+.3g')}{interval_of(models)})"
+    )
+
+
+def _interval_or_q(result: Record, contrast: EffectSize) -> str:
+    """Where the interval of a contrast and its q-value disagree, both of them."""
+    if contrast.ci_low is None or contrast.ci_high is None or contrast.p_value is None:
+        return ""
+    excludes = contrast.ci_low > 0 or contrast.ci_high < 0
+    if excludes == is_significant(contrast):
+        return ""
+    family = [
+        row
+        for row in result.effects
+        if (row.metric, row.kind) == (contrast.metric, contrast.kind) and row.p_value is not None
+    ]
+    value = contrast.p_value if contrast.q_value is None else contrast.q_value
+    tested = f"q = {value:.2g} after FDR correction over {len(family)} rows"
+    if len(family) == 1:
+        tested = f"p = {value:.2g}"
+    return f"; this interval {'excludes' if excludes else 'includes'} 0, but {tested}"
+
+
+def does_more(result: Record, treatment: EffectSize) -> bool:
+    """Whether an effect is significantly larger than each of its controls."""
+    pairs = result.references(treatment)
+    return bool(pairs) and all(
+        is_significant(contrast)
+        and abs(contrast.value) > abs(contrast.baseline)
+        and control_verdict(contrast, result.of_random_models(contrast))
+        == ("more than" if contrast.effect > 0 else "less than")
+        for _, contrast in pairs
+    )
+
+
+def within_rounding(row: EffectSize) -> bool:
+    """Whether an effect is 0 but for float32 rounding of what was measured."""
+    return abs(row.effect) <= ROUNDING * max(1.0, abs(row.baseline), abs(row.value))
+
+
+def effect_sentence(result: Record, what: str, treatment: EffectSize, chosen_of: str = "") -> str:
+    """One effect in words: against the clean run first, then against its controls.
+
+    Args:
+        result: The result.
+        what: What was done, without the condition's name.
+        treatment: The row.
+        chosen_of: Of what it was chosen, such as `the largest of 6 rows`.
+    """
+    said = f"{what} {treatment.condition}"
+    if place_of(treatment):
+        said += f" at {place_of(treatment)}"
+    if chosen_of:
+        said += f" ({chosen_of}; its interval ignores that choice)"
+    over = f" over {treatment.layers}" if treatment.layers else ""
+    said += f": {treatment.metric}{over} {describe(treatment)} against the clean run"
+    against = [beside_control(result, *pair) for pair in result.references(treatment)]
+    return f"{said}; {' and '.join(against) or 'there is no control'}."
