@@ -144,7 +144,7 @@ def prompts(
     _require_size(n, length)
     use_bos = _resolve_bos(model, bos)
     content, source = _read(text)
-    tokens = torch.tensor(_corpus_tokens(model) if text is None else _encode(model, content))
+    tokens = torch.tensor(corpus_tokens(model) if text is None else _encode(model, content))
     width = length - use_bos
     count = len(tokens) // width
     if count < n:
@@ -248,7 +248,7 @@ def _read(text: str | Path | None) -> tuple[str, str]:
     return text, "text"
 
 
-def _corpus_tokens(model: HookedModel) -> list[int]:
+def corpus_tokens(model: HookedModel) -> list[int]:
     """Token ids of the shipped corpus, cached for tokenizers with the same rules."""
     tokenizer = model.tokenizer
     known = None if tokenizer is None else _cut_corpora.get(tokenizer)

@@ -46,7 +46,7 @@ from ...core.seeds import content_seed, seeded
 from ...hooks.intervention import FwdHooks, Intervention
 from ...models import ordinary_tokens
 from ...models.capabilities import hook_name
-from ...models.prompts import Prompts, corpus
+from ...models.prompts import corpus_tokens
 from ...probes.base import LayerProbe, stream_hook
 from ...results.effect_sentences import Compared
 from ...results.estimates import Measure, Reference, Sample
@@ -246,7 +246,7 @@ def rank_correlations(values: Tensor, counts: Tensor) -> Float[Tensor, "order pl
 def token_counts(run: Run[Any]) -> Float[Tensor, "prompt pos"]:
     """How often the shipped corpus has each token of the prompts; NaN for special tokens."""
     tokens = run.prompts.tokens.cpu()
-    text = Prompts.from_strings(run.model, [corpus()], bos=False).tokens.flatten().cpu()
+    text = torch.tensor(corpus_tokens(run.model))
     counts = torch.bincount(text, minlength=int(run.model.cfg.d_vocab))[tokens].double()
     return counts.masked_fill(~torch.isin(tokens, ordinary_tokens(run.model)), torch.nan)
 
