@@ -97,10 +97,10 @@ class HeadAblations:
         self._keep("control_heads", name, [one.control for one in drawn])
         self._keep("treated_heads", name, [one.treated for one in drawn])
         where = ", ".join(f"L{layer}" for layer in layers)
-        why = f"{few}, fewer than the {len(self._heads)} ablated; see {name}"
+        why = f"{few}, fewer than the {len(self._heads)} ablated; see rows named {MATCHED}"
         self._run.note(
-            f"{name} ablates {size} of the {len(self._heads)} heads, drawn at random, against "
-            f"{size} others, as many of both in each of the layers {where}."
+            f"Rows named {MATCHED} ablate {size} of the {len(self._heads)} heads, drawn at random, "
+            f"against as many others in the same layers ({where})."
         )
         own, control = (
             self._outputs(condition, sets)

@@ -48,8 +48,8 @@ class Collected:
         self._draws |= draws
 
     def note(self, *lines: str) -> None:
-        """Add sentences to the foot of the table."""
-        self._notes += lines
+        """Add sentences to the foot of the table, each once."""
+        self._notes += [line for line in lines if line not in self._notes]
 
     def footnote(self, condition: str, line: str) -> None:
         """Say what a reader of a condition's rows has to know; they get a star."""

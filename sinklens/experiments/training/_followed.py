@@ -1,8 +1,9 @@
 """Rows of another experiment, followed over training as traits of their own.
 
 A row is named `metric:condition`, with `@1:8` behind it where it is about some queries. Where it is
-set against a reference, the contrast is followed, else its effect or its value beside the null.
-Rows without an interval over prompts and rows of one layer or head are not followed.
+set against a reference, the contrast is followed, else its effect or its value beside the null; a
+checkpoint at which it is of another kind than at the first is left out. Rows without an interval
+over prompts and rows of one layer or head are not followed.
 """
 
 from __future__ import annotations
@@ -39,13 +40,17 @@ def require_rows(experiment: str, rows: Sequence[str]) -> None:
             raise UsageError(f"rows are named metric:condition, and {row!r} has no condition")
 
 
-def follow_rows(run: Run[Any], model: HookedModel, step: int) -> dict[str, Sample]:
+def follow_rows(
+    run: Run[Any], model: HookedModel, step: int, kinds: dict[str, Measure]
+) -> dict[str, Sample]:
     """The followed rows of another experiment at a checkpoint; none where it refuses the model.
 
     Args:
         run: The run; its settings name experiment and rows, and it keeps what is left out.
         model: The checkpoint.
         step: Its step.
+        kinds: What kind of number each row is at the checkpoints before; those met first here are
+            added.
     """
     name, rows = run.config.experiment, run.config.rows
     if not name:
@@ -60,12 +65,15 @@ def follow_rows(run: Run[Any], model: HookedModel, step: int) -> dict[str, Sampl
         return {}
     run.count(int(result.provenance["forwards"]))
     traits = traits_of(result, rows)
-    for row, (measure, _) in traits.items():
-        run.declare(row, measure)
     for row in rows:
         if row not in traits:
             run.left_out(f"{row} at step {step}", "the experiment has no such row with an interval")
-    return {row: sample for row, (_, sample) in traits.items()}
+    for row, (measure, _) in traits.items():
+        run.declare(row, kinds.setdefault(row, measure))
+        if kinds[row] != measure:
+            reason = f"its null is {measure.null!r} there, and {kinds[row].null!r} before"
+            run.left_out(f"{row} at step {step}", reason)
+    return {row: sample for row, (measure, sample) in traits.items() if kinds[row] == measure}
 
 
 def traits_of(result: Record, wanted: Sequence[str]) -> dict[str, tuple[Measure, Sample]]:
@@ -93,5 +101,6 @@ def traits_of(result: Record, wanted: Sequence[str]) -> dict[str, tuple[Measure,
         if row.kind == "measurement":
             traits[name] = measure, Sample(values, baselines)
         else:
-            traits[name] = replace(measure, null="no effect"), Sample(values - baselines)
+            null = "no difference from its control" if row.kind == "contrast" else "no effect"
+            traits[name] = replace(measure, null=null), Sample(values - baselines)
     return traits

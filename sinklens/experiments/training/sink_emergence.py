@@ -24,7 +24,7 @@ from ...core.protocol import HookedModel
 from ...functional.onset import share_of_change
 from ...models import load_like, weights_hash
 from ...models.random_weights import RANDOM_WEIGHTS, random_twin
-from ...results.estimates import Reference, Sample
+from ...results.estimates import Measure, Reference, Sample
 from ...results.figures import Lines
 from ...runner.config import ExperimentConfig
 from ...runner.registry import experiment
@@ -131,6 +131,7 @@ def _follow(
     config, model = run.config, run.model
     curves: dict[str, dict[int, Sample]] = {}
     weights: dict[str, str] = {}
+    kinds: dict[str, Measure] = {}
     for checkpoint in checkpoints:
         model = load_like(run.model, checkpoint.source, **checkpoint.options)
         weights[str(checkpoint.step)] = weights_hash(model)
@@ -139,7 +140,7 @@ def _follow(
                 f"checkpoint {checkpoint.step} has a vocabulary of {model.cfg.d_vocab} tokens, "
                 "which lacks some of the prompts; use prompts of its own tokenizer"
             )
-        traits = read_traits(run, model) | follow_rows(run, model, checkpoint.step)
+        traits = read_traits(run, model) | follow_rows(run, model, checkpoint.step, kinds)
         for name, sample in traits.items():
             curves.setdefault(name, {})[checkpoint.step] = sample
     for name in config.rows:

@@ -330,13 +330,31 @@ def test_rows_of_another_experiment_are_followed(rope: Any, prompts: Prompts) ->
     edits = {"experiment": "sink_head_ablation", "checkpoints": ("0", "2048", "4000")}
     refused = run(rope, prompts, **edits, conditions=("sink_mass",))
     assert "no head" in refused.settings["left_out"]["sink_head_ablation at step 0"]
-    assert {row.metric for row in refused.effects} >= {"loss:zero", "kl:zero"}
+    assert {row.metric for row in refused.effects} >= {"loss:zero:matched", "kl:zero:matched"}
     # A row that has a control is followed as the contrast with it.
-    ablation = sinklens.run("sink_head_ablation", rope, prompts, progress=False)
-    contrast = ablation.find(metric="loss", condition="zero", kind="contrast")
-    followed = refused.find(metric="loss:zero", condition="step4000")
+    ablation = sinklens.run("sink_head_ablation", rope, prompts, progress=False, null_models=0)
+    contrast = ablation.find(metric="loss", condition="zero:matched", kind="contrast")
+    followed = refused.find(metric="loss:zero:matched", condition="step4000")
     assert followed.value == pytest.approx(contrast.effect, rel=1e-5)
-    assert followed.unit == "nats" and refused.measure("loss:zero").null == "no effect"
+    assert followed.unit == "nats"
+    assert refused.measure("loss:zero:matched").null == "no difference from its control"
+
+
+def test_a_row_that_becomes_another_kind_is_left_out(rope: Any, prompts: Prompts) -> None:
+    """At step 1024 as many other heads exist as sink heads, at step 4000 they do not."""
+    kinds = {}
+    for step in (1024, 4000):
+        model = sinklens.load("rope", **({} if step == 4000 else {"step": step}))
+        settings = {"progress": False, "null_models": 0, "draws": 1, "conditions": ("zero",)}
+        ablation = sinklens.run("sink_head_ablation", model, prompts, **settings)
+        kinds[step] = {row.kind for row in ablation.effects if row.condition == "zero"}
+    assert "contrast" in kinds[1024] and "contrast" not in kinds[4000]
+    edits = {"experiment": "sink_head_ablation", "rows": ("loss:zero",)}
+    steps = {"checkpoints": ("0", "1024", "4000"), "conditions": ("sink_mass",)}
+    result = run(rope, prompts, **edits, **steps)
+    assert "loss:zero at step 4000" in result.settings["left_out"]
+    followed = {row.condition for row in result.effects if row.metric == "loss:zero"}
+    assert "step1024" in followed and "step4000" not in followed
 
 
 def test_folders_are_checkpoints_of_any_model(prompts: Prompts, tmp_path: Path) -> None:
