@@ -65,6 +65,11 @@ def shortcuts(model: HookedModel) -> Shortcuts:
     return known[1]
 
 
+def assume_shortcuts(model: HookedModel, tried: Shortcuts) -> None:
+    """Take over what was tried on a model of the same class and configuration, loaded alike."""
+    _known[model] = (_state(model), tried)
+
+
 def _state(model: HookedModel) -> tuple[Any, ...]:
     """What the outcome depends on: mode, dtype, device, code and weights."""
     code = tuple(type(module).forward for module in model.original_model.modules())

@@ -147,6 +147,12 @@ def check(model: HookedModel) -> Capabilities:
     return known[mode]
 
 
+def assume_capabilities(model: HookedModel, tried: Capabilities) -> None:
+    """Take over what was tried on a model of the same class and configuration, loaded alike."""
+    mode = bool(getattr(model, "compatibility_mode", False))
+    _checked.setdefault(model, {})[mode] = tried
+
+
 def _try_everything(model: HookedModel) -> Capabilities:
     """Run the model on one prompt, clean and with an intervention on every kind of site."""
     tokens = _short_prompt(model)

@@ -27,6 +27,8 @@ from torch import Tensor
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..core.seeds import content_seed, seeded
+from ..engine.shortcuts import Shortcuts, assume_shortcuts, shortcuts
+from ..models.capabilities import Capabilities, assume_capabilities, check
 from ..models.prompts import Prompts
 from ..models.random_weights import random_twin
 from ..stats.models import OfModels
@@ -57,12 +59,16 @@ def random_contrasts(
         contrasts: Runs the comparisons on one of them.
     """
     found: defaultdict[ContrastKey, list[float]] = defaultdict(list)
+    tried: tuple[Capabilities, Shortcuts] | None = None
     for number in range(count):
         weights = int(seeded(seed, "null_model", number).integers(2**31))
         try:
             twin, reason = random_twin(model, None, weights)
             if twin is None:
                 return {}, reason
+            tried = tried or (check(twin), shortcuts(twin))  # the next differ in weights alone
+            assume_capabilities(twin, tried[0])
+            assume_shortcuts(twin, tried[1])
             for key, contrast in contrasts(twin).items():
                 found[key].append(contrast)
         except SinklensError as error:
