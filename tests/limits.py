@@ -18,7 +18,7 @@ from sinklens.runner import registry
 from tests import families
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
-SMALL = {"draws": 1, "progress": False}
+SMALL = {"draws": 1, "null_models": 0, "progress": False}
 HOOKS = {
     "embedding": "`replace_bos_embedding`",
     "residual": "`patch_position0`, `replace_entries`, `shift_entries`",
