@@ -6,19 +6,18 @@ spectrum  singular values of head-averaged attention (`functional.graphs`)
 topology  persistent homology of 1 - max(A, A^T) (`functional.persistence`)
 shares    the share of what queries read that comes from reference points
           (`probes.reference_points`)
-head_kl   KL of heads to their mean without the sink columns (`functional.divergence`), against
-          random sets of as many columns and sets of others nearby
+
+`head_kl`, which acts on single heads, is in `_head_kl`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ...core.protocol import HookedModel
@@ -35,7 +34,6 @@ from ...functional.graphs import (
 )
 from ...functional.persistence import BETTI_CURVES, PERSISTENCE_METRICS, SCALES, persistence
 from ...probes import Probe
-from ...probes.divergences import DivergenceValues
 from ...probes.patterns import (
     ATTENTION,
     ROW_PERMUTED,
@@ -45,9 +43,7 @@ from ...probes.patterns import (
     Reduction,
 )
 from ...probes.reference_points import SPACES, ReferenceShares
-from ...results.estimates import Effect, Measure, Reference, Sample
-from ...results.record import Record
-from ...results.wording import describe, null_verdict, phrase
+from ...results.estimates import Measure
 from ...runner.run import Run
 from ._nulls import BesideNulls, BySource, at
 
@@ -55,7 +51,6 @@ Read = dict[str, dict[str, Tensor]]
 """By name what was read of attention and its nulls, by source `[prompt, layer, ...]`."""
 # The graph metrics that have a row of their own; the others are in the arrays.
 SHOWN = ("star_likeness", "gini", "combined_star", "centralisation", "density", "fiedler")
-COLUMN_SETS = {"random_columns": "without_random", "nearby_columns": "without_nearby"}
 _beside_uniform = partial(Measure, null="uniform attention")
 MEASURES = {
     "largest_column": _beside_uniform("share of attention", form=".1%"),
@@ -226,53 +221,3 @@ def add_shares(nulls: BesideNulls, shares: BySource) -> None:
     for place, space in enumerate(SPACES):
         nulls.add_mean("reference_share", space, at(shares, place))
     nulls.keep("reference_share", shares, "space", space=SPACES)
-
-
-def add_divergences(run: Run[Any], values: DivergenceValues, sets: int) -> None:
-    """KL of heads to their mean without sink columns; a reduction is a negative effect.
-
-    Args:
-        run: Takes rows and arrays.
-        values: What was read.
-        sets: How many sets of columns are averaged in each control.
-    """
-    percentiles = run.config.percentiles
-    whole = values.whole.double().mean(1)
-    for place, percentile in enumerate(percentiles):
-        condition = f"without_sinks:{percentile:g}"
-        controls = [
-            Reference(Effect(_mean(getattr(values, removed), place), whole, sets), name)
-            for name, removed in COLUMN_SETS.items()
-            if sets
-        ]
-        without = Effect(_mean(values.without_sinks, place), whole)
-        run.add("head_kl", condition, without, *controls)
-        if sets > 1:
-            run.add("kl_reduction_z", condition, Sample(_mean(z_scores(values), place)))
-    run.keep("head_kl", values.whole.mean(0), "layer")
-    for name in ("without_sinks", *COLUMN_SETS.values(), "deviation"):
-        mean = getattr(values, name).mean(0)
-        run.keep(f"head_kl:{name}", mean, "layer percentile", percentile=percentiles)
-
-
-def z_scores(values: DivergenceValues) -> Float[Tensor, "prompt layer percentile"]:
-    """How far the reduction lies above that of random sets; 0 where all sets do the same."""
-    more = values.without_random - values.without_sinks
-    return torch.where(values.deviation > 1e-6, more / values.deviation.clamp_min(1e-6), 0.0)
-
-
-def _mean(values: Float[Tensor, "prompt layer place"], place: int) -> Float[Tensor, " prompt"]:
-    """The mean over layers at one place."""
-    return values[..., place].double().mean(1)
-
-
-def without_sinks(result: Record) -> Iterator[str]:
-    """What removing the sink columns does to the KL of heads, at the middle percentile."""
-    rows = [row for row in result.effects if (row.metric, row.kind) == ("head_kl", "treatment")]
-    for row in rows[len(rows) // 2 :][:1]:
-        share = 1 - float(row.condition.partition(":")[2])
-        reduction = "; there is no KL reduction" if null_verdict(row) == "above" else ""
-        yield (
-            f"Removing the top {share:.0%} of columns changes the mean KL of heads to their mean "
-            f"by {describe(row)}: {phrase(result, row)}{reduction}."
-        )

@@ -33,7 +33,7 @@ from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
-from . import _fisher, _parts, _published
+from . import _fisher, _head_kl, _parts, _published
 from ._nulls import BesideNulls, untrained_model
 
 PARTS = ("frame", "graph", "spectrum", "shares", "head_kl")
@@ -164,7 +164,7 @@ SAYS = (
     star_likeness,
     "The stable rank of attention is {stable_rank/attention}.",
     "Of what other queries read, reference points supply, by space: {reference_share/*}.",
-    _parts.without_sinks,
+    _head_kl.without_sinks,
     "Persistence sums: components {persistence0/symmetric}; loops {persistence1/symmetric}.",
     "Fisher trace: {fisher_share/*}.",
     "Fisher trace against depth: {fisher_depth/*}.",
@@ -230,7 +230,8 @@ def reference_frame(run: Run[ReferenceFrameConfig]) -> None:
     if "shares" in parts:
         _parts.add_shares(nulls, read["reference_share"])
     if "head_kl" in parts:
-        _parts.add_divergences(run, divergences.compute(), sets)
+        random = _head_kl.random_divergences(run, sets)
+        _head_kl.add_divergences(run, divergences.compute(), sets, random)
     if published:
         _published.add_published(run, nulls)
     if predictions is not None:

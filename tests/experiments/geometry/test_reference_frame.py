@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
+from sinklens.core.seeds import seeded
 from sinklens.functional.divergence import columns_nearby, head_divergence, sink_columns
 from sinklens.functional.frames import frame_metrics
 from sinklens.functional.graphs import (
@@ -34,16 +35,19 @@ from sinklens.functional.graphs import (
 )
 from sinklens.functional.persistence import persistence
 from sinklens.functional.reference_points import reference_points
-from sinklens.models.prompts import random_prompts
+from sinklens.models.prompts import corpus, random_prompts
+from sinklens.models.random_weights import random_weights
 from sinklens.probes import patterns
 from sinklens.probes.patterns import PatternReader
+from sinklens.runner.null_models import few_prompts
 from tests import families
 
 pytestmark = pytest.mark.slow
 
 
 def run(model: Any, prompts: Any, **settings: Any) -> Any:
-    return sinklens.run("reference_frame", model, prompts, progress=False, **settings)
+    settings = {"null_models": 0, "progress": False, **settings}
+    return sinklens.run("reference_frame", model, prompts, **settings)
 
 
 def test_in_star() -> None:
@@ -628,6 +632,23 @@ def test_topology_without_gudhi(boot_family: Any, monkeypatch: Any) -> None:
     with pytest.raises(SinklensError, match=r"pip install 'sinklens\[topology\]'"):
         run(model, prompts, topology=True)
     assert run(model, prompts, draws=1, random_weights=False).effects
+
+
+def test_sink_columns_are_judged_by_models_with_random_weights() -> None:
+    """What random weights give is what the experiment finds on each of them."""
+    model = families.boot("llama")
+    prompts = sinklens.prompts(model, corpus()[:2000], n=4, length=16, bos=True)
+    settings = {"conditions": ("head_kl",), "percentiles": (0.8,), "column_sets": 5}
+    result = run(model, prompts, null_models=2, **settings)
+    few = prompts.take(few_prompts(prompts, 0))
+    found = []
+    for number in range(2):
+        twin, _ = random_weights(model, int(seeded(0, "null_model", number).integers(2**31)))
+        own = run(twin, few, **settings)
+        found.append(own.find(metric="head_kl", kind="contrast", against="random_columns").effect)
+    row = result.find(metric="head_kl", against="random_weights:random_columns")
+    assert (row.kind, row.resampled, row.effect) == ("null", "model", pytest.approx(np.mean(found)))
+    assert all(effect < 0 for effect in found)  # on weights that nothing was learned by
 
 
 def test_smollm2_is_centralised_and_sinks_hold_heads_together(smollm2_gguf: Path) -> None:
