@@ -14,7 +14,15 @@ from functools import partial
 from ..core.labels import row_label
 from ..stats.effects import EffectSize, is_significant
 from .record import Record
-from .wording import ROUNDING, control_verdict, describe, interval_of, place_of, written
+from .wording import (
+    control_verdict,
+    describe,
+    effect_of,
+    interval_of,
+    place_of,
+    probability,
+    within_rounding,
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Compared:
         for row in result.effects:
             wanted = not self.conditions or row.condition in self.conditions
             treated = (row.metric, row.kind) == (self.metric, "treatment")
-            if treated and wanted and not within_rounding(row):
+            if treated and wanted and not is_zero(row):
                 groups.setdefault(row.condition, []).append(row)
         for rows in groups.values():
             unlike = len({row.layers for row in rows}) > 1
@@ -61,15 +69,15 @@ def _over_all_layers(result: Record, row: EffectSize) -> float:
 def beside_control(result: Record, control: EffectSize, contrast: EffectSize) -> str:
     """Whether an effect differs from that of its control, and from what random weights give."""
     name = f"its {f'{control.against}'.replace('_', '-')} control"
-    its = f"{written(control.effect, '+.3g')}{interval_of(control)}"
-    difference = f"difference {written(contrast.effect, '+.3g')}{interval_of(contrast)}"
+    its = f"{effect_of(control)}{interval_of(control)}"
+    difference = f"difference {effect_of(contrast)}{interval_of(contrast)}"
     models = result.of_random_models(contrast)
     if models is None:
         aside = _interval_or_q(result, contrast)
         return f"{control_verdict(contrast)} {name} ({its}; {difference}{aside})"
     return (
         f"beside {name} ({its}) a {difference}, {control_verdict(contrast, models)} that of models "
-        f"with random weights ({written(models.effect, '+.3g')}{interval_of(models)})"
+        f"with random weights ({effect_of(models)}{interval_of(models)})"
     )
 
 
@@ -86,9 +94,10 @@ def _interval_or_q(result: Record, contrast: EffectSize) -> str:
         if (row.metric, row.kind) == (contrast.metric, contrast.kind) and row.p_value is not None
     ]
     value = contrast.p_value if contrast.q_value is None else contrast.q_value
-    tested = f"q = {value:.2g} after FDR correction over {len(family)} rows"
+    tested = f"q = {probability(value)} after FDR correction over {len(family)} rows"
     if len(family) == 1:
-        tested = f"p = {value:.2g}"
+        tested = f"p = {probability(value)}"
+    tested = tested.replace("= <", "< ")
     return f"; this interval {'excludes' if excludes else 'includes'} 0, but {tested}"
 
 
@@ -104,9 +113,9 @@ def does_more(result: Record, treatment: EffectSize) -> bool:
     )
 
 
-def within_rounding(row: EffectSize) -> bool:
+def is_zero(row: EffectSize) -> bool:
     """Whether an effect is 0 but for float32 rounding of what was measured."""
-    return abs(row.effect) <= ROUNDING * max(1.0, abs(row.baseline), abs(row.value))
+    return within_rounding(row.effect, row.baseline, row.value)
 
 
 def effect_sentence(result: Record, what: str, treatment: EffectSize, chosen_of: str = "") -> str:

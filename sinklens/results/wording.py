@@ -29,7 +29,8 @@ from .estimates import Measure
 from .record import Record
 
 ROUNDING = 1e-6
-TINY = 1e-12
+SMALL_P = 1e-4
+NOT_DIFFERENT = ("not distinguishable from", "not significantly different from")
 LONGEST_SUMMARY = 12
 Says = Sequence["str | Callable[[Record], Iterable[str]]"]
 
@@ -38,9 +39,11 @@ def null_verdict(row: EffectSize) -> str:
     """On which side of its null a value lies, beyond float rounding; by the interval."""
     if row.ci_low is None or row.ci_high is None:
         return "without an interval beside"
-    if row.ci_low > ROUNDING:
+    measured = row.baseline, row.value
+    if row.ci_low > 0 and not within_rounding(row.ci_low, *measured):
         return "above"
-    return "below" if row.ci_high < -ROUNDING else "not distinguishable from"
+    below = row.ci_high < 0 and not within_rounding(row.ci_high, *measured)
+    return "below" if below else "not distinguishable from"
 
 
 def control_verdict(contrast: EffectSize, models: EffectSize | None = None) -> str:
@@ -195,10 +198,26 @@ def number(measure: Measure, value: float) -> str:
     return written(value, measure.form)
 
 
-def written(value: float, form: str) -> str:
-    """A number in a form; what is 0 but for float rounding is written as 0, without a minus."""
-    text = f"{0.0 if abs(value) < TINY else value:{form}}"
-    return text if any(digit in text for digit in "123456789") else text.removeprefix("-")
+def within_rounding(value: float, *measured: float) -> bool:
+    """Whether a number is 0 but for float32 rounding of what was measured (or of 1)."""
+    return abs(value) <= ROUNDING * max([1.0, *map(abs, measured)])
+
+
+def written(value: float, form: str, *measured: float) -> str:
+    """A number in a form; what is 0 but for float32 rounding is written as 0, without a sign.
+
+    Args:
+        value: The number.
+        form: Such as `.3g`.
+        measured: The values that it is the difference of, which may be rounded more.
+    """
+    text = f"{0.0 if within_rounding(value, *measured) else value:{form}}"
+    return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
+
+
+def probability(value: float) -> str:
+    """A p- or q-value: `0.012`, or `<1e-4`."""
+    return "<1e-4" if value < SMALL_P else f"{value:.2g}"
 
 
 def quantity(measure: Measure, value: float) -> str:
@@ -209,14 +228,21 @@ def quantity(measure: Measure, value: float) -> str:
 
 def describe(effect: EffectSize) -> str:
     """An effect in words: `+0.021 nats [0.010, 0.032]`."""
-    return f"{written(effect.effect, '+.3g')} {effect.unit}{interval_of(effect)}"
+    return f"{effect_of(effect)}{effect.unit and f' {effect.unit}'}{interval_of(effect)}"
+
+
+def effect_of(effect: EffectSize) -> str:
+    """An effect alone: `+0.021`."""
+    return written(effect.effect, "+.3g", effect.baseline, effect.value)
 
 
 def interval_of(effect: EffectSize, form: str = ".3g") -> str:
     """The interval of an effect, empty where there is none: ` [0.010, 0.032]`."""
     if effect.ci_low is None or effect.ci_high is None:
         return ""
-    return f" [{written(effect.ci_low, form)}, {written(effect.ci_high, form)}]"
+    measured = effect.baseline, effect.value
+    low, high = (written(end, form, *measured) for end in (effect.ci_low, effect.ci_high))
+    return f" [{low}, {high}]"
 
 
 def place_of(effect: EffectSize) -> str:

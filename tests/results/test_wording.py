@@ -12,7 +12,15 @@ import torch
 from sinklens.results.effect_sentences import Compared, does_more
 from sinklens.results.estimates import Effect, Measure, Reference, Sample, rows_of
 from sinklens.results.record import Array, Record
-from sinklens.results.wording import grouped, listed, say, written
+from sinklens.results.wording import (
+    describe,
+    grouped,
+    listed,
+    null_verdict,
+    probability,
+    say,
+    written,
+)
 from sinklens.stats.effects import with_q_values
 
 MEASURES = {
@@ -95,16 +103,44 @@ def test_the_effect_against_the_clean_run_leads(record: Record) -> None:
 @pytest.mark.parametrize(
     ("value", "form", "words"),
     [
-        (-3.469e-18, "+.3g", "+0"),
+        (-3.469e-18, "+.3g", "0"),
         (1.347e-244, ".3g", "0"),
+        (-8.7e-7, "+.3g", "0"),
         (-0.001, ".0%", "0%"),
         (-0.0, ".2f", "0.00"),
         (-0.02, ".0%", "-2%"),
-        (-1e-9, "+.3g", "-1e-09"),
+        (-1.2e-5, "+.3g", "-1.2e-05"),
+        (-0.0004, "+.0%", "0%"),
     ],
 )
 def test_a_zero_has_no_sign_and_no_rounding(value: float, form: str, words: str) -> None:
     assert written(value, form) == words
+
+
+def test_rounding_is_that_of_what_was_measured(record: Record) -> None:
+    """0.002 of 5,000 is what float32 rounds; 0.002 of 1 is not."""
+    row = record.find(metric="loss", condition="zero", kind="contrast")
+    rounded = replace(row, baseline=5000.0, effect=0.002, ci_low=0.001, ci_high=0.003)
+    assert describe(rounded) == "0 nats [0, 0]"
+    assert null_verdict(rounded) == "not distinguishable from"
+    exact = replace(rounded, baseline=0.0, value=0.002)
+    assert describe(exact) == "+0.002 nats [0.001, 0.003]" and null_verdict(exact) == "above"
+    assert null_verdict(replace(exact, ci_low=-0.003, ci_high=-0.001)) == "below"
+
+
+def test_a_unit_that_is_none_is_not_written(record: Record) -> None:
+    row = record.find(metric="loss", condition="zero", kind="contrast")
+    assert describe(replace(row, unit="", effect=2.0, ci_low=1.0, ci_high=3.0)) == "+2 [1, 3]"
+
+
+def test_one_form_for_every_probability() -> None:
+    assert [probability(value) for value in (1.5e-13, 9.9e-5, 1e-4, 0.0312, 1.0)] == [
+        "<1e-4",
+        "<1e-4",
+        "0.0001",
+        "0.031",
+        "1",
+    ]
 
 
 def test_an_effect_within_rounding_is_no_finding(record: Record) -> None:

@@ -24,6 +24,7 @@ from ...models.capabilities import hook_name
 from ...models.prompts import Prompts
 from ...probes.log_split import LogSplitValues
 from ...probes.logits import LogitForms
+from ...results.wording import ROUNDING, written
 from ...runner.run import Run
 from ._components import Components
 from ._pairs import PairSets
@@ -122,15 +123,16 @@ def in_words(checks: Mapping[str, Any]) -> str:
             verdict = "logits depend on relative position only"
         shift = (
             f"adding {shifted['step']} to all position ids changes logits by at most "
-            f"{shifted['change']:.1g} nats: {verdict}"
+            f"{max(shifted['change'], ROUNDING):.1g} nats: {verdict}"
         )
     later = ""
     if checks["position0_change"] is not None:
         later = (
             "; changing later tokens changes the residual stream at position 0 by "
-            f"{checks['position0_change']:.1g} of its norm"
+            f"{written(checks['position0_change'], '.1g')} of its norm"
         )
     return (
-        f"Checks: log A = s - log Z holds to {checks['split_error']:.1g} nats; logits that depend "
-        f"on relative position only have a share of {checks['toeplitz_share']:.1g}; {shift}{later}."
+        f"Checks: log A = s - log Z holds to {max(checks['split_error'], ROUNDING):.1g} nats; "
+        "logits that depend on relative position only have a share of "
+        f"{written(checks['toeplitz_share'], '.1g')}; {shift}{later}."
     )

@@ -27,7 +27,7 @@ from ...functional.logit_forms import FORMS
 from ...probes.logits import LogitFormValues
 from ...results.estimates import Reference, Sample
 from ...results.record import Record
-from ...results.wording import interval_of, null_verdict, phrase
+from ...results.wording import interval_of, null_verdict, phrase, written
 from ...runner.run import Run
 from ...stats.effects import Values
 from ...stats.jackknife import pseudo_values
@@ -168,8 +168,9 @@ def not_explained(result: Record) -> Iterator[str]:
 def by_depth(result: Record) -> Iterator[str]:
     """How the share changes over layers."""
     trend = result.find(metric="depth_trend", condition="without_key0")
+    correlation = result.findings["rank_correlation"]["without_key0"]
     yield (
         "From layer 1 to the last, the share without key 0 changes by "
-        f"{trend.value:+.0%}{interval_of(trend, '.0%')} ({null_verdict(trend)} 0; rank correlation "
-        f"with depth {result.findings['rank_correlation']['without_key0']:+.2f})."
+        f"{written(trend.value, '+.0%')}{interval_of(trend, '.0%')} ({null_verdict(trend)} 0; rank "
+        f"correlation with depth {written(correlation, '+.2f')})."
     )

@@ -35,7 +35,7 @@ from ...models.prompts import Prompts
 from ...probes import PositionValues
 from ...results.estimates import Reference, Sample
 from ...results.record import Record
-from ...results.wording import phrase
+from ...results.wording import phrase, written
 from ...runner.run import Run
 from ._components import sample
 
@@ -153,7 +153,8 @@ def identified(result: Record) -> Iterator[str]:
         if (row.condition, row.against) == ("nearest_centroid", None)
     ]
     cosines = [
-        f"{row.value:.2f} {where} its norm ({row.baseline:.2f} between prompts at the last query)"
+        f"{written(row.value, '.2f')} {where} its norm ({written(row.baseline, '.2f')} "
+        "between prompts at the last query)"
         for condition, where in (("stream", "before"), ("normed", "after"))
         for row in result.effects
         if (row.metric, row.condition) == ("position0_cosine", condition)

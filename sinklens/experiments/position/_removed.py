@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ...results.estimates import Effect, Reference, Sample
 from ...results.record import Record
-from ...results.wording import control_verdict, interval_of, null_verdict
+from ...results.wording import control_verdict, interval_of, null_verdict, written
 from ...runner.run import Run
 from ...stats.effects import EffectSize, interval, is_significant
 from ._components import CleanRun, Components, by_prompt
@@ -232,8 +232,8 @@ def replacing_bos(result: Record) -> Iterator[str]:
             if row is not None and queries == first:
                 contained = "contains" if contains(row, REPORTED) else "excludes"
                 early[keys].append(
-                    f"{row.value:.0%}{interval_of(row, '.0%')} ({condition}; the interval "
-                    f"{contained} {REPORTED:.0%})"
+                    f"{written(row.value, '.0%')}{interval_of(row, '.0%')} ({condition}; the "
+                    f"interval {contained} {REPORTED:.0%})"
                 )
         yield f"Replacing BOS by {condition}: {'; '.join(parts)}."
     keys = "without_key0" if early["without_key0"] else "all_keys"
@@ -256,13 +256,15 @@ def contains(row: EffectSize, value: float) -> bool:
 def _removal(result: Record, row: EffectSize) -> str:
     """What an edit removes, against the clean run and then against its control."""
     against = [
-        f"{control_verdict(contrast)} its later-position control ({control.value:.0%}; difference "
-        f"{contrast.effect:+.0%}{interval_of(contrast, '.0%')})"
+        f"{control_verdict(contrast)} its later-position control "
+        f"({written(control.value, '.0%')}; difference {written(contrast.effect, '+.0%')}"
+        f"{interval_of(contrast, '.0%')})"
         for control, contrast in result.references(row)
     ]
     return (
-        f"{row.value:.0%}{interval_of(row, '.0%')} of the component at queries {row.queries} is "
-        f"removed ({null_verdict(row)} 0), {''.join(against) or 'without a control'}"
+        f"{written(row.value, '.0%')}{interval_of(row, '.0%')} of the component at queries "
+        f"{row.queries} is removed ({null_verdict(row)} 0), "
+        f"{''.join(against) or 'without a control'}"
     )
 
 
@@ -278,7 +280,8 @@ def patching(result: Record) -> Iterator[str]:
         for row in rows:
             different = any(is_significant(contrast) for _, contrast in result.references(row))
             parts.append(
-                f"{row.condition} at L{row.layer} {row.value:.0%}{interval_of(row, '.0%')}"
+                f"{row.condition} at L{row.layer} {written(row.value, '.0%')}"
+                f"{interval_of(row, '.0%')}"
                 f"{'' if different else '*'}"
             )
         if parts:

@@ -46,7 +46,7 @@ from ...results.effect_sentences import Compared, beside_control, effect_sentenc
 from ...results.estimates import Measure
 from ...results.figures import Interaction
 from ...results.record import Record
-from ...results.wording import control_verdict, describe, number, phrase
+from ...results.wording import control_verdict, describe, effect_of, number, phrase, written
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import CAUSAL
 from ...runner.registry import experiment
@@ -121,8 +121,8 @@ def interaction(result: Record) -> Iterator[str]:
                 f"; {beside_control(result, *pair)}" for pair in result.references(row)
             )
             yield (
-                f"Clamping changes the loss by {alone.effect:+.3g} nats alone and by "
-                f"{alone.effect + row.effect:+.3g} once the edges are dropped: "
+                f"Clamping changes the loss by {effect_of(alone)} nats alone and by "
+                f"{written(alone.effect + row.effect, '+.3g')} once the edges are dropped: "
                 f"{control_verdict(row)} alone (interaction {describe(row)}){controls}."
             )
 
