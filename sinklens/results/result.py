@@ -31,21 +31,37 @@ from ..stats.effects import EffectSize, underpowered_families
 from .drawing import draw
 from .figures import from_json
 from .record import Array, Record
-from .schema1 import from_schema1
-from .table import table_of
+from .schema1 import from_schema1, with_unit
+from .shown import Shown, shown
+from .table import lines_of, numeric_table, table
 from .wording import measures_in
 
 SCHEMA = 2
-TABLE_STYLE = "<style>.sinklens td, .sinklens th {white-space: nowrap; text-align: left}</style>"
 
 
 @dataclass(frozen=True)
 class ExperimentResult(Record):
     """The outcome of one experiment on one model: data, and how it is shown, saved and loaded."""
 
-    def table(self) -> pd.DataFrame:
-        """One line per row: effect, interval, p, q, and the controls and nulls beside it."""
-        return table_of(self)
+    def table(self, *, numeric: bool = False, full: bool = False) -> pd.DataFrame:
+        """One line per row and control or null: the effect, and its contrast with the control.
+
+        Args:
+            numeric: Numbers, one a column, instead of text.
+            full: With p-values, d_z and the number of draws.
+        """
+        return numeric_table(self, full=full) if numeric else table(self, full=full)
+
+    def to_markdown(self) -> str:
+        """The table for a page in Markdown, without the columns in which all rows are alike."""
+        return self._shown().markdown()
+
+    def to_latex(self) -> str:
+        r"""The table for LaTeX (`\usepackage{booktabs}`), without columns that do not vary."""
+        return self._shown().latex()
+
+    def _shown(self) -> Shown:
+        return shown(self.table(), [line.is_grey for line in lines_of(self)])
 
     def notes(self) -> list[str]:
         """Notes to the table: prompts, BOS, what was left out and why, statistical power."""
@@ -69,7 +85,7 @@ class ExperimentResult(Record):
 
     def __str__(self) -> str:
         """Summary, table and notes as plain text."""
-        table = self.table().to_string(index=False, na_rep="")
+        table = self._shown().text()
         return "\n".join([self.experiment, *self.summary, "", table, "", *self.notes()])
 
     __repr__ = __str__
@@ -77,13 +93,10 @@ class ExperimentResult(Record):
     def _repr_html_(self) -> str:
         """Summary, table and notes for Jupyter."""
         sentences = "".join(f"<li>{html.escape(line)}</li>" for line in self.summary)
-        table = self.table().to_html(
-            index=False, na_rep="", border=0, justify="left", classes="sinklens"
-        )
         notes = "<br>".join(html.escape(line) for line in self.notes())
         return (
             f"<h4>{html.escape(self.experiment)}</h4><ul>{sentences}</ul>"
-            f"{TABLE_STYLE}<div style='overflow-x: auto'>{table}</div>"
+            f"{self._shown().html()}"
             f"<p><small>{notes}</small></p>"
         )
 
@@ -162,7 +175,7 @@ class ExperimentResult(Record):
                 content, tensors = from_schema1(content, tensors)
             return cls(
                 experiment=content["experiment"],
-                effects=[EffectSize(**row) for row in content["effects"]],
+                effects=[EffectSize(**with_unit(row)) for row in content["effects"]],
                 summary=content["summary"],
                 arrays={
                     name: Array(tensors[f"arrays.{name}"], tuple(axes["dims"]), axes["coords"])
@@ -177,7 +190,9 @@ class ExperimentResult(Record):
                 provenance=content["provenance"],
                 findings=content["findings"],
                 draws=content["draws"],
-                measures=measures_in(content["measures"]),
+                measures=measures_in(
+                    {name: with_unit(fields) for name, fields in content["measures"].items()}
+                ),
                 figure=content["figure"],
                 run=read_json(source / "run.json"),
             )

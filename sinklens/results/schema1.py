@@ -38,7 +38,8 @@ BY_CONDITION = {
     "both": "combined",
     "interaction": "combined",
 }
-UNITS = {"share of the columns": "share of received attention"}
+UNITS = {"share of the columns": "share of received attention", "1": "", "1 to d_model": ""}
+"""Units that are written otherwise since, in files of either schema."""
 SPIKE_AND_SINKS = ("peak_ratio", "sink_mass", "sink_rate")
 FINDINGS = (
     "checks",
@@ -69,7 +70,7 @@ def upgraded(
         condition, against = _renamed(experiment, row, leads)
         metric = "window_kl" if row["metric"].startswith("window_kl:") else row["metric"]
         new = {**row, "metric": metric, "condition": condition, "against": against}
-        new |= {"resampled": "prompt", "unit": UNITS.get(row["unit"], row["unit"])}
+        new |= {"resampled": "prompt"}
         if against is not None and row["kind"] == "measurement":  # of another model
             new["kind"] = "control"
         key = tuple(
@@ -112,6 +113,11 @@ def _renamed(
         return condition, "other_heads"
     own = BY_CONDITION.get(condition) or BY_METRIC.get(metric) or CONTROLS.get(experiment)
     return condition, own or "later_position"
+
+
+def with_unit(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved row or measure with its unit in today's words."""
+    return {**fields, "unit": UNITS.get(fields["unit"], fields["unit"])}
 
 
 def from_schema1(

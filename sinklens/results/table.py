@@ -1,61 +1,193 @@
-"""The printed table of a result: one line per row, and one per further control or null."""
+"""The table of a result: a line for each row, and one for each further control or null.
+
+A line is a row beside one of its references. The contrast with it, which is to be read first,
+stands beside the effect. `table` writes lines for a reader, with p, d_z and draws on demand;
+`numeric_table` holds the same lines as numbers, one number a column.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from ..stats.effects import EffectSize
+from ..stats.effects import EffectSize, is_significant
 from .record import Record
-from .wording import describe, place_of, written
+from .wording import (
+    NOT_DIFFERENT,
+    effect_of,
+    interval_of,
+    null_verdict,
+    place_of,
+    probability,
+    verdict,
+    written,
+)
+
+ON_DEMAND = ("p", "p (difference)", "d_z", "draws")
 
 
-def table_of(result: Record) -> pd.DataFrame:
-    """Effect, interval, p and q of every row, beside each of its controls and empirical nulls.
+@dataclass(frozen=True)
+class Line:
+    """A line of the table.
 
-    A second reference of the same row has its own line, in which the columns of the row are empty.
+    Attributes:
+        row: A treatment or measurement.
+        leads: Whether it is the first line of its row; the columns of the row are empty in others.
+        reference: The control or null that stands beside it.
+        contrast: The row's contrast with the reference.
+        models: The same contrast of models with random weights, if it is judged by these.
+        star: Whether a note says what has to be known of the contrast.
     """
-    lines = [line for row in result.effects if row.against is None for line in _lines(result, row)]
-    return pd.DataFrame(lines).dropna(axis="columns", how="all")
+
+    row: EffectSize
+    leads: bool = True
+    reference: EffectSize | None = None
+    contrast: EffectSize | None = None
+    models: EffectSize | None = None
+    star: bool = False
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether what the line is read for was tested and is not significant."""
+        if self.reference is not None and self.contrast is not None:
+            return verdict(self.reference, self.contrast, self.models) in NOT_DIFFERENT
+        if self.row.p_value is not None:
+            return not is_significant(self.row)
+        return null_verdict(self.row) in NOT_DIFFERENT
 
 
-def _lines(result: Record, row: EffectSize) -> Iterator[dict[str, Any]]:
-    """The lines of one row."""
+def lines_of(result: Record) -> Iterator[Line]:
+    """The lines of a result, in the order of its rows."""
     starred = result.settings.get("footnotes", {})
-    head = {
+    for row in result.effects:
+        if row.against is not None:
+            continue
+        pairs = result.references(row)
+        if not pairs:
+            yield Line(row)
+        for number, (reference, contrast) in enumerate(pairs):
+            star = number == 0 and row.condition in starred
+            models = result.of_random_models(contrast)
+            yield Line(row, number == 0, reference, contrast, models, star)
+
+
+def table(result: Record, *, full: bool = False) -> pd.DataFrame:
+    """The lines as text, in the order in which they are read.
+
+    Args:
+        result: Its rows.
+        full: With p of effects and differences, d_z and the number of draws.
+    """
+    lines = pd.DataFrame([_words(line) for line in lines_of(result)])
+    if not full:
+        lines = lines.drop(columns=[name for name in ON_DEMAND if name in lines])
+    return lines.replace("", None).dropna(axis="columns", how="all")
+
+
+def numeric_table(result: Record, *, full: bool = False) -> pd.DataFrame:
+    """The lines as numbers; every line holds its whole row."""
+    lines = pd.DataFrame([_numbers(line) for line in lines_of(result)])
+    if not full:
+        hidden = [name.replace(" (difference)", "_difference") for name in ON_DEMAND]
+        lines = lines.drop(columns=[name for name in hidden if name in lines])
+    return lines.dropna(axis="columns", how="all")
+
+
+def _words(line: Line) -> dict[str, Any]:
+    """A line for a reader."""
+    row = line.row
+    own = {
+        "condition": row.condition,
+        "at": place_of(row),
+        "queries": row.queries,
+        "metric": row.metric,
+        "layers": row.layers,
+        "effect [95 %]": with_interval(row),
+    }
+    rest = {
+        "p": _probability(row.p_value),
+        "q": _probability(row.q_value),
+        "baseline": written(row.baseline, ".4g"),
+        "value": written(row.value, ".4g"),
+        "unit": row.unit,
+        "d_z": None if row.d_z is None else written(row.d_z, "+.2f"),
+        "over": over(row),
+        "draws": str(row.n_draws),
+    }
+    if not line.leads:
+        own, rest = dict.fromkeys(own), dict.fromkeys(rest)
+    return {**own, **_beside(line), **rest}
+
+
+def _beside(line: Line) -> dict[str, Any]:
+    """The columns of a control or null, and of the contrast with it."""
+    if line.reference is None or line.contrast is None:
+        return dict.fromkeys(REFERENCE)
+    cells = (
+        with_interval(line.contrast) + (" *" if line.star else ""),
+        line.reference.against,
+        _probability(line.contrast.p_value),
+        _probability(line.contrast.q_value),
+        effect_of(line.reference),
+        None if line.models is None else with_interval(line.models),
+    )
+    return dict(zip(REFERENCE, cells, strict=True))
+
+
+REFERENCE = (
+    "difference [95 %]",
+    "against",
+    "p (difference)",
+    "q (difference)",
+    "its effect",
+    "with random weights",
+)
+
+
+def _numbers(line: Line) -> dict[str, Any]:
+    """A line as numbers."""
+    row, contrast = line.row, line.contrast
+    return {
         "condition": row.condition,
         "at": place_of(row) or None,
         "queries": row.queries,
         "metric": row.metric,
         "layers": row.layers,
-        "baseline": written(row.baseline, ".4g"),
-        "value": written(row.value, ".4g"),
-        "effect [95 %]": describe(row).replace(f" {row.unit}", ""),
-        "unit": row.unit,
-        "p": _number(row.p_value),
-        "q": _number(row.q_value),
-    }
-    beside = [_reference(result, *pair) for pair in result.references(row)]
-    if beside and row.condition in starred:
-        beside[0]["difference [95 %]"] += " *"
-    first, *others = beside or [{}]
-    yield {**head, **first}
-    yield from ({**dict.fromkeys(head), **other} for other in others)
-
-
-def _reference(result: Record, reference: EffectSize, contrast: EffectSize) -> dict[str, Any]:
-    """The columns of a control or null, and of the contrast with it."""
-    models = result.of_random_models(contrast)
-    return {
-        "against": reference.against,
-        "its effect": written(reference.effect, "+.3g"),
-        "difference [95 %]": describe(contrast).replace(f" {contrast.unit}", ""),
-        "with random weights": models and describe(models).replace(f" {models.unit}", ""),
-        "q (difference)": _number(contrast.q_value),
+        "effect": row.effect,
+        "ci_low": row.ci_low,
+        "ci_high": row.ci_high,
+        "difference": contrast and contrast.effect,
+        "difference_low": contrast and contrast.ci_low,
+        "difference_high": contrast and contrast.ci_high,
+        "against": line.reference and line.reference.against,
+        "p_difference": contrast and contrast.p_value,
+        "q_difference": contrast and contrast.q_value,
+        "its_effect": line.reference and line.reference.effect,
+        "with_random_weights": line.models and line.models.effect,
+        "p": row.p_value,
+        "q": row.q_value,
+        "baseline": row.baseline,
+        "value": row.value,
+        "unit": row.unit or None,
+        "d_z": row.d_z,
+        "n": row.n_prompts,
+        "resampled": row.resampled,
+        "draws": row.n_draws,
     }
 
 
-def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:.2g}"
+def with_interval(row: EffectSize) -> str:
+    """An effect without its unit: `+0.021 [0.010, 0.032]`."""
+    return f"{effect_of(row)}{interval_of(row)}"
+
+
+def over(row: EffectSize) -> str:
+    """What was resampled: `16 prompts`."""
+    return f"{row.n_prompts} {row.resampled}{'s' if row.n_prompts != 1 else ''}"
+
+
+def _probability(value: float | None) -> str | None:
+    return None if value is None else probability(value)

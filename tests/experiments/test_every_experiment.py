@@ -173,6 +173,14 @@ def test_every_sentence_is_in_the_fields_own_words(subject: Subject) -> None:
         assert "{" not in line and "nan" not in line.split(), line
 
 
+def test_no_number_is_written_below_rounding(subject: Subject) -> None:
+    """No `3.469e-18`, no `-0 nats`, no unit `1`, in any form."""
+    result = subject.result
+    for text in (*result.summary, *result.notes(), str(result.table(full=True)), result.to_latex()):
+        assert not re.search(r"e-(0[7-9]|[1-9]\d)|(?<![\w.])[-+]0(?![.\d])", text), text
+    assert not {row.unit for row in result.effects} & {"1", "1 to d_model"}
+
+
 # --- Invariants ----------------------------------------------------------------------------------
 
 

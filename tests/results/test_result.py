@@ -264,3 +264,20 @@ def test_one_prompt_has_no_interval(boot_family: Callable[[str], Any], tmp_path:
             assert (effect.ci_low, effect.ci_high, effect.p_value, effect.d_z) == (None,) * 4
     assert sinklens.ExperimentResult.load(result.save(tmp_path / "out")).effects == result.effects
     assert result.plot().data and "<table" in result._repr_html_()
+
+
+@pytest.mark.parametrize("unit", ["1", "1 to d_model"])
+def test_saved_units_that_are_none_are_not_shown(
+    result: sinklens.ExperimentResult, unit: str, tmp_path: Path
+) -> None:
+    """Files of schema 2 from before a number without a unit had an empty one."""
+    result.save(tmp_path / "out")
+    file = tmp_path / "out" / "result.json"
+    content = json.loads(file.read_text())
+    for row in [*content["effects"], *content["measures"].values()]:
+        row["unit"] = unit
+    file.write_text(json.dumps(content))
+    loaded = sinklens.ExperimentResult.load(tmp_path / "out")
+    assert {row.unit for row in loaded.effects} == {""}
+    assert {measure.unit for measure in loaded.measures.values()} == {""}
+    assert "1 to d_model" not in str(loaded) and "unit" not in loaded.table()

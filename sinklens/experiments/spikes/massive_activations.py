@@ -125,7 +125,7 @@ def zeroed(result: Record) -> Iterator[str]:
 
 MEASURES = {
     "peak_ratio": Measure("times the median", "Gaussian entries", ",.1f"),
-    "kurtosis": Measure("1 to d_model", "Gaussian entries"),
+    "kurtosis": Measure("", "Gaussian entries"),
     "peak_at_position0": Measure("share of prompts", "a random position", ".0%"),
     "massive": Measure("share of prompts", "Gaussian entries", ".0%"),
     "step_up": Measure("share of the peak", "the broken-stick expectation", ".0%"),
