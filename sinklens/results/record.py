@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from ..core.errors import SinklensError, UsageError
+from ..core.errors import SinklensError, unknown_name
 from ..stats.effects import EffectSize
 from .estimates import RANDOM_MODELS, Measure
+from .lookup import the_row
+
+OF_A_ROW = ("metric", "condition", "kind", "against", "layer", "head", "queries", "layers", "unit")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Array:
     """A tensor with named axes, and labels where indices alone are ambiguous.
 
@@ -41,8 +45,52 @@ class Array:
         size = self.values.shape[self.dims.index(dim)]
         return [str(label) for label in self.coords.get(dim, range(size))]
 
+    def labelled(self, name: str) -> Any:
+        """The numbers with the labels of their axes, under a name.
 
-@dataclass(frozen=True)
+        Returns:
+            A pandas DataFrame for one or two axes, an `xarray.DataArray` for more.
+
+        Raises:
+            SinklensError: There are more than two axes and xarray is not installed.
+        """
+        if self.values.ndim > 2:
+            return self.to_xarray(name)
+        axes = [
+            pd.Index(self.coords.get(dim, range(size)), name=dim)
+            for dim, size in zip(self.dims, self.values.shape, strict=True)
+        ]
+        index, columns = [*axes, None, None][:2]
+        columns = pd.Index([name]) if columns is None else columns
+        return pd.DataFrame(np.asarray(self).reshape(-1, len(columns)), index, columns)
+
+    def to_xarray(self, name: str) -> Any:
+        """The numbers as `xarray.DataArray` with names and labels of their axes.
+
+        Raises:
+            SinklensError: xarray is not installed.
+        """
+        try:
+            from xarray import DataArray
+        except ImportError as error:
+            raise SinklensError(
+                f"{name} with its axes {', '.join(self.dims)} needs xarray: "
+                "pip install 'sinklens[xarray]'"
+            ) from error
+        return DataArray(np.asarray(self), dict(self.coords), self.dims, name)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        numbers = self.values.detach().cpu().numpy()
+        return np.array(numbers, dtype=dtype, copy=copy)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Array):
+            return NotImplemented
+        same_axes = (self.dims, self.coords) == (other.dims, other.coords)
+        return same_axes and _are_same(self.values, other.values)
+
+
+@dataclass(frozen=True, eq=False)
 class Record:
     """The outcome of one experiment on one model, as data.
 
@@ -76,9 +124,60 @@ class Record:
     figure: dict[str, Any] = field(default_factory=lambda: {"kind": "Forest"})
     run: dict[str, Any] = field(default_factory=dict, compare=False)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether two results hold the same; times and machines do not count."""
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(
+            _are_same(getattr(self, part.name), getattr(other, part.name))
+            for part in fields(self)
+            if part.compare
+        )
+
+    def source(self) -> dict[str, Any]:
+        """Experiment, model and prompts, the first columns of every data frame."""
+        model = self.provenance["model"]
+        return {
+            "experiment": self.experiment,
+            "model": model["name"],
+            "revision": model.get("revision"),
+            "step": model.get("step"),
+            "model_seed": model.get("seed"),
+            "prompts": self.provenance["prompts"].get("hash"),
+        }
+
     def to_dataframe(self) -> pd.DataFrame:
-        """All rows in long form, one column per field of `EffectSize`."""
-        return pd.DataFrame([asdict(effect) for effect in self.effects])
+        """All rows in long form: `source`, then one column per field of `EffectSize`."""
+        source = self.source()
+        return pd.DataFrame([{**source, **asdict(effect)} for effect in self.effects])
+
+    def per_prompt_frame(self) -> pd.DataFrame:
+        """The values behind the rows in long form: a line for each row and prompt.
+
+        Its columns are those of `source`, what names the row, `prompt` (its number), `value`,
+        `baseline` and `effect` (their difference). Rows over tokens, seeds or models are left out.
+        """
+        source, lines = self.source(), []
+        value, baseline = (self.per_prompt[side].tolist() for side in ("value", "baseline"))
+        for number, row in enumerate(self.effects):
+            if row.resampled != "prompt":
+                continue
+            named = source | {name: getattr(row, name) for name in OF_A_ROW}
+            for prompt, pair in enumerate(zip(value[number], baseline[number], strict=True)):
+                both = {"value": pair[0], "baseline": pair[1], "effect": pair[0] - pair[1]}
+                lines.append({**named, "prompt": prompt, **both})
+        return pd.DataFrame(lines)
+
+    def array(self, name: str) -> Any:
+        """An array with its labels, as a pandas DataFrame or, of more than two axes, from xarray.
+
+        Raises:
+            UsageError: There is no such array.
+            SinklensError: It has more than two axes and xarray is not installed.
+        """
+        if name not in self.arrays:
+            raise unknown_name(f"array of {self.experiment}", name, self.arrays)
+        return self.arrays[name].labelled(name)
 
     def to_xarray(self) -> dict[str, Any]:
         """The arrays by name, as `xarray.DataArray` with names and labels of their axes.
@@ -86,29 +185,16 @@ class Record:
         Raises:
             SinklensError: xarray is not installed.
         """
-        try:
-            from xarray import DataArray
-        except ImportError as error:
-            raise SinklensError("to_xarray needs xarray: pip install 'sinklens[xarray]'") from error
-        return {
-            name: DataArray(array.values.numpy(), dict(array.coords), array.dims, name)
-            for name, array in self.arrays.items()
-        }
+        return {name: array.to_xarray(name) for name, array in self.arrays.items()}
 
-    def find(self, **fields: Any) -> EffectSize:
+    def find(self, **wanted: Any) -> EffectSize:
         """The one row with these fields, such as `find(metric="loss", condition="zero", kind=...)`.
 
         Raises:
-            UsageError: No row or several rows have them.
+            UsageError: No row or several rows have them, or a row has no such field; it says what
+                is near, or what differs.
         """
-        rows = [
-            effect
-            for effect in self.effects
-            if all(getattr(effect, name) == value for name, value in fields.items())
-        ]
-        if len(rows) != 1:
-            raise UsageError(f"{len(rows)} rows match {fields}; exactly one has to")
-        return rows[0]
+        return the_row(self.effects, wanted)
 
     def references(self, row: EffectSize) -> list[tuple[EffectSize, EffectSize]]:
         """Each control or null that a row is compared with, and the contrast."""
@@ -140,3 +226,14 @@ def _same_row(one: EffectSize, other: EffectSize) -> bool:
         getattr(one, name) == getattr(other, name)
         for name in ("metric", "condition", "layer", "head", "queries")
     )
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether two parts of a result are equal, tensors entry by entry, NaN being equal to NaN."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        return bool(((one == other) | (one.isnan() & other.isnan())).all())
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_are_same(one[key], other[key]) for key in one)
+    return bool(one == other)

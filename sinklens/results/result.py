@@ -39,7 +39,7 @@ from .wording import measures_in
 SCHEMA = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExperimentResult(Record):
     """The outcome of one experiment on one model: data, and how it is shown, saved and loaded."""
 

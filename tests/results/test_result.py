@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import sinklens
 from sinklens.models.prompts import corpus
+from sinklens.results.record import Array
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "sink_profile": {},
@@ -30,6 +32,7 @@ FIELDS = [
     *("ci_low", "ci_high", "p_value", "q_value", "d_z", "n_prompts", "n_draws", "unit"),
     "layers",
 ]
+SOURCE = ["experiment", "model", "revision", "step", "model_seed", "prompts"]
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +175,7 @@ def test_html(result: sinklens.ExperimentResult) -> None:
 def test_dataframe(result: sinklens.ExperimentResult) -> None:
     frame = result.to_dataframe()
     assert isinstance(frame, pd.DataFrame)
-    assert list(frame.columns) == FIELDS and len(frame) == len(result.effects)
+    assert list(frame.columns) == [*SOURCE, *FIELDS] and len(frame) == len(result.effects)
     for number, effect in enumerate(result.effects):
         assert frame.loc[number, "effect"] == effect.effect
         assert frame.loc[number, "condition"] == effect.condition
@@ -182,10 +185,112 @@ def test_find(results: dict[str, sinklens.ExperimentResult]) -> None:
     result = results["bos_replacement"]
     row = result.find(metric="loss", condition="mean", kind="contrast")
     assert (row.metric, row.condition, row.kind) == ("loss", "mean", "contrast")
-    with pytest.raises(sinklens.SinklensError, match="rows match"):
-        result.find(metric="loss")
-    with pytest.raises(sinklens.SinklensError, match="0 rows"):
-        result.find(metric="nothing")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"metric": "los", "condition": "mean"}, r"0 rows match .*did you mean metric='loss'\?"),
+        ({"metric": "loss", "condition": "meen"}, r"did you mean condition='mean'\?"),
+        (
+            {"metric": "loss", "condition": "xyz"},
+            r"condition beside metric='loss' is one of 'mean', 'random_token'$",
+        ),
+        ({"n_prompts": 9}, r"0 rows match n_prompts=9; n_prompts is one of 8"),
+        ({"metric": "loss", "layer": 3}, r"layer beside metric='loss' is one of None$"),
+        (
+            {"metric": "loss", "condition": "mean"},
+            r"3 rows match .*; they differ in kind: 'treatment', 'control', 'contrast'; "
+            r"against: None, 'later_position'$",
+        ),
+        ({"metrics": "loss"}, "unknown field of a row 'metrics'; did you mean metric"),
+    ],
+)
+def test_find_says_what_is_near_or_what_differs(
+    results: dict[str, sinklens.ExperimentResult], wanted: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(sinklens.core.errors.UsageError, match=words):
+        results["bos_replacement"].find(**wanted)
+
+
+def test_frames_name_model_and_prompts(
+    results: dict[str, sinklens.ExperimentResult], tmp_path: Path
+) -> None:
+    result = results["bos_replacement"]
+    known = {"revision": "main", "step": 64, "seed": 1}
+    model = {**result.provenance["model"], **known}
+    result = dataclasses.replace(result, provenance={**result.provenance, "model": model})
+    loaded = sinklens.ExperimentResult.load(result.save(tmp_path / "out"))
+    for frame in (loaded.to_dataframe(), loaded.per_prompt_frame()):
+        first = frame.loc[0, SOURCE].to_dict()
+        assert first["experiment"] == "bos_replacement" and first["model"] == "tiny-llama"
+        assert (first["revision"], first["step"], first["model_seed"]) == ("main", 64, 1)
+        assert first["prompts"] == result.provenance["prompts"]["hash"]
+
+
+def test_per_prompt_frame(result: sinklens.ExperimentResult) -> None:
+    """Means over prompts are the rows."""
+    frame = result.per_prompt_frame()
+    over_prompts = [row for row in result.effects if row.resampled == "prompt"]
+    assert len(frame) == 8 * len(over_prompts) and set(frame["prompt"]) == set(range(8))
+    names = ["metric", "condition", "kind", "against", "layer", "head", "queries"]
+    means = frame.groupby(names, dropna=False, sort=False)[["value", "baseline", "effect"]].mean()
+    assert len(means) == len(over_prompts)
+    for row, mean in zip(over_prompts, means.to_dict("records"), strict=True):
+        for name, value in mean.items():
+            assert value == pytest.approx(getattr(row, name), abs=1e-9)
+
+
+def test_arrays_are_labelled(results: dict[str, sinklens.ExperimentResult]) -> None:
+    result = results["sink_profile"]
+    stored = result.arrays["sink_mass"]
+    mass = result.array("sink_mass")
+    assert isinstance(mass, pd.DataFrame)
+    assert (mass.index.name, mass.columns.name) == stored.dims
+    for layer in mass.index:
+        for head in mass.columns:
+            assert mass.loc[layer, head] == float(stored.values[layer, head])
+    np.testing.assert_array_equal(np.asarray(stored), stored.values.numpy())
+    assert np.asarray(stored, dtype=float).dtype == float
+    with pytest.raises(sinklens.core.errors.UsageError, match="did you mean sink_mass"):
+        result.array("sink_mas")
+
+
+def test_labels_of_arrays_of_any_number_of_axes() -> None:
+    import xarray
+
+    coords = {"threshold": ["gu", "strict"]}
+    one = Array(torch.tensor([1.0, 2.0]), ("threshold",), coords).labelled("rate")
+    assert one.loc["strict", "rate"] == 2.0 and one.index.name == "threshold"
+    assert Array(torch.tensor(3.0), ()).labelled("norm").loc[0, "norm"] == 3.0
+    three = Array(torch.arange(8.0).reshape(2, 2, 2), ("threshold", "layer", "head"), coords)
+    labelled = three.labelled("rate")
+    assert isinstance(labelled, xarray.DataArray) and labelled.dims == three.dims
+    assert float(labelled.sel(threshold="strict", layer=0, head=1)) == 5.0
+
+
+def test_more_axes_than_two_need_xarray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    three = Array(torch.zeros(2, 2, 2), ("a", "b", "c"))
+    with pytest.raises(sinklens.SinklensError, match=r"rate .*a, b, c needs xarray: pip install"):
+        three.labelled("rate")
+
+
+def test_results_are_compared_by_what_they_hold(
+    result: sinklens.ExperimentResult, tmp_path: Path
+) -> None:
+    loaded = sinklens.ExperimentResult.load(result.save(tmp_path / "out"))
+    assert loaded == result and result == result
+    assert dataclasses.replace(result, run={"seconds": 1e9}) == result
+    assert result != "another thing" and result != dataclasses.replace(result, summary=["Other."])
+    name, array = next(iter(result.arrays.items()))
+    moved = dataclasses.replace(array, values=array.values + 1)
+    assert moved != array and dataclasses.replace(array, values=array.values.clone()) == array
+    assert dataclasses.replace(result, arrays={**result.arrays, name: moved}) != result
+    values = {**result.per_prompt, "value": result.per_prompt["value"] + 1}
+    assert dataclasses.replace(result, per_prompt=values) != result
+    missing = {"value": result.per_prompt["value"]}
+    assert dataclasses.replace(result, per_prompt=missing) != result
 
 
 def test_contrast_is_treatment_minus_control(
