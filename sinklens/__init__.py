@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .models.prompts import random_prompts as random_prompts
     from .models.prompts import repeated_prompts as repeated_prompts
     from .probes import sink_scores as sink_scores
+    from .results.comparison import ResultComparison as ResultComparison
+    from .results.comparison import compare as compare
+    from .results.comparison import concat as concat
     from .results.diagnosis import Diagnosis as Diagnosis
     from .results.result import ExperimentResult as ExperimentResult
     from .runner.config import ExperimentConfig as ExperimentConfig
@@ -43,6 +46,9 @@ _HOMES = {
     "origin": "models",
     "sink_scores": "probes",
     "Diagnosis": "results.diagnosis",
+    "ResultComparison": "results.comparison",
+    "compare": "results.comparison",
+    "concat": "results.comparison",
     "ExperimentResult": "results.result",
     "Prompts": "models.prompts",
     "prompts": "models.prompts",

@@ -76,6 +76,30 @@ def test_the_command_writes_what_show_prints(written: tuple[Path, str]) -> None:
     assert again.exit_code == 1 and "not empty" in again.stderr
 
 
+def test_a_diagnosis_is_loaded_again(written: tuple[Path, str], tmp_path: Path) -> None:
+    folder, printed = written
+    loaded = sinklens.Diagnosis.load(folder)
+    assert f"{loaded}\n" == printed
+    again = sinklens.Diagnosis.load(loaded.save(tmp_path / "again"))
+    assert again == loaded and again.results["sink_profile"] == loaded.results["sink_profile"]
+    frame = loaded.to_dataframe()
+    assert set(frame["experiment"]) == set(loaded.results) and set(frame["model"]) == {"rope"}
+    assert len(frame) == sum(len(result.effects) for result in loaded.results.values())
+    assert loaded.plot().to_json() == loaded.results["sink_profile"].plot().to_json()
+    assert loaded.plot("bos_replacement").data
+    with pytest.raises(sinklens.SinklensError, match="did you mean bos_replacement"):
+        loaded.plot("bos_replacment")
+
+
+def test_what_is_no_diagnosis_is_refused(written: tuple[Path, str], tmp_path: Path) -> None:
+    with pytest.raises(sinklens.SinklensError, match=r"ExperimentResult.load reads a single"):
+        sinklens.Diagnosis.load(written[0] / "sink_profile")
+    folder = Path(shutil.copytree(written[0], tmp_path / "out"))
+    (folder / "bos_replacement" / "values.safetensors").write_bytes(b"cut")
+    with pytest.raises(sinklens.SinklensError, match="truncated"):
+        sinklens.Diagnosis.load(folder)
+
+
 def test_overwriting_leaves_no_result_of_another_run(
     written: tuple[Path, str], tmp_path: Path
 ) -> None:

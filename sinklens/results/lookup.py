@@ -58,7 +58,8 @@ def _what_is_near(effects: Sequence[EffectSize], wanted: Mapping[str, Any]) -> s
             near = get_close_matches(str(value), words, n=3, cutoff=0.5)
             before = list(wanted)[: list(wanted).index(name)]
             beside = f" beside {', '.join(f'{one}={wanted[one]!r}' for one in before)}"
-            there = f"{name}{beside if before else ''} is one of {_listed(values)}"
+            among = "one of " if len(values) > 1 else ""
+            there = f"{name}{beside if before else ''} is {among}{_listed(values)}"
             return f"did you mean {name}={' or '.join(map(repr, near))}?" if near else there
         rows = left
     return "there are no rows"

@@ -148,8 +148,12 @@ class Record:
 
     def to_dataframe(self) -> pd.DataFrame:
         """All rows in long form: `source`, then one column per field of `EffectSize`."""
+        return pd.DataFrame(self.lines())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The rows of `to_dataframe`."""
         source = self.source()
-        return pd.DataFrame([{**source, **asdict(effect)} for effect in self.effects])
+        return [{**source, **asdict(effect)} for effect in self.effects]
 
     def per_prompt_frame(self) -> pd.DataFrame:
         """The values behind the rows in long form: a line for each row and prompt.

@@ -8,8 +8,19 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-FOLDED = ("condition", "at", "queries", "metric", "layers", "baseline", "unit", "over", "against")
-SAID = {"over": "{}", "unit": "{}", "against": "against {}", "at": "at {}"}
+FOLDED = (
+    "condition",
+    "at",
+    "queries",
+    "metric",
+    "layers",
+    "baseline",
+    "unit",
+    "over",
+    "against",
+    "result",
+)
+SAID = {"over": "{}", "unit": "{}", "against": "against {}", "at": "at {}", "result": "{}"}
 STYLE = "<style>.sinklens td, .sinklens th {white-space: nowrap; text-align: left}</style>"
 LATEX = str.maketrans(
     {

@@ -243,17 +243,21 @@ def smallest_p(n_prompts: int) -> float:
 
 def with_q_values(rows: Sequence[Row]) -> list[Row]:
     """The rows with Benjamini-Hochberg q-values, by metric and kind."""
+    effects = effects_with_q([row.effect for row in rows])
+    return [replace(row, effect=effect) for row, effect in zip(rows, effects, strict=True)]
+
+
+def effects_with_q(effects: Sequence[EffectSize]) -> list[EffectSize]:
+    """The effects with Benjamini-Hochberg q-values, by metric and kind."""
     families: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-    for number, row in enumerate(rows):
-        if row.effect.p_value is not None:
-            families[row.effect.metric, row.effect.kind].append(number)
-    result = list(rows)
+    for number, effect in enumerate(effects):
+        if effect.p_value is not None:
+            families[effect.metric, effect.kind].append(number)
+    result = list(effects)
     for members in families.values():
-        q_values = stats.false_discovery_control([rows[i].effect.p_value for i in members])
+        q_values = stats.false_discovery_control([effects[i].p_value for i in members])
         for number, q in zip(members, q_values, strict=True):
-            result[number] = replace(
-                rows[number], effect=replace(rows[number].effect, q_value=float(q))
-            )
+            result[number] = replace(effects[number], q_value=float(q))
     return result
 
 

@@ -196,8 +196,8 @@ def test_find(results: dict[str, sinklens.ExperimentResult]) -> None:
             {"metric": "loss", "condition": "xyz"},
             r"condition beside metric='loss' is one of 'mean', 'random_token'$",
         ),
-        ({"n_prompts": 9}, r"0 rows match n_prompts=9; n_prompts is one of 8"),
-        ({"metric": "loss", "layer": 3}, r"layer beside metric='loss' is one of None$"),
+        ({"n_prompts": 9}, r"0 rows match n_prompts=9; n_prompts is 8$"),
+        ({"metric": "loss", "layer": 3}, r"layer beside metric='loss' is None$"),
         (
             {"metric": "loss", "condition": "mean"},
             r"3 rows match .*; they differ in kind: 'treatment', 'control', 'contrast'; "
