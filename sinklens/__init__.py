@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .results.diagnosis import Diagnosis as Diagnosis
     from .results.result import ExperimentResult as ExperimentResult
     from .runner.config import ExperimentConfig as ExperimentConfig
+    from .runner.keeping import keep as keep
     from .runner.registry import experiment as experiment
     from .runner.registry import run as run
     from .stats.effects import EffectSize as EffectSize
@@ -41,6 +42,7 @@ _HOMES = {
     "SinklensError": "core.errors",
     "ExperimentConfig": "runner.config",
     "experiment": "runner.registry",
+    "keep": "runner.keeping",
     "run": "runner.registry",
     "load": "models",
     "origin": "models",

@@ -251,15 +251,15 @@ def _prompts(model: Any, text: Path | None, n: int, length: int, bos: bool | Non
     return prompts(model, text, n=n, length=length, bos=bos)
 
 
-def _settings(pairs: list[str] | None) -> dict[str, str]:
+def _settings(pairs: list[str] | None) -> dict[str, Any]:
     """`KEY=VALUE` pairs as a dictionary."""
-    settings = {}
+    settings: dict[str, Any] = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UsageError(f"--set takes KEY=VALUE, not {pair!r}")
         settings[key] = value
-    for fixed in {"seed", "progress"} & settings.keys():
+    for fixed in {"seed", "progress", "out", "overwrite"} & settings.keys():
         raise UsageError(f"use --{'quiet' if fixed == 'progress' else fixed} instead of --set")
     return settings
 

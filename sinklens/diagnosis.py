@@ -23,12 +23,14 @@ from .models.prompts import prompts as make_prompts
 from .results.diagnosis import Diagnosis
 from .results.effect_sentences import does_more, effect_sentence
 from .results.result import ExperimentResult
+from .runner.keeping import in_few_lines
 from .runner.registry import run
 
 SHARED = ("draws", "null_models", "seed", "progress", "batch_size", "memory")
 N_PROMPTS, LENGTH, DRAWS, NULL_MODELS, PATCHED_LAYERS = 16, 64, 3, 3, 6
 
 
+@in_few_lines
 def diagnose(
     model: HookedModel | str | Any, prompts: Prompts | None = None, **settings: Any
 ) -> Diagnosis:

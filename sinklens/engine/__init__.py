@@ -27,6 +27,7 @@ from .read import Reading as Reading
 from .read import finished_or as finished_or
 from .read import read_under as read_under
 from .resume import kept as kept
+from .resume import kept_in as kept_in
 from .resume import section as section
 from .shortcuts import shortcuts as shortcuts
 from .sizes import default_memory as default_memory

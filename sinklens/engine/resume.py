@@ -59,7 +59,7 @@ def kept(folder: Path, command: Sequence[str], *, overwrite: bool = False) -> It
         if stored.exists() and not overwrite:
             raise SinklensError(
                 f"{folder} holds an unfinished run of another command; run that again to finish "
-                "it, give another folder, or --overwrite"
+                "it, give another folder, or use --overwrite (overwrite=True)"
             )
         _remove(own)
     token = _open.set(Journal(own, text))
@@ -74,6 +74,12 @@ def kept(folder: Path, command: Sequence[str], *, overwrite: bool = False) -> It
     finally:
         _open.reset(token)
     _remove(own)
+
+
+def kept_in() -> Path | None:
+    """The folder in which finished work is kept at this moment."""
+    journal = _open.get()
+    return None if journal is None else journal.folder.parent
 
 
 def _is_blank(own: Path) -> bool:

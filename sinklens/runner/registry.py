@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
@@ -25,7 +26,7 @@ from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
 from ..engine import has_own_hooks, section
 from ..metrics import resolve_metrics
-from ..models import require_eval_mode
+from ..models import origin, require_eval_mode
 from ..models.prompts import Prompts
 from ..models.prompts import prompts as make_prompts
 from ..results.estimates import Measure
@@ -34,6 +35,7 @@ from ..results.result import ExperimentResult, identity
 from ..results.wording import Says
 from .config import ExperimentConfig, fit
 from .declaration import Experiment
+from .keeping import in_few_lines, kept_for
 from .needs import Need
 from .run import Run
 
@@ -131,6 +133,7 @@ def get(name: str) -> Experiment:
     return known[name]
 
 
+@in_few_lines
 def run(
     name: str,
     model: HookedModel,
@@ -138,6 +141,8 @@ def run(
     *,
     seed: int = 0,
     progress: bool | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
     **settings: Any,
 ) -> ExperimentResult:
     """Run an experiment.
@@ -148,6 +153,9 @@ def run(
         prompts: The prompts; by default 64 windows of 64 tokens of the shipped corpus.
         seed: Seed of every random draw.
         progress: Whether to show progress; None shows it in a terminal or a notebook.
+        out: A folder, absent or empty, that the result is saved to. Until then it keeps what is
+            finished, so that after an interruption the same call goes on.
+        overwrite: Whether to replace what is in that folder.
         **settings: Fields of the experiment's configuration. Strings from a command line are
             turned into what the field holds.
 
@@ -169,10 +177,15 @@ def run(
     if prompts is None:
         prompts = make_prompts(model)
     began = time.perf_counter()
-    with section(lambda: _kept_under(chosen, model, prompts, config)):
-        result = chosen.function(model, prompts, config)
-    timing = {"seconds": round(time.perf_counter() - began, 3), **_machine()}
-    return dataclasses.replace(result, run=timing)
+    command = [name, str(config.recorded()), origin(model).name, prompts.hash]
+    with kept_for(out, command, overwrite=overwrite):
+        with section(lambda: _kept_under(chosen, model, prompts, config)):
+            result = chosen.function(model, prompts, config)
+        timing = {"seconds": round(time.perf_counter() - began, 3), **_machine()}
+        result = dataclasses.replace(result, run=timing)
+        if out is not None:
+            result.save(out, overwrite=overwrite)
+    return result
 
 
 def _kept_under(
