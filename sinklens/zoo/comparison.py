@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from jaxtyping import Float
 
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..models.shipped import card, names, seeds
+from ..results.wording import probability, written
 from ..stats.effects import EffectSize, interval
 
 ROW = ("metric", "condition", "kind", "layer", "head", "queries")
@@ -101,6 +103,14 @@ class MemberComparison:
             "unit": rows[0].unit,
         }
 
+    def _in_words(self) -> pd.DataFrame:
+        """The table with its numbers as text."""
+        table = self.table()
+        for name in table.select_dtypes("float"):
+            form = probability if name == "p_seeds" else partial(written, form=".4g")
+            table[name] = table[name].map(form, na_action="ignore").astype(object)
+        return table
+
     def notes(self) -> list[str]:
         """What is needed to interpret the table."""
         counts = {member: len(seeds(member)) for member, _ in self.results}
@@ -128,7 +138,7 @@ class MemberComparison:
 
     def __str__(self) -> str:
         """Table and notes as plain text."""
-        table = self.table().to_string(index=False, na_rep="", float_format="{:.4g}".format)
+        table = self._in_words().to_string(index=False, na_rep="")
         return "\n".join([f"{self.experiment} by member", "", table, "", *self.notes()])
 
     __repr__ = __str__
@@ -137,7 +147,7 @@ class MemberComparison:
         """Table and notes for Jupyter."""
         import html
 
-        table = self.table().to_html(index=False, na_rep="", border=0, float_format="{:.4g}".format)
+        table = self._in_words().to_html(index=False, na_rep="", border=0)
         notes = "<br>".join(html.escape(line) for line in self.notes())
         return (
             f"<h4>{html.escape(self.experiment)} by member</h4>"

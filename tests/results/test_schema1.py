@@ -43,7 +43,12 @@ def test_a_saved_result_loads_and_is_shown(experiment: str, tmp_path: Path) -> N
     assert all(row.metric in text for row in result.effects)
     assert "<table" in result._repr_html_() and result.plot().data
     again = sinklens.ExperimentResult.load(result.save(tmp_path / "again"))
-    assert again.effects == result.effects and str(again) == text
+    assert again == result and str(again) == text
+    assert not {row.unit for row in result.effects} & {"1", "1 to d_model"}
+    assert set(result.to_dataframe()["model"]) == {result.provenance["model"]["name"]}
+    assert len(result.per_prompt_frame()) == result.per_prompt["value"].numel()
+    assert len(result.table(numeric=True)) == len(result.table())
+    assert all(one.effect.effect == 0 for one in sinklens.compare([result, again]).differences)
 
 
 def test_a_schema_of_the_future_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -70,6 +73,27 @@ def test_members_that_refuse_are_left_out_with_the_reason(
     assert "Left out: encoder" in comparison._repr_html_()
     long = comparison.to_dataframe()
     assert set(long.member) == {"rope", "nope"} and set(long.seed) == {0, 1, 2}
+
+
+def test_zeros_and_small_p_are_written_as_in_every_table(comparison: zoo.MemberComparison) -> None:
+    def tiny(result: sinklens.ExperimentResult, seed: int) -> sinklens.ExperimentResult:
+        ends = {"effect": -3.469e-18 * (seed + 1), "value": 1.347e-244}
+        return replace(result, effects=[replace(row, **ends) for row in result.effects])
+
+    results = {key: tiny(result, key[1]) for key, result in comparison.results.items()}
+    for shown in (replace(comparison, results=results), comparison):
+        for text in (str(shown), shown._repr_html_()):
+            assert not re.search(r"e-(0[7-9]|[1-9]\d)|(?<![\w.])[-+]0(?![.\d])", text), text
+    results = {
+        key: replace(
+            result,
+            effects=[
+                replace(row, effect=1e9 * (key[0] == "nope") + key[1]) for row in result.effects
+            ],
+        )
+        for key, result in comparison.results.items()
+    }
+    assert "<1e-4" in str(replace(comparison, results=results))
 
 
 def test_equal_groups_give_scipys_p() -> None:
