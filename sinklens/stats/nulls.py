@@ -41,33 +41,40 @@ def largest_share(parts: int) -> float:
 
 
 def uniform_sink_scores(
-    length: int, *, window: int | None = None, causal: bool = True
+    length: int, *, window: int | None = None, causal: bool = True, learned_sink: bool = False
 ) -> Float[np.ndarray, " key"]:
     """The sink score of every key under uniform attention.
 
     Query i spreads its weight evenly over the keys it sees: the i + 1 keys up to itself, the last
-    `window` of them, or all `length` where attention is not causal.
+    `window` of them, or all `length` where attention is not causal. A learned sink takes as much as
+    a key does.
     """
-    pattern = _uniform_pattern(length, window, causal)
+    pattern = _uniform_pattern(length, window, causal, learned_sink)
     scores: np.ndarray = np.tril(pattern).sum(0) / np.arange(length, 0, -1)
     return scores
 
 
 def uniform_sink_mass(
-    length: int, *, window: int | None = None, causal: bool = True, key: int = 0
+    length: int,
+    *,
+    window: int | None = None,
+    causal: bool = True,
+    key: int = 0,
+    learned_sink: bool = False,
 ) -> float:
     """Sink mass under uniform attention: the mean over queries i > key of the weight on the key."""
-    return float(_uniform_pattern(length, window, causal)[key + 1 :, key].mean())
+    pattern = _uniform_pattern(length, window, causal, learned_sink)
+    return float(pattern[key + 1 :, key].mean())
 
 
 def _uniform_pattern(
-    length: int, window: int | None, causal: bool
+    length: int, window: int | None, causal: bool, learned_sink: bool
 ) -> Float[np.ndarray, "query key"]:
-    """Uniform attention over the visible keys."""
+    """Uniform attention over the visible keys, and over a learned sink with the logit of a key."""
     visible = np.ones((length, length))
     if causal:
         visible = np.tril(visible)
     if window is not None:
         visible = np.triu(visible, 1 - window)
-    pattern: np.ndarray = visible / visible.sum(-1, keepdims=True)
+    pattern: np.ndarray = visible / (visible.sum(-1, keepdims=True) + learned_sink)
     return pattern

@@ -43,7 +43,9 @@ def add_reading_heads(
     length = run.prompts.length
     windows = [window or length for window in run.capabilities.visible_keys(length)]
     nulls: dict[str, Callable[[int, int], float]] = {
-        "weight": lambda window, key: uniform_sink_mass(length, window=window, key=key),
+        "weight": lambda window, key: uniform_sink_mass(
+            length, window=window, key=key, learned_sink=run.capabilities.learned_sinks
+        ),
         "readout": lambda window, key: _unrelated_values(length, window, key),
     }
     for field, uniform in nulls.items():

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...core.labels import head_label
@@ -147,10 +147,12 @@ def sink_profile(run: Run[SinkProfileConfig]) -> None:
             run.keep(f"sink_mass_{name}", sinks.compute().mass.mean(0), "layer head")
         suffix = "" if name == "natural" else f":{name}"
         _add_rows(run, sinks.compute(), prompts.length, suffix)
-    causal = run.capabilities.causal
-    run.facts(uniform_score=float(uniform_sink_scores(run.prompts.length, causal=causal)[0]))
+    run.facts(uniform_score=float(_uniform_scores(run, run.prompts.length)[0]))
     if run.capabilities.learned_sinks:
-        run.note("This model has learned sinks: attention rows sum to less than 1.")
+        run.note(
+            "This model has learned sinks: attention rows sum to less than 1, and uniform "
+            "attention gives the sink as much as a key."
+        )
 
 
 def _refusals(run: Run[SinkProfileConfig]) -> dict[str, str]:
@@ -179,8 +181,9 @@ def _add_rows(
     """The model-level rows of one input."""
     capabilities = run.capabilities
     windows, causal = capabilities.visible_keys(length), capabilities.causal
-    scores = [uniform_sink_scores(length, window=w, causal=causal)[0] for w in windows]
-    masses = [uniform_sink_mass(length, window=w, causal=causal) for w in windows]
+    alike = {"causal": causal, "learned_sink": capabilities.learned_sinks}
+    scores = [uniform_sink_scores(length, window=w, **alike)[0] for w in windows]
+    masses = [uniform_sink_mass(length, window=w, **alike) for w in windows]
     for part, layers in capabilities.layer_groups(length):
         score = values.scores[:, layers, :, 0]
         null = np.array(scores)[layers]
@@ -203,6 +206,14 @@ def _add_rows(
         run.add("sink_mass", f"learned_sink{suffix}", Sample(taken, null_sink))
 
 
+def _uniform_scores(run: Run[SinkProfileConfig], length: int) -> Float[np.ndarray, " key"]:
+    """The sink score of every key under uniform attention without windows."""
+    capabilities = run.capabilities
+    return uniform_sink_scores(
+        length, causal=capabilities.causal, learned_sink=capabilities.learned_sinks
+    )
+
+
 def _keep_arrays(
     run: Run[SinkProfileConfig], scores: SinkScoreValues, norms: ResidualNorms, values: ValueNorms
 ) -> None:
@@ -214,7 +225,7 @@ def _keep_arrays(
     later = above.clone()
     later[..., elsewhere] = 0
     sinks = (scores.scores > SINK_THRESHOLDS["gu"]) & ~elsewhere
-    null = torch.from_numpy(uniform_sink_scores(length, causal=run.capabilities.causal))
+    null = torch.from_numpy(_uniform_scores(run, length))
     residual, value = norms.compute(), values.compute()
     run.keep("sink_mass", scores.mass.mean(0), "layer head")
     run.keep("sink_rate", above[..., 0], "layer head")

@@ -97,8 +97,9 @@ def _spike_and_sinks(run: Run[Any], model: HookedModel, name: str) -> dict[str, 
     scores, spikes = run.read(sinks, peaks, model=model, prompts=replace(prompts, answers=None))
     capabilities = check(model)
     windows, causal = capabilities.visible_keys(length), capabilities.causal
-    masses = [uniform_sink_mass(length, window=w, causal=causal) for w in windows]
-    uniform = [uniform_sink_scores(length, window=w, causal=causal)[0] for w in windows]
+    alike = {"causal": causal, "learned_sink": capabilities.learned_sinks}
+    masses = [uniform_sink_mass(length, window=w, **alike) for w in windows]
+    uniform = [uniform_sink_scores(length, window=w, **alike)[0] for w in windows]
     rate = float(np.mean(np.array(uniform) > SINK_THRESHOLDS["gu"]))
     gaussian = gaussian_peak_ratio(spikes.ratio.shape[1] * length * int(model.cfg.d_model))
     samples = (

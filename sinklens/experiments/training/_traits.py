@@ -5,19 +5,20 @@
                      layers and heads; falls where sinks read nothing; null: 1
     spike            largest entry of the residual stream over the median one; null: Gaussian
                      entries
-    largest_column   mean attention that the most attended key gets, head average by layer, keys up
-                     to T / 2 (a central frame of Ruscio et al. 2025, 2508.02546); null: uniform
-                     attention
+    largest_early_column
+                     mean attention that the most attended key gets, of the keys up to T / 2, by
+                     head, then the mean over heads and layers (a central frame of Ruscio et al.
+                     2025, 2508.02546); null: uniform attention
 
 `value_drain` follows Guo et al. 2024 (2410.13835), which takes the value behind W_O; here it is the
 value itself.
 
 The control of the first three is the same at a later position p, in 1 .. T / 4: its weight over the
 queries after it; its value; the largest entry at p against the largest at position 0, over the same
-streams. `largest_column` has an empirical null, attention whose rows are permuted among the keys
-that a query sees, since the largest of many columns was chosen. What it cannot show: a key near the
-front gets more under any causal mask, which a null takes into account only where attention is
-uniform.
+streams. `largest_early_column` has an empirical null, attention whose rows are permuted among the
+keys that a query sees, since the largest of many columns was chosen. What it cannot show: a key
+near the front gets more under any causal mask, which a null takes into account only where attention
+is uniform.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ from ...results.estimates import Measure, Reference, Sample
 from ...runner.run import Run
 from ...stats.nulls import gaussian_peak_ratio, uniform_sink_mass, uniform_sink_scores
 
-SIDES = {"sink_mass": 1, "value_drain": -1, "spike": 1, "largest_column": 1}
+SIDES = {"sink_mass": 1, "value_drain": -1, "spike": 1, "largest_early_column": 1}
 """Where a trait lies once it has appeared: 1 above its null, -1 below."""
 TRAIT_MEASURES = {
     "sink_mass": Measure("share of attention", "uniform attention", ".1%"),
     "value_drain": Measure("times later positions", "equal norms"),
     "spike": Measure("times the median", "Gaussian entries"),
-    "largest_column": Measure("share of attention", "uniform attention", ".1%"),
+    "largest_early_column": Measure("share of attention", "uniform attention", ".1%"),
 }
 
 
@@ -59,7 +60,7 @@ def read_traits(run: Run[Any], model: HookedModel) -> dict[str, Sample]:
     )
     half = length // 2 + 1
     uniform = [
-        uniform_sink_scores(length, window=window, causal=capabilities.causal)[:half].max()
+        uniform_sink_scores(length, window=window, **_alike(capabilities))[:half].max()
         for window in capabilities.visible_keys(length)
     ]
     columns = scores.scores.mean(2)[..., :half].amax(-1).mean(1)
@@ -69,7 +70,7 @@ def read_traits(run: Run[Any], model: HookedModel) -> dict[str, Sample]:
         "sink_mass": Sample(sink_mass(scores).mean(1), _uniform(capabilities, length, 0)),
         "value_drain": Sample(drain, 1.0),
         "spike": Sample(peaks.ratio.amax(1), gaussian_peak_ratio(entries)),
-        "largest_column": Sample(columns, float(np.mean(uniform))),
+        "largest_early_column": Sample(columns, float(np.mean(uniform))),
     }
     return {name: traits[name] for name in run.conditions}
 
@@ -83,14 +84,14 @@ def references(
     """
     beside: dict[str, list[Reference]] = {name: [] for name in traits}
     places = control_positions(run.prompts.length, run.config.draws, run.config.seed)
-    if places and traits.keys() - {"largest_column"}:
+    if places and traits.keys() - {"largest_early_column"}:
         run.drawn(control_positions=places)
         for name, control in _at_later_positions(run, model, places).items():
             if name in traits:
                 beside[name].append(control)
-    if run.config.draws and "largest_column" in traits:
-        null = traits["largest_column"].null
-        beside["largest_column"].append(_with_permuted_rows(run, model, null))
+    if run.config.draws and "largest_early_column" in traits:
+        null = traits["largest_early_column"].null
+        beside["largest_early_column"].append(_with_permuted_rows(run, model, null))
     return beside
 
 
@@ -155,10 +156,15 @@ def largest_column(pattern: Tensor, visible: Tensor, layer: int) -> dict[str, Te
     return {"largest": scores[..., : length // 2 + 1].amax(-1)}
 
 
+def _alike(capabilities: Capabilities) -> dict[str, bool]:
+    """How attention without a mechanism is like that of a model."""
+    return {"causal": capabilities.causal, "learned_sink": capabilities.learned_sinks}
+
+
 def _uniform(capabilities: Capabilities, length: int, key: int) -> float:
     """The weight of a key over the queries after it under uniform attention, mean over layers."""
     masses = [
-        uniform_sink_mass(length, window=window, causal=capabilities.causal, key=key)
+        uniform_sink_mass(length, window=window, key=key, **_alike(capabilities))
         for window in capabilities.visible_keys(length)
     ]
     return float(np.mean(masses))

@@ -142,7 +142,7 @@ def test_traits_are_those_of_each_checkpoint(result: Any, prompts: Prompts) -> N
         )
         wanted = {
             "sink_mass": attention[..., 1:, 0].mean((1, 2, 3)),
-            "largest_column": columns[..., :13].amax(-1).mean(1),
+            "largest_early_column": columns[..., :13].amax(-1).mean(1),
             "spike": torch.stack(ratios).amax(0),
             "value_drain": (norms[:, :, 0] / norms[:, :, 1:].mean(2)).mean((1, 2)),
         }
@@ -180,9 +180,9 @@ def test_traits_are_those_of_each_checkpoint(result: Any, prompts: Prompts) -> N
 
 def test_the_largest_column_stands_beside_permuted_rows(result: Any) -> None:
     """Which keep how peaked a row is, and have no column that all queries share."""
-    null = result.find(metric="largest_column", against="row_permuted", kind="null")
-    contrast = result.find(metric="largest_column", against="row_permuted", kind="contrast")
-    last = result.find(metric="largest_column", condition="step4000", against=None)
+    null = result.find(metric="largest_early_column", against="row_permuted", kind="null")
+    contrast = result.find(metric="largest_early_column", against="row_permuted", kind="contrast")
+    last = result.find(metric="largest_early_column", condition="step4000", against=None)
     assert null.baseline == last.baseline < null.value < last.value / 1.5
     assert contrast.effect == pytest.approx(last.effect - null.effect) and contrast.ci_low > 0
 
@@ -201,9 +201,9 @@ def test_what_traits_are_set_against_is_measured_as_they_are(name: str) -> None:
     sinklens.evaluate(model, prompts, [], [], probes=[probe], progress=False)
     read = probe.compute()
     own = read["attention", "largest"].double().mean(1).numpy()
-    np.testing.assert_allclose(traits["largest_column"].values, own, atol=1e-6)
+    np.testing.assert_allclose(traits["largest_early_column"].values, own, atol=1e-6)
     even = float(read["uniform", "largest"].double().mean())
-    assert traits["largest_column"].null == pytest.approx(even, abs=1e-6)
+    assert traits["largest_early_column"].null == pytest.approx(even, abs=1e-6)
     for (reference,) in beside.values():
         values = reference.sample.values
         assert values.shape[-1] == 2 and torch.isfinite(values).all()
@@ -213,7 +213,7 @@ def test_the_last_checkpoint_stands_beside_random_weights(
     result: Any, rope: Any, prompts: Prompts
 ) -> None:
     """Which are like those of step 0: a fresh draw has no trait, and the summary says the rest."""
-    for name in ("sink_mass", "spike", "largest_column"):
+    for name in ("sink_mass", "spike", "largest_early_column"):
         null = result.find(metric=name, against="random_weights", kind="null")
         first = result.find(metric=name, condition="step0")
         last = result.find(metric=name, condition="step4000", against=None)
