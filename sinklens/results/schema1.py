@@ -38,7 +38,7 @@ BY_CONDITION = {
     "both": "combined",
     "interaction": "combined",
 }
-UNITS = {"share of the columns": "share of received attention", "1": "", "1 to d_model": ""}
+UNITS = {"share of the columns": "share of the columns' sum", "1": "", "1 to d_model": ""}
 """Units that are written otherwise since, in files of either schema."""
 SPIKE_AND_SINKS = ("peak_ratio", "sink_mass", "sink_rate")
 FINDINGS = (

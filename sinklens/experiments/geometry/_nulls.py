@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from ...core.protocol import HookedModel
+from ...core.seeds import seeded
 from ...models.random_weights import RANDOM_WEIGHTS, random_twin
 from ...probes.patterns import ATTENTION, ROW_PERMUTED, UNIFORM
 from ...results.estimates import Reference, Sample
 from ...runner.run import Run
 
+RANDOM_UNIFORM = f"{RANDOM_WEIGHTS}:{UNIFORM}"
+"""Uniform attention as the random model has it: learned sinks take another share there."""
 BySource = Mapping[str, Tensor]
 """By source (attention and its nulls) `[prompt, layer, ...]`, or `[prompt]` where layers are
 averaged; of row-permuted attention `[prompt, layer, draw, ...]` and `[prompt, draw]`."""
@@ -55,7 +58,8 @@ class BesideNulls:
             self._draws[f"{metric} {condition}"] = draws.mean(0).tolist()
             nulls.append((ROW_PERMUTED, Sample(draws.mean(1), uniform, draws.shape[1])))
         if RANDOM_WEIGHTS in values and (metric, condition) in self._headlines:
-            nulls.append((RANDOM_WEIGHTS, Sample(values[RANDOM_WEIGHTS].double(), uniform)))
+            random, its = values[RANDOM_WEIGHTS].double(), values[RANDOM_UNIFORM].double()
+            nulls.append((RANDOM_WEIGHTS, Sample(random, its)))
         references = [Reference(sample, name, kind="null") for name, sample in nulls]
         self._run.add(metric, condition, Sample(values[ATTENTION].double(), uniform), *references)
 
@@ -74,6 +78,8 @@ class BesideNulls:
             coords: Their labels.
         """
         for source, by_layer in values.items():
+            if source == RANDOM_UNIFORM:
+                continue
             mean = by_layer.double().mean((0, 2) if source == ROW_PERMUTED else 0).float()
             null = "" if source == ATTENTION else f":{source}"
             self._run.keep(f"{name}{null}", mean, f"layer {dims}", **coords)
@@ -98,7 +104,11 @@ def untrained_model(run: Run[Any]) -> HookedModel | None:
     """
     if set(run.conditions) == {"head_kl"}:
         return None
-    twin, origin = random_twin(run.model, run.config.random_weights, run.config.seed)
+    twin, origin = random_twin(
+        run.model,
+        run.config.random_weights,
+        int(seeded(run.config.seed, RANDOM_WEIGHTS).integers(2**31)),
+    )
     if twin is not None:
         run.facts(random_weights=origin)
     elif origin:

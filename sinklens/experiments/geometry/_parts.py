@@ -33,6 +33,7 @@ from ...functional.graphs import (
     uniform_attention,
 )
 from ...functional.persistence import BETTI_CURVES, PERSISTENCE_METRICS, SCALES, persistence
+from ...models.random_weights import RANDOM_WEIGHTS
 from ...probes import Probe
 from ...probes.patterns import (
     ATTENTION,
@@ -45,7 +46,7 @@ from ...probes.patterns import (
 from ...probes.reference_points import SPACES, ReferenceShares
 from ...results.estimates import Measure
 from ...runner.run import Run
-from ._nulls import BesideNulls, BySource, at
+from ._nulls import RANDOM_UNIFORM, BesideNulls, BySource, at
 
 Read = dict[str, dict[str, Tensor]]
 """By name what was read of attention and its nulls, by source `[prompt, layer, ...]`."""
@@ -55,12 +56,12 @@ _beside_uniform = partial(Measure, null="uniform attention")
 MEASURES = {
     "largest_column": _beside_uniform("share of attention", form=".1%"),
     "effective_anchors": _beside_uniform("keys"),
-    "first_share": _beside_uniform("share of received attention", form=".1%"),
-    "last_share": _beside_uniform("share of received attention", form=".1%"),
+    "first_share": _beside_uniform("share of the columns' sum", form=".1%"),
+    "last_share": _beside_uniform("share of the columns' sum", form=".1%"),
     "stability": Measure("share of layer pairs", "keys drawn at random", ".1%"),
-    "centralised": _beside_uniform("share of received attention", form=".1%"),
-    "distributed": _beside_uniform("share of received attention", form=".1%"),
-    "bidirectional": _beside_uniform("share of received attention", form=".1%"),
+    "centralised": _beside_uniform("share of the columns' sum", form=".1%"),
+    "distributed": _beside_uniform("share of the columns' sum", form=".1%"),
+    "bidirectional": _beside_uniform("share of the columns' sum", form=".1%"),
     "star_likeness": _beside_uniform("share of queries", form=".1%"),
     "gini": _beside_uniform(""),
     "combined_star": _beside_uniform(""),
@@ -169,14 +170,18 @@ def add_frame(run: Run[Any], nulls: BesideNulls, columns: BySource) -> None:
     """Scores of the columns, for all layers and for layers with and without a window."""
     for kind, layers in run.capabilities.layer_groups(run.prompts.length):
         uniform = columns[UNIFORM][:, layers]
-        scores = {
-            source: frame_metrics(by_layer[:, layers].transpose(1, 2), uniform[:, None])
-            if source == ROW_PERMUTED
-            else frame_metrics(by_layer[:, layers], uniform)
-            for source, by_layer in columns.items()
-        }
+        of_random = columns.get(RANDOM_UNIFORM, columns[UNIFORM])[:, layers]
+        scores = {}
+        for source, by_layer in columns.items():
+            own = by_layer[:, layers]
+            if source == ROW_PERMUTED:
+                scores[source] = frame_metrics(own.transpose(1, 2), uniform[:, None])
+            else:
+                beside = of_random if source.startswith(RANDOM_WEIGHTS) else uniform
+                scores[source] = frame_metrics(own, beside)
         # Uniform attention has no leading key; those of two layers agree by chance.
-        scores[UNIFORM]["stability"] = torch.full((len(uniform),), 1 / uniform.shape[-1])
+        for source in {UNIFORM, RANDOM_UNIFORM} & scores.keys():
+            scores[source]["stability"] = torch.full((len(uniform),), 1 / uniform.shape[-1])
         for metric in FRAME_METRICS:
             if metric in scores[ATTENTION]:
                 values = {source: by_metric[metric] for source, by_metric in scores.items()}

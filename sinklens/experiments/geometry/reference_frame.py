@@ -24,7 +24,7 @@ from ...functional.frames import FRAME_TYPES
 from ...functional.persistence import require_gudhi
 from ...models.random_weights import RANDOM_WEIGHTS
 from ...probes.divergences import HeadDivergences
-from ...probes.patterns import ATTENTION, ROW_PERMUTED, PatternReader
+from ...probes.patterns import ATTENTION, ROW_PERMUTED, UNIFORM, PatternReader
 from ...probes.reference_points import SPACES
 from ...results.figures import Heatmap, Lines, Panels
 from ...results.record import Record
@@ -34,7 +34,7 @@ from ...runner.needs import at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
 from . import _fisher, _head_kl, _parts, _published
-from ._nulls import BesideNulls, untrained_model
+from ._nulls import RANDOM_UNIFORM, BesideNulls, untrained_model
 
 PARTS = ("frame", "graph", "spectrum", "shares", "head_kl")
 PRESETS = ("repaired", "published")
@@ -217,6 +217,7 @@ def reference_frame(run: Run[ReferenceFrameConfig]) -> None:
     if untrained is not None:
         for name, values in _parts.read_attention(run, untrained, parts).items():
             read[name][RANDOM_WEIGHTS] = values[ATTENTION]
+            read[name][RANDOM_UNIFORM] = values[UNIFORM]
 
     nulls = BesideNulls(run, config.headlines)
     if "frame" in parts:

@@ -21,6 +21,7 @@ import torch
 
 from ...core.errors import SinklensError, UsageError
 from ...core.protocol import HookedModel
+from ...core.seeds import seeded
 from ...functional.onset import share_of_change
 from ...models import load_like, weights_hash
 from ...models.random_weights import RANDOM_WEIGHTS, random_twin
@@ -99,7 +100,9 @@ def sink_emergence(run: Run[SinkEmergenceConfig]) -> None:
     run.announce(len(steps) + 2 * bool(config.draws) + (config.random_weights is not False))
     curves, last = _follow(run, checkpoints)
     beside = references(run, last, {name: curves[name][steps[-1]] for name in run.conditions})
-    random, origin = random_twin(run.model, config.random_weights, config.seed)
+    random, origin = random_twin(
+        run.model, config.random_weights, int(seeded(config.seed, RANDOM_WEIGHTS).integers(2**31))
+    )
     if random is not None:
         for name, untrained in read_traits(run, random).items():
             beside[name].append(Reference(untrained, RANDOM_WEIGHTS, "null"))
