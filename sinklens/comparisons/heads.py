@@ -99,8 +99,8 @@ class HeadAblations:
         where = ", ".join(f"L{layer}" for layer in layers)
         why = f"{few}, fewer than the {len(self._heads)} ablated; see rows named {MATCHED}"
         self._run.note(
-            f"Rows named {MATCHED} ablate {size} of the {len(self._heads)} heads, drawn at random, "
-            f"against as many others in the same layers ({where})."
+            f"Rows named {MATCHED} ablate as many heads of a layer as it has others: {size} in "
+            f"{where}, drawn at random in each draw, against {size} other{'s' * (size != 1)} there."
         )
         own, control = (
             self._outputs(condition, sets)

@@ -8,7 +8,7 @@ difference and its q-value disagree, both are said.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ..core.labels import row_label
@@ -23,6 +23,9 @@ from .wording import (
     probability,
     within_rounding,
 )
+
+HIGHER = {"more than": "higher than", "less than": "lower than"}
+"""The words for effects, which can be negative: a smaller fall is higher."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +69,27 @@ def _over_all_layers(result: Record, row: EffectSize) -> float:
     return float((array.values[number] - array.values[0]).sum())
 
 
-def beside_control(result: Record, control: EffectSize, contrast: EffectSize) -> str:
+def beside_control(
+    result: Record, treatment: EffectSize, control: EffectSize, contrast: EffectSize
+) -> str:
     """Whether an effect differs from that of its control, and from what random weights give."""
     name = f"its {f'{control.against}'.replace('_', '-')} control"
     its = f"{effect_of(control)}{interval_of(control)}"
     difference = f"difference {effect_of(contrast)}{interval_of(contrast)}"
+    own = effect_of(replace(contrast, effect=contrast.value))
+    if own != effect_of(treatment):
+        difference += f", where both count, from its {own} there"
     models = result.of_random_models(contrast)
+    side = HIGHER.get(control_verdict(contrast, models), control_verdict(contrast, models))
     if models is None:
         aside = _interval_or_q(result, contrast)
-        return f"{control_verdict(contrast)} {name} ({its}; {difference}{aside})"
+        return f"{side} {name} ({its}; {difference}{aside})"
+    expected = "that of models with random weights"
+    if not result.measure(contrast.metric).signed:
+        expected = "what their ratio in models with random weights would make it"
     return (
-        f"beside {name} ({its}) a {difference}, {control_verdict(contrast, models)} that of models "
-        f"with random weights ({effect_of(models)}{interval_of(models)})"
+        f"beside {name} ({its}) a {difference}, {side} {expected} "
+        f"({effect_of(models)}{interval_of(models)})"
     )
 
 
@@ -131,8 +143,9 @@ def effect_sentence(result: Record, what: str, treatment: EffectSize, chosen_of:
     if place_of(treatment):
         said += f" at {place_of(treatment)}"
     if chosen_of:
-        said += f" ({chosen_of}; its interval ignores that choice)"
+        choice = "; its interval ignores that choice" if interval_of(treatment) else ""
+        said += f" ({chosen_of}{choice})"
     over = f" over {treatment.layers}" if treatment.layers else ""
     said += f": {treatment.metric}{over} {describe(treatment)} against the clean run"
-    against = [beside_control(result, *pair) for pair in result.references(treatment)]
+    against = [beside_control(result, treatment, *pair) for pair in result.references(treatment)]
     return f"{said}; {' and '.join(against) or 'there is no control'}."

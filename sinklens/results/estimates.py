@@ -44,6 +44,11 @@ class Measure:
     form: str = ".3g"
     signed: bool = True
 
+    def is_edge(self, null: float) -> bool:
+        """Whether a share's null is 0 or all, so that values lie on one side of it whatever is."""
+        share = self.unit.startswith("share of") and self.form.endswith("%")
+        return share and not self.form.startswith("+") and null in (0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Sample:

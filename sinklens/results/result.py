@@ -68,8 +68,9 @@ class ExperimentResult(Record):
         bos = "with" if self.provenance["bos"] else "without"
         prompts = self.provenance["prompts"]
         lines = [
-            f"{self.provenance['model']['name']}: {prompts['n']} prompts of "
-            f"{prompts['length']} tokens {bos} BOS from {prompts['source']}."
+            f"{self.provenance['model']['name']}: {_counted(prompts['n'], 'prompt')} of "
+            f"{prompts['length']} tokens {bos} BOS from {prompts['source']}"
+            f"{self._draws_in_words()}."
         ]
         lines += [f"* {line}" for line in self.settings.get("footnotes", {}).values()]
         lines += self.settings.get("notes", [])
@@ -78,6 +79,10 @@ class ExperimentResult(Record):
             for what, why in self.settings.get("left_out", {}).items()
         ]
         return lines + underpowered_families(self.effects)
+
+    def _draws_in_words(self) -> str:
+        draws = self.settings.get("draws", 0)
+        return f"; {_counted(draws, 'draw')} of what is random" if draws else ""
 
     def plot(self) -> Any:
         """The experiment's figure (plotly)."""
@@ -234,3 +239,7 @@ def _versions() -> dict[str, str]:
 
     packages = ("sinklens", "transformer-lens", "transformers", "torch", "numpy", "scipy")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

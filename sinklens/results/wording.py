@@ -1,6 +1,7 @@
 """Sentences from the rows of a result, and the one rule for every verdict.
 
     against a null      by the interval of the distance: above, below, not distinguishable from;
+                        beside a null that no value can be below (0 %) or above, no verdict;
                         without an interval (a single prompt, a number without spread) it says so
     against a control   by q of the contrast: more than, less than, not significantly different
                         from; without a test (a single prompt) it says so. A contrast that
@@ -75,7 +76,11 @@ def say(result: Record, says: Says) -> list[str]:
     lines: list[str] = []
     for part in says:
         lines += _from_template(result, part) if isinstance(part, str) else part(result)
-    return lines[:LONGEST_SUMMARY]
+    if len(lines) > LONGEST_SUMMARY:
+        left = len(lines) - LONGEST_SUMMARY + 1
+        cut = f"Left out here: {left} more sentences, on rows of the table."
+        lines = [*lines[: LONGEST_SUMMARY - 1], cut]
+    return lines
 
 
 class Missing(Exception):
@@ -155,7 +160,8 @@ def phrase(result: Record, row: EffectSize, part: str = "") -> str:
             (null and references); empty for the value with all of these.
     """
     measure = result.measure(row.metric, row.condition)
-    own = (null_verdict(row), f"{measure.null} ({number(measure, row.baseline)})")
+    side = "beside" if measure.is_edge(row.baseline) else null_verdict(row)
+    own = (side, f"{measure.null} ({number(measure, row.baseline)})")
     beside = list(references(result, row))
     parts = {
         "value": lambda: quantity(measure, row.value),
@@ -176,6 +182,10 @@ def references(result: Record, row: EffectSize) -> Iterator[tuple[str, str]]:
         words = f"{reference.against}".replace("_", "-")
         value = number(measure, reference.value)
         side = verdict(reference, contrast, result.of_random_models(contrast))
+        if number(measure, reference.baseline) != number(measure, row.baseline):
+            # What is compared is the distance from the null.
+            side = f"in its distance from {measure.null} {side}"
+            value += f", beside {number(measure, reference.baseline)}"
         yield side, f"its {words} {reference.kind} ({value})"
 
 

@@ -37,6 +37,12 @@ from .compare import ContrastKey
 PROMPTS = 2
 """On how many prompts each model is run; what differs between models is the larger part."""
 
+JUDGED = (
+    "Differences that stand beside those of random weights are tested against {} models of the "
+    "same configuration with random weights, on {} prompts each, by a t-test (for KL on the "
+    "logarithm of treatment over control), the others by sign flips."
+)
+
 
 def few_prompts(prompts: Prompts, seed: int) -> Int[Tensor, " chosen"]:
     """The numbers of the prompts that the models are run on, whatever the order of prompts."""

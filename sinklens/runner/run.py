@@ -49,7 +49,7 @@ from .compare import (
 )
 from .config import ExperimentConfig
 from .declaration import Experiment
-from .null_models import few_prompts, random_contrasts
+from .null_models import JUDGED, few_prompts, random_contrasts
 from .ranking import rank
 
 Config = TypeVar("Config", bound=ExperimentConfig)
@@ -246,6 +246,8 @@ class Run(Collected, Generic[Config]):
         if reason:
             names = ", ".join(metric.name for metric in judged)
             self.note(f"Contrasts of {names} are not judged by random weights: {reason}.")
+        else:
+            self.note(JUDGED.format(count, len(numbers)))
         return nulls
 
     def add(

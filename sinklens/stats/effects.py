@@ -274,13 +274,13 @@ def underpowered_families(effects: Sequence[EffectSize]) -> list[str]:
     lines = []
     for n, families in sizes.items():
         (family, size), least = families.most_common(1)[0], smallest_p(n)
-        said = f"Underpowered: with {n} prompts the smallest attainable p is {least:.2g}"
+        said = f"Underpowered: with {n} prompts the smallest p of a sign-flip test is {least:.2g}"
         if least > LEVEL:
-            lines.append(f"{said}, so no row can be significant.")
+            lines.append(f"{said}, so that no row that it tests can be significant.")
         elif least * size > LEVEL:
             lines.append(
                 f"{said}; in a family of more than {int(LEVEL / least)} rows (the largest: {size} "
-                f"{family} rows) one row alone cannot be significant after FDR correction."
+                f"{family} rows) one such row alone cannot be significant after FDR correction."
             )
     return lines
 

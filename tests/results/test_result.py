@@ -196,7 +196,7 @@ def test_find(results: dict[str, sinklens.ExperimentResult]) -> None:
             {"metric": "loss", "condition": "xyz"},
             r"condition beside metric='loss' is one of 'mean', 'random_token'$",
         ),
-        ({"n_prompts": 9}, r"0 rows match n_prompts=9; n_prompts is 8$"),
+        ({"n_prompts": 9}, r"0 rows match n_prompts=9; n_prompts is one of 8, 5$"),
         ({"metric": "loss", "layer": 3}, r"layer beside metric='loss' is None$"),
         (
             {"metric": "loss", "condition": "mean"},
@@ -357,7 +357,7 @@ def test_no_draws_says_so(boot_family: Callable[[str], Any]) -> None:
     assert {effect.kind for effect in result.effects} == {"treatment"}
     assert all(effect.n_draws == 1 for effect in result.effects)
     assert "No controls" in str(result) and "No controls" in result._repr_html_()
-    assert "smallest attainable p is 0.5, so no row can be significant" in str(result)
+    assert "smallest p of a sign-flip test is 0.5, so that no row that it tests" in str(result)
 
 
 def test_one_prompt_has_no_interval(boot_family: Callable[[str], Any], tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def interaction(result: Record) -> Iterator[str]:
         if (row.metric, row.condition, row.kind) == ("loss", INTERACTION, "treatment"):
             alone = result.find(metric="loss", condition=result.findings["clamp"], kind="treatment")
             controls = "".join(
-                f"; {beside_control(result, *pair)}" for pair in result.references(row)
+                f"; {beside_control(result, row, *pair)}" for pair in result.references(row)
             )
             yield (
                 f"Clamping changes the loss by {effect_of(alone)} nats alone and by "
