@@ -20,6 +20,11 @@ class UsageError(SinklensError, ValueError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """An error that suggests near names, or lists all that exist."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    near = near_names(name, names)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
     return UsageError(f"unknown {kind} {name!r}; {hint}")
+
+
+def near_names(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three known names that are close to one that is not."""
+    return get_close_matches(name, sorted(known), n=3, cutoff=0.5)

@@ -22,6 +22,7 @@ from ..probes import Probe
 from ..probes.base import Sliceable
 from .attention import in_slices, without_patterns
 from .forward import Attention, Outcome, forward, repeat_output
+from .hook_calls import CannotShareError, failures_of
 from .layers import ByLayer, over_layers, split_by_layer
 from .metric_reader import MetricReader
 from .progress import progress_bar
@@ -29,7 +30,7 @@ from .resume import Call, current_call
 from .shortcuts import NO_SHORTCUTS, is_before_unembedding, is_free_of, shortcuts
 from .sizes import Sizes, choose_sizes
 from .user_hooks import has_own_hooks
-from .verify import CannotShareError, Watch, shared_hooks
+from .verify import Watch, shared_hooks
 
 
 @dataclass(frozen=True)
@@ -277,12 +278,13 @@ class _Sweep:
     def _run_together(self, watches: Sequence[Watch]) -> Float[Tensor, "reading column batch"]:
         start = watches[0].first_layer if self._from_blocks else 0
         times = len(watches)
-        outcome = self._forward(
-            self._prompts.tokens[self._index].repeat(times, 1),
-            [*shared_hooks(watches, self._index), *self._measure.hooks(clean=False)],
-            start=start,
-            below=repeat_output(self._kept[start - 1], times) if start else None,
-        )
+        with failures_of([watch.intervention.name for watch in watches]):
+            outcome = self._forward(
+                self._prompts.tokens[self._index].repeat(times, 1),
+                [*shared_hooks(watches, self._index), *self._measure.hooks(clean=False)],
+                start=start,
+                below=repeat_output(self._kept[start - 1], times) if start else None,
+            )
         return self._measure.edited(outcome, watches)
 
     def _forward(self, tokens: Int[Tensor, "batch pos"], hooks: Any, **how: Any) -> Outcome:

@@ -235,6 +235,8 @@ def _first_order(
 ) -> Float[Tensor, " batch"]:
     """The part of one hook point."""
     activation, gradient = cache.activations[name], cache.gradients[name]
-    difference = function(activation, hook=model.hook_dict[name]) - activation
+    copy = activation.clone()  # the function may write to it
+    edited = function(copy, hook=model.hook_dict[name])
+    difference = (copy if edited is None else edited) - activation
     product: Tensor = (gradient * difference).float()
     return product.flatten(1).sum(1)

@@ -8,7 +8,6 @@ change its tensor.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -17,14 +16,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..core.errors import SinklensError
+from ..core.errors import SinklensError, near_names
 from ..core.protocol import HookedModel
 from ..hooks.intervention import FwdHooks, Intervention, restore_position
-from ..models.capabilities import SITES, check
-
-
-class CannotShareError(Exception):
-    """A hook point whose activation does not hold the batch first; its edits run alone."""
+from ..hooks.reach import block_of
+from ..models.capabilities import SITES, check, switched_off
+from .hook_calls import CannotShareError, edited_by
 
 
 class Watch:
@@ -44,13 +41,8 @@ class Watch:
         """Refuse hooks that this model does not have or ignores."""
         self.intervention, self.places = intervention, tuple(places)
         self.names = [name for name, _ in intervention.fwd_hooks]
-        known = model.hook_dict
         for name in self.names:
-            if name not in known:
-                raise SinklensError(
-                    f"{intervention.name} needs the hook {name}, which {model.cfg.architecture} "
-                    "does not have; sinklens.check(model) says what can be edited"
-                )
+            _require_hook(model, name, intervention.name)
         if intervention.site in SITES:
             check(model).require(intervention.site, intervention.name)
         self.fired = [0] * len(self.names)
@@ -83,10 +75,12 @@ class Watch:
         ]
 
     def _watched(self, activation: Tensor, hook: Any, *, function: Any, number: int) -> Any:
-        edited = function(activation, hook=hook)
+        compared = not self.changed and not _restores(function)
+        before = activation.clone() if compared else activation
+        edited = edited_by(function, activation, hook, self.intervention.name)
         self.fired[number] += 1
-        if not self.changed and edited is not None and not _restores(function):
-            self.changed = not torch.equal(edited, activation)
+        if compared and edited is not None:
+            self.changed = not torch.equal(edited, before)
         return edited
 
     def verify(self) -> None:
@@ -104,8 +98,8 @@ class Watch:
         if not self.changed and not self.intervention.identity:
             raise SinklensError(
                 f"{name} did not happen: its hooks ({', '.join(self.names[:3])}) fired and changed "
-                "nothing. A hook function has to return a new tensor that differs; one that is "
-                "meant to change nothing is marked identity=True"
+                "nothing. A hook function has to write to its tensor or return one that differs; "
+                "an intervention that is meant to change nothing is marked identity=True"
             )
 
 
@@ -145,10 +139,19 @@ def edit_parts(
     return torch.cat(parts)
 
 
-def block_of(name: str) -> int | None:
-    """The block that a hook is in; None outside the blocks."""
-    match = re.match(r"blocks\.(\d+)\.", name)
-    return int(match[1]) if match else None
+def _require_hook(model: HookedModel, name: str, what: str) -> None:
+    """Refuse a hook point that the model does not have, or that is switched off."""
+    known: Any = model.hook_dict
+    if name not in known:
+        near = near_names(name, known)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise SinklensError(
+            f"{what} needs the hook {name}, which {model.cfg.architecture} does not have; "
+            f"{hint}sinklens.check(model) says what can be edited"
+        )
+    reason = switched_off(model, name)
+    if reason:
+        raise SinklensError(f"{what} needs the hook {name}, which is switched off: {reason}")
 
 
 def _restores(function: Any) -> bool:

@@ -73,6 +73,12 @@ def _reach(name: str, n_layers: int) -> Reach:
     return Reach(layer, stage)
 
 
+def block_of(name: str) -> int | None:
+    """The block that a hook is in; None outside the blocks."""
+    match = re.match(r"blocks\.(\d+)\.", name)
+    return int(match[1]) if match else None
+
+
 def named_layers(first: int, n_layers: int, site: str) -> str | None:
     """The reached layers in words: `L12-L29`, `L12-out` for the stream; None for all of them.
 

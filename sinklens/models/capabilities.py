@@ -52,6 +52,16 @@ def hook_name(site: str, layer: int) -> str:
     return str(get_act_name(SITES.get(site, site), None if site == "embedding" else layer))
 
 
+def switched_off(model: HookedModel, name: str) -> str:
+    """Why a hook point of the model never fires as it is set; empty where it does."""
+    bridge: Any = model
+    try:
+        bridge.check_hooks_to_add(bridge.hook_dict[name], name, None)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What sinklens can do on a model.
