@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
+from ..hooks.forms import as_interventions
 from ..hooks.intervention import Intervention
 from ..metrics import Metric, resolve_metrics
 from ..models import origin, require_eval_mode
@@ -65,7 +66,7 @@ class Evaluation:
 def evaluate(
     model: HookedModel,
     prompts: Prompts,
-    interventions: Sequence[Intervention],
+    interventions: Any,
     metrics: Sequence[str | Metric | Callable[..., Tensor]],
     *,
     probes: Sequence[Probe] = (),
@@ -79,8 +80,10 @@ def evaluate(
     Args:
         model: In eval mode; it is left unchanged.
         prompts: The prompts.
-        interventions: The interventions. Those that start at the same block share forward passes;
-            those that differ in the predictions that count only (`read_after`) are one.
+        interventions: The interventions, in any of the forms of `hooks.forms`: `Intervention`s,
+            lists of pairs of hook point and function, a dictionary of them by name. Those that
+            start at the same block share forward passes; those that differ in the predictions
+            that count only (`read_after`) are one.
         metrics: Names, `Metric`s or functions; may be empty if there are no interventions.
         probes: Read on the clean run only.
         batch_size: Prompts in a forward pass; by default as `memory` allows, fewer on a CPU.
@@ -94,6 +97,7 @@ def evaluate(
         UsageError: There is no such position, or a size is below 1.
     """
     require_eval_mode(model)
+    interventions = as_interventions(model, interventions)
     # Runs that only read probes have no predictions to count.
     _require_fitting(model, prompts, positions if metrics else None)
     resolved = resolve_metrics(metrics) if metrics or interventions else []

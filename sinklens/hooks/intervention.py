@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from ..core.errors import UsageError
+from .reach import block_of
 
 HookFunction = Callable[..., Tensor]
 FwdHooks = list[tuple[str, HookFunction]]
@@ -77,6 +81,42 @@ class Intervention:
             return self
         return replace(self, fwd_hooks=self.rebind(index))
 
+    @classmethod
+    def from_values(
+        cls,
+        site: str,
+        values: Float[Tensor, "prompt ..."],
+        *,
+        position: int | None = None,
+        name: str = "values",
+    ) -> Intervention:
+        """Write values of each prompt's own at a hook point.
+
+        Args:
+            site: The name of the hook point: `blocks.2.hook_resid_pre`.
+            values: `[prompt, pos, ...]`, or `[prompt, ...]` where one position is written.
+            position: That position; predictions after it count.
+            name: The condition, as named in results.
+        """
+        write = partial(_write, position=position)
+
+        def bind(index: Int[Tensor, " batch"]) -> FwdHooks:
+            if int(index.max()) >= len(values):
+                raise UsageError(
+                    f"{name} has values of {len(values)} prompts, and there are more; it needs "
+                    "one for each prompt"
+                )
+            return [(site, partial(write, values=values[index.to(values.device)]))]
+
+        return cls(
+            name=name,
+            site="values",
+            first_layer=block_of(site) or 0,
+            fwd_hooks=[(site, partial(write, values=values))],
+            position=position or 0,
+            rebind=bind,
+        )
+
 
 def one_per_run(interventions: Iterable[Intervention]) -> list[Intervention]:
     """The first of each that one forward pass serves, in order."""
@@ -122,6 +162,13 @@ def replace_position(activation: Tensor, hook: Any, *, values: Tensor, position:
     edited = activation.clone()
     edited[:, position] = values.to(activation)
     return edited
+
+
+def _write(activation: Tensor, hook: Any, *, values: Tensor, position: int | None) -> Tensor:
+    """Write `values`, `[batch, ...]`, at one position, or everywhere."""
+    if position is not None:
+        return replace_position(activation, hook, values=values, position=position)
+    return values.to(activation).expand_as(activation)
 
 
 def restore_position(activation: Tensor, hook: Any, *, values: Tensor, position: int) -> Tensor:
