@@ -32,3 +32,4 @@ from .resume import section as section
 from .shortcuts import shortcuts as shortcuts
 from .sizes import default_memory as default_memory
 from .user_hooks import has_own_hooks as has_own_hooks
+from .user_hooks import own_hook_points as own_hook_points

@@ -1,4 +1,4 @@
-"""Whether the caller has hooks of their own on a model, which shortcuts would skip or repeat.
+"""Where the caller has hooks of their own on a model, which shortcuts would skip or repeat.
 
 They belong to the model as the caller sees it. TransformerLens wires some families with permanent
 hooks, and libraries wrap modules; those are part of the model.
@@ -16,26 +16,38 @@ from ..core.protocol import HookedModel
 _LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.", "torch.")
 
 
-def has_own_hooks(model: HookedModel) -> bool:
-    """Whether the caller has left hooks on the model, TransformerLens's or PyTorch's.
+def own_hook_points(model: HookedModel) -> list[str]:
+    """Where the caller has left hooks on the model, TransformerLens's or PyTorch's.
 
     They belong to the model as the caller sees it, and may sit where a shortcut would pass by or
     have them act twice; such a model gets whole forwards, one for each intervention. So does one
     with a block or an attention whose `forward` the caller has replaced. TransformerLens wires some
     families with permanent hooks of its own, which are part of the model.
     """
+    return list(dict.fromkeys(_altered(model)))
+
+
+def has_own_hooks(model: HookedModel) -> bool:
+    """Whether there are any of `own_hook_points`."""
+    return next(_altered(model), None) is not None
+
+
+def _altered(model: HookedModel) -> Iterator[str]:
+    """The names of modules with hooks of the caller's: TransformerLens's, where they have one."""
     from torch.nn.modules import module as torch_module
 
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return True
-    return any(map(_is_altered, _modules(model)))
-
-
-def _modules(model: HookedModel) -> Iterator[Any]:
-    """Every module of the bridge and of the model that it wraps."""
+        yield "every module"
+    known: Any = model.hook_dict
+    usual = {id(point): name for name, point in known.items() if name != point.name}
+    seen: set[int] = set()
     for whole in (model, model.original_model):
-        if isinstance(whole, torch.nn.Module):
-            yield from whole.modules()
+        if not isinstance(whole, torch.nn.Module):
+            continue
+        for name, module in whole.named_modules():
+            if id(module) not in seen and _is_altered(module):
+                yield usual.get(id(module), name or "the model")
+            seen.add(id(module))
 
 
 def _is_altered(module: Any) -> bool:

@@ -23,7 +23,7 @@ import torch
 
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
-from ..engine import announce
+from ..engine import announce, own_hook_points
 from ..engine.evaluate import Evaluation, evaluate
 from ..hooks.intervention import one_per_run
 from ..metrics import Metric, needs_models
@@ -53,6 +53,8 @@ from .null_models import JUDGED, few_prompts, random_contrasts
 from .ranking import rank
 
 Config = TypeVar("Config", bound=ExperimentConfig)
+OWN_HOOKS = "The model carried hooks of its user's, under which everything was measured: {}."
+NAMED_HOOKS = 5
 NOT_CAUSAL = "it is a next-token measure and this model attends in both directions"
 
 
@@ -93,6 +95,11 @@ class Run(Collected, Generic[Config]):
         self._forwards, self._random_forwards, self._announced = 0, 0, False
         self._fired: Counter[str] = Counter()
         self._shortcuts: dict[str, bool] = {}
+        self._own_hooks = own_hook_points(model)
+        if self._own_hooks:
+            more = len(self._own_hooks) - NAMED_HOOKS
+            named = ", ".join(self._own_hooks[:NAMED_HOOKS])
+            self.note(OWN_HOOKS.format(f"{named} and {more} more" if more > 0 else named))
 
     def _choose_metrics(self) -> list[Any]:
         """The metrics that the model has; one that was asked for by name has to be one of them."""
@@ -328,6 +335,7 @@ class Run(Collected, Generic[Config]):
                 "seed": self.config.seed,
                 "fired": dict(self._fired),
                 "shortcuts": self._shortcuts,
+                "own_hooks": self._own_hooks,
                 "forwards": self._forwards,
                 "forwards_with_random_weights": self._random_forwards,
             },
