@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 200
+
 
 class SinklensError(Exception):
     """The request cannot be carried out on this model or input.
@@ -28,3 +30,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
 def near_names(name: str, known: Iterable[str]) -> list[str]:
     """Up to three known names that are close to one that is not."""
     return get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+
+
+def in_one_line(error: Exception) -> str:
+    """The kind of an error and the first line of its message."""
+    first = str(error).strip().partition("\n")[0][:_LONGEST].rstrip(".")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

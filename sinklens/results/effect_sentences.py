@@ -19,6 +19,7 @@ from .wording import (
     describe,
     effect_of,
     interval_of,
+    phrase,
     place_of,
     probability,
     within_rounding,
@@ -60,6 +61,23 @@ class Compared:
             chosen_of = f"the largest of {len(rows)} rows{' summed over layers' if unlike else ''}"
             largest = max(rows, key=lambda row: abs(size(row)))
             yield effect_sentence(result, self.what, largest, chosen_of if len(rows) > 1 else "")
+
+
+def every_row(result: Record) -> Iterator[str]:
+    """A sentence for every metric and condition, for an experiment that declares none."""
+    for metric in dict.fromkeys(row.metric for row in result.effects):
+        yield from Compared("Under", metric)(result)
+        rows = [row for row in result.effects if row.metric == metric]
+        treated = [row for row in rows if row.kind == "treatment"]
+        moved = {row.condition for row in treated if not is_zero(row)}
+        for condition in dict.fromkeys(row.condition for row in treated):
+            if condition not in moved:
+                yield f"Under {condition}: {metric} does not change beyond rounding error."
+        for row in rows:
+            if row.kind == "measurement":
+                of = " ".join(part for part in (row.condition, place_of(row)) if part)
+                at = f" at queries {row.queries}" if row.queries else ""
+                yield f"{metric} of {of}{at}: {phrase(result, row)}."
 
 
 def _over_all_layers(result: Record, row: EffectSize) -> float:

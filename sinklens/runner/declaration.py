@@ -34,7 +34,7 @@ class Experiment:
             own and counts no predictions.
         measures: By metric what kind of number it is, or by `metric/condition` where conditions
             have units or nulls of their own.
-        says: The sentences of the summary.
+        says: The sentences of the summary; empty says one of every condition.
         figure: What is drawn, or a function of the result that gives it.
         draws_controls: Whether `draws=0` leaves controls out.
         smallest: The settings of the smallest run that reaches all of it, for tests.

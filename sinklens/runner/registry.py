@@ -64,25 +64,36 @@ def experiment(
     `(model, prompts, config) -> ExperimentResult`. For the arguments see `Experiment`.
 
     Raises:
-        ValueError: An experiment of that name exists, or its argument has no type.
+        UsageError: Another module has an experiment of that name, or its argument has no type.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., ExperimentResult]:
         name = function.__name__
-        if name in _experiments:
-            raise ValueError(f"there are two experiments named {name}")
+        known = _experiments.get(name)
+        # A cell or a module that runs again replaces what it declared before.
+        if known is not None and known.function.__module__ != function.__module__:
+            raise UsageError(
+                f"there is an experiment named {name} already, in {known.function.__module__}; "
+                "give the function another name"
+            )
         hints = get_type_hints(function)
         hint = hints.get("run")
         config = get_args(hint)[0] if get_origin(hint) is Run else hints.get("config")
         if not (isinstance(config, type) and issubclass(config, ExperimentConfig)):
-            raise ValueError(f"{name} needs an argument typed `run: Run[MyConfig]`")
+            raise UsageError(f"{name} needs an argument typed `run: Run[MyConfig]`")
 
         @wraps(function)
         def perform(
             model: HookedModel, prompts: Prompts, config: ExperimentConfig
         ) -> ExperimentResult:
             if hint is None:
-                made: ExperimentResult = function(model, prompts, config)
+                made = function(model, prompts, config)
+                if not isinstance(made, ExperimentResult):
+                    what = "nothing" if made is None else f"a {type(made).__name__}"
+                    raise UsageError(
+                        f"{name} returned {what}; a function of (model, prompts, config) returns "
+                        "an ExperimentResult, and one of `run: Run[MyConfig]` nothing"
+                    )
                 return made
             run = Run(declared, model, prompts, config)
             function(run)

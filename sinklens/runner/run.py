@@ -18,10 +18,9 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 
-from ..core.errors import SinklensError
+from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
 from ..engine import announce, own_hook_points
 from ..engine.evaluate import Evaluation, evaluate
@@ -31,9 +30,7 @@ from ..models.capabilities import Capabilities, check
 from ..models.prompts import Prompts
 from ..probes import Probe
 from ..results.estimates import Place, Reference, Sample, Share, rows_of, share_row
-from ..results.figures import figure_of, to_json
 from ..results.result import ExperimentResult, identity
-from ..results.wording import say
 from ..stats.effects import EffectSize, Row, with_q_values
 from ..stats.models import OfModels
 from ..stats.skewness import skewness_notes
@@ -49,6 +46,7 @@ from .compare import (
 )
 from .config import ExperimentConfig
 from .declaration import Experiment
+from .described import described, per_prompt
 from .null_models import JUDGED, few_prompts, random_contrasts
 from .ranking import rank
 
@@ -282,8 +280,13 @@ class Run(Collected, Generic[Config]):
 
         Returns:
             The row of the value.
+
+        Raises:
+            UsageError: The metric is not declared.
         """
         own = f"{metric}/{condition}"
+        if not {own, metric} & self._measures.keys():
+            raise unknown_name("metric in the measures of this experiment", metric, self._measures)
         measure = self._measures[own if own in self._measures else metric]
         if isinstance(sample, Share):
             made = [share_row(metric, measure, condition, sample)]
@@ -304,7 +307,16 @@ class Run(Collected, Generic[Config]):
         return made[0].effect
 
     def result(self) -> ExperimentResult:
-        """The result, with its sentences."""
+        """The result, with its sentences.
+
+        Raises:
+            UsageError: The experiment's function added nothing.
+        """
+        if not (self.rows or self._arrays or self._findings):
+            raise UsageError(
+                f"{self._experiment.name} found nothing: its function has to add rows with "
+                "run.add(...) or run.compare(...), or keep arrays with run.keep(...)"
+            )
         rows = with_q_values(self.rows)
         notes = [*self._notes, *skewness_notes(rows)]
         if not self.config.draws and self._experiment.draws_controls:
@@ -316,16 +328,12 @@ class Run(Collected, Generic[Config]):
             "footnotes": self._footnotes,
         }
         metrics = {row.effect.metric for row in rows}
-        sides = (("value", "values"), ("baseline", "baselines"))
         result = ExperimentResult(
             experiment=self._experiment.name,
             effects=[row.effect for row in rows],
             summary=[],
             arrays=self._arrays,
-            per_prompt={
-                side: torch.from_numpy(np.stack([self._by_prompt(row, of) for row in rows]))
-                for side, of in sides
-            },
+            per_prompt=per_prompt(rows, len(self.prompts)),
             settings=settings,
             findings=self._findings,
             draws=self._draws,
@@ -340,20 +348,4 @@ class Run(Collected, Generic[Config]):
                 "forwards_with_random_weights": self._random_forwards,
             },
         )
-        return replace(
-            result,
-            summary=say(result, self._experiment.says) or [self._nothing()],
-            figure=to_json(figure_of(result, self._experiment.figure)),
-        )
-
-    def _nothing(self) -> str:
-        """The summary of a run that leaves nothing to say."""
-        reasons = "; ".join(f"{name}, since {reason}" for name, reason in self._left_out.items())
-        return f"Nothing was found to report{reasons and f'; left out: {reasons}'}."
-
-    def _by_prompt(self, row: Row, side: str) -> np.ndarray:
-        """One side of a row, `values` or `baselines`; NaN where no prompts were resampled."""
-        if row.effect.resampled != "prompt":
-            return np.full(len(self.prompts), np.nan)
-        numbers: np.ndarray = getattr(row, side)
-        return numbers
+        return described(result, self._experiment)

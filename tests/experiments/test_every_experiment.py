@@ -141,6 +141,7 @@ def test_question_and_paper_are_said(name: str) -> None:
 def test_the_result_is_whole(subject: Subject, tmp_path: Path) -> None:
     result = subject.result
     assert result.effects and 0 < len(result.summary) <= 12
+    assert not any("failed:" in note for note in result.notes())
     for row in result.effects:
         numbers = (row.baseline, row.value, row.effect)
         assert all(math.isfinite(number) for number in numbers), row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,9 +91,15 @@ def test_a_function_gives_a_plotly_figure(
     assert list(drawn.data[0].x) == ["hill", "wall"] and list(drawn.data[0].y) == [1.5, 1.0]
 
 
-def test_anything_else_is_refused(boot_family: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(sinklens.SinklensError, match=r"drawn_by_hand .* returned a str.*Heatmap"):
-        run_own(lambda result: "a drawing", boot_family, monkeypatch)
+def test_anything_else_leaves_the_result_with_a_note(
+    boot_family: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work is done by then."""
+    result = run_own(lambda result: "a drawing", boot_family, monkeypatch)
+    (note,) = (note for note in result.notes() if "figure" in note)
+    assert re.search("drawn_by_hand .* returned a str.*Heatmap", note) and "\n" not in note
+    assert result.figure == {"kind": "Forest"} and result.plot() is not None
+    assert len(result.effects) == 2
 
 
 def test_values_by_prompt_are_kept_only_where_prompts_were_resampled(
