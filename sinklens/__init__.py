@@ -12,9 +12,11 @@ from .core.lazy import on_first_use
 
 if TYPE_CHECKING:
     from . import zoo as zoo
+    from .comparisons.own import compare_interventions as compare_interventions
     from .core.errors import SinklensError as SinklensError
     from .diagnosis import diagnose as diagnose
     from .engine.evaluate import evaluate as evaluate
+    from .hooks.intervention import Intervention as Intervention
     from .models.capabilities import check as check
     from .models.loading import load as load
     from .models.origins import origin as origin
@@ -37,10 +39,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "diagnose": "diagnosis",
     "check": "models.capabilities",
+    "compare_interventions": "comparisons.own",
     "EffectSize": "stats.effects",
     "evaluate": "engine",
     "SinklensError": "core.errors",
     "ExperimentConfig": "runner.config",
+    "Intervention": "hooks.intervention",
     "experiment": "runner.registry",
     "keep": "runner.keeping",
     "run": "runner.registry",

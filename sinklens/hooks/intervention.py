@@ -81,6 +81,17 @@ class Intervention:
             return self
         return replace(self, fwd_hooks=self.rebind(index))
 
+    def among(self, numbers: Int[Tensor, " chosen"]) -> Intervention:
+        """The intervention where only some of the prompts run.
+
+        Args:
+            numbers: Their numbers among the prompts that it was made for.
+        """
+        bind = self.rebind
+        if bind is None:
+            return self
+        return replace(self, rebind=lambda index: bind(numbers[index]))
+
     @classmethod
     def from_values(
         cls,
@@ -97,7 +108,20 @@ class Intervention:
             values: `[prompt, pos, ...]`, or `[prompt, ...]` where one position is written.
             position: That position; predictions after it count.
             name: The condition, as named in results.
+
+        Raises:
+            UsageError: The site is no name, or the values are no tensor.
         """
+        if not isinstance(site, str):
+            raise UsageError(
+                "from_values takes the name of one hook point (blocks.2.hook_resid_pre), not a "
+                f"{type(site).__name__}"
+            )
+        if not isinstance(values, Tensor):
+            raise UsageError(
+                "values have to be a tensor [prompt, pos, ...], or [prompt, ...] with position=, "
+                f"not a {type(values).__name__}"
+            )
         write = partial(_write, position=position)
 
         def bind(index: Int[Tensor, " batch"]) -> FwdHooks:
@@ -165,10 +189,23 @@ def replace_position(activation: Tensor, hook: Any, *, values: Tensor, position:
 
 
 def _write(activation: Tensor, hook: Any, *, values: Tensor, position: int | None) -> Tensor:
-    """Write `values`, `[batch, ...]`, at one position, or everywhere."""
+    """Write `values`, `[batch, ...]`, at one position, or everywhere.
+
+    Raises:
+        UsageError: They do not fit.
+    """
+    length = activation.shape[1]
+    if position is not None and not 0 <= position < length:
+        raise UsageError(f"there is no position {position} in prompts of {length} tokens")
+    wanted = activation if position is None else activation[:, position]
+    if values.shape[1:] != wanted.shape[1:]:
+        raise UsageError(
+            f"values of shape {list(values.shape[1:])} for each prompt do not fit {hook.name}, "
+            f"where one prompt has {list(wanted.shape[1:])}"
+        )
     if position is not None:
         return replace_position(activation, hook, values=values, position=position)
-    return values.to(activation).expand_as(activation)
+    return values.to(activation)
 
 
 def restore_position(activation: Tensor, hook: Any, *, values: Tensor, position: int) -> Tensor:

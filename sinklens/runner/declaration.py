@@ -38,6 +38,7 @@ class Experiment:
         figure: What is drawn, or a function of the result that gives it.
         draws_controls: Whether `draws=0` leaves controls out.
         smallest: The settings of the smallest run that reaches all of it, for tests.
+        own_hooks: Whether it runs hooks of the caller's, whose finished work is never resumed.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Experiment:
     figure: Figured = field(default_factory=Forest)
     draws_controls: bool = True
     smallest: Mapping[str, Any] = field(default_factory=dict)
+    own_hooks: bool = False
 
     def default_conditions(self, config: ExperimentConfig) -> Sequence[str]:
         """The conditions to run if none was asked for."""

@@ -14,7 +14,7 @@ import importlib
 import pkgutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -146,7 +146,7 @@ def get(name: str) -> Experiment:
 
 @in_few_lines
 def run(
-    name: str,
+    name: str | Experiment,
     model: HookedModel,
     prompts: Prompts | None = None,
     *,
@@ -159,7 +159,7 @@ def run(
     """Run an experiment.
 
     Args:
-        name: Its name; `sinklens list` prints them.
+        name: Its name, as `sinklens list` prints it; or its declaration.
         model: A bridge, as `sinklens.load` returns it; it is left unchanged.
         prompts: The prompts; by default 64 windows of 64 tokens of the shipped corpus.
         seed: Seed of every random draw.
@@ -174,7 +174,7 @@ def run(
         SinklensError: It cannot be run on this model or these prompts.
         UsageError: A name or a setting is wrong.
     """
-    chosen = get(name)
+    chosen = name if isinstance(name, Experiment) else get(name)
     if not hasattr(model, "hook_dict"):
         raise UsageError(
             f"run needs a model, not a {type(model).__name__}; sinklens.load(...) gives one"
@@ -188,7 +188,7 @@ def run(
     if prompts is None:
         prompts = make_prompts(model)
     began = time.perf_counter()
-    command = [name, str(config.recorded()), origin(model).name, prompts.hash]
+    command = [chosen.name, str(config.recorded()), origin(model).name, prompts.hash]
     with kept_for(out, command, overwrite=overwrite):
         with section(lambda: _kept_under(chosen, model, prompts, config)):
             result = chosen.function(model, prompts, config)
@@ -206,6 +206,7 @@ def _kept_under(
     release = _version_of(chosen.function)
     own = any(not isinstance(metric, str) for metric in config.metrics)
     # What own metrics and hooks do cannot be known again: such work is never gone on with.
+    own = own or chosen.own_hooks
     known = release is not None and not own and not has_own_hooks(model)
     return {
         **identity(model, prompts),
@@ -241,11 +242,25 @@ def configure(chosen: Experiment, settings: dict[str, Any]) -> ExperimentConfig:
     for key, value in settings.items():
         if key not in hints:
             raise unknown_name(f"setting of {chosen.name}", key, hints)
+        if key == "conditions":
+            _require_names(chosen, value)
         values[key] = fit(key, value, hints[key])
     config = chosen.config(**values)
     if chosen.conditions:
         chosen.require_known(config)
     return config
+
+
+def _require_names(chosen: Experiment, conditions: Any) -> None:
+    """Refuse hooks in place of the names of conditions."""
+    several = isinstance(conditions, Iterable) and not isinstance(conditions, Mapping)
+    for one in conditions if several else [conditions]:
+        if not isinstance(one, str):
+            raise UsageError(
+                f"a condition of {chosen.name} is a name, not a {type(one).__name__}; hooks of "
+                "your own are compared by sinklens.compare_interventions(model, prompts, "
+                "treatment=..., control=...)"
+            )
 
 
 def choose_conditions(
