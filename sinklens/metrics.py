@@ -22,7 +22,7 @@ They remain properties of position 0 when the intervention is a control at a lat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -250,12 +250,19 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def resolve_metrics(metrics: Sequence[str | Metric | Callable[..., Tensor]]) -> list[Metric]:
+def resolve_metrics(metrics: Any) -> list[Metric]:
     """Metrics by name or as given; a plain function is a logit metric.
+
+    Args:
+        metrics: Names, `Metric`s or functions, one or several; names may be separated by commas.
 
     Raises:
         UsageError: A name is unknown, or there is no metric at all.
     """
+    if isinstance(metrics, str):
+        metrics = metrics.split(",")
+    if not isinstance(metrics, Iterable):
+        metrics = [metrics]
     resolved: list[Metric] = []
     for metric in metrics:
         if isinstance(metric, (LogitMetric, ProbeMetric)):

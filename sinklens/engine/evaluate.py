@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -67,7 +67,7 @@ def evaluate(
     model: HookedModel,
     prompts: Prompts,
     interventions: Any,
-    metrics: Sequence[str | Metric | Callable[..., Tensor]],
+    metrics: Any,
     *,
     probes: Sequence[Probe] = (),
     batch_size: int | None = None,

@@ -1,4 +1,4 @@
-"""Calls of hook functions: what they return, what they write in place, and how they fail.
+"""Calls of functions of the user's: what they return, what they write in place, how they fail.
 
 The usual idiom edits in place, `x[:, 0] += v; return x`, or without a return. Both are edits, seen
 by the counter that PyTorch keeps of writes to a tensor. They are passed on as a copy: at norms
@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import SinklensError
+from ..core.errors import SinklensError, in_one_line
 
-LONGEST = 200
 BY_PROMPT = (
     "A forward pass holds some of the prompts; values that differ by prompt are bound to them by "
     "Intervention.from_values(site, values), or by for_prompts(index) of one with rebind="
+)
+METRIC_FORM = (
+    "a metric is fn(logits, tokens, *, clean_logits, positions, answers) and returns a tensor with "
+    "one number per prompt"
 )
 SHAPE = "A hook function returns a tensor of the shape, dtype and device that it gets, or None"
 
@@ -29,7 +32,7 @@ class CannotShareError(Exception):
 
 
 def edited_by(
-    function: Callable[..., Any], activation: Tensor, hook: Any, name: str
+    function: Callable[..., Any], activation: Tensor, hook: Any, *, point: str, name: str
 ) -> Tensor | None:
     """What a hook function makes of an activation; None or the same tensor where it changes none.
 
@@ -37,6 +40,7 @@ def edited_by(
         function: The function.
         activation: The activation, which it may write to.
         hook: The hook point.
+        point: Its name, as the intervention spells it.
         name: The intervention's name.
 
     Raises:
@@ -49,18 +53,18 @@ def edited_by(
         raise
     except Exception as error:
         raise SinklensError(
-            f"{_who(function, name)} failed at {hook.name}, where it got a tensor of shape "
-            f"{list(activation.shape)}: {in_one_line(error)}. {_advice(error)}"
+            f"{_who(function, name)} failed at {point}, where it got a tensor of shape "
+            f"{list(activation.shape)}: {in_one_line(error)}.{_advice(error)}"
         ) from error
     if edited is None or edited is activation:
         return activation.clone() if _is_written(activation, before) else edited
     if not isinstance(edited, Tensor):
         raise SinklensError(
-            f"{_who(function, name)} returned a {type(edited).__name__} at {hook.name}. {SHAPE}"
+            f"{_who(function, name)} returned a {type(edited).__name__} at {point}. {SHAPE}"
         )
     if edited.shape != activation.shape:
         raise SinklensError(
-            f"{_who(function, name)} returned shape {list(edited.shape)} at {hook.name}, where it "
+            f"{_who(function, name)} returned shape {list(edited.shape)} at {point}, where it "
             f"got {list(activation.shape)}. {BY_PROMPT}"
         )
     return edited
@@ -73,28 +77,38 @@ def failures_of(names: Sequence[str]) -> Iterator[None]:
     Raises:
         SinklensError: It failed, behind one of their hooks.
     """
+    listed = ", ".join(dict.fromkeys(names))
+    with _failures_of(f"the forward pass under {listed}", SHAPE):
+        yield
+
+
+@contextmanager
+def failures_of_metric(name: str) -> Iterator[None]:
+    """Name a metric of the user's that fails.
+
+    Raises:
+        SinklensError: It failed.
+    """
+    with _failures_of(f"the metric {name}", METRIC_FORM):
+        yield
+
+
+@contextmanager
+def _failures_of(what: str, advice: str) -> Iterator[None]:
+    """Say in one line what failed and what would work."""
     try:
         yield
     except (SinklensError, CannotShareError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        listed = ", ".join(dict.fromkeys(names))
-        raise SinklensError(
-            f"the forward pass under {listed} failed: {in_one_line(error)}. {SHAPE}"
-        ) from error
-
-
-def in_one_line(error: Exception) -> str:
-    """The kind of an error and the first line of its message."""
-    first = str(error).strip().partition("\n")[0][:LONGEST].rstrip(".")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+        raise SinklensError(f"{what} failed: {in_one_line(error)}. {advice}") from error
 
 
 def _advice(error: Exception) -> str:
     """What would work, by the kind of error."""
     if isinstance(error, TypeError):
-        return "A hook function is called as fn(activation, hook=hook)"
-    return BY_PROMPT
+        return " A hook function is called as fn(activation, hook=hook)"
+    return f" {BY_PROMPT}" if isinstance(error, (RuntimeError, ValueError, IndexError)) else ""
 
 
 def _who(function: Any, name: str) -> str:

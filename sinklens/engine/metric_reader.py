@@ -22,6 +22,7 @@ from ..models import origin
 from ..models.prompts import Prompts
 from ..probes.base import Resumable
 from .forward import Outcome
+from .hook_calls import METRIC_FORM, failures_of_metric
 from .layers import is_by_layer
 from .verify import Watch
 
@@ -150,6 +151,9 @@ class MetricReader:
             else:
                 row = self._whole(metric, whole, counted)
             by_layer = is_by_layer(metric)
+            if not isinstance(row, Tensor):
+                what = "nothing" if row is None else f"a {type(row).__name__}"
+                raise SinklensError(f"the metric {metric.name} returned {what}; {METRIC_FORM}")
             if row.ndim != 1 + by_layer or len(row) != len(self._index):
                 raise SinklensError(
                     f"the metric {metric.name} returned shape {list(row.shape)}; it has to "
@@ -171,13 +175,14 @@ class MetricReader:
         """A metric that wants all logits."""
         assert logits is not None
         answers = self._prompts.answers
-        row: Tensor = metric.function(
-            logits,
-            self._prompts.tokens[self._index].to(logits.device),
-            clean_logits=self._clean_logits,
-            positions=counted.to(logits.device),
-            answers=None if answers is None else answers[self._index].to(logits.device),
-        )
+        with failures_of_metric(metric.name):
+            row: Tensor = metric.function(
+                logits,
+                self._prompts.tokens[self._index].to(logits.device),
+                clean_logits=self._clean_logits,
+                positions=counted.to(logits.device),
+                answers=None if answers is None else answers[self._index].to(logits.device),
+            )
         return row
 
     def _all_logits(self, outcome: Outcome) -> Float[Tensor, "batch pos d_vocab"]:

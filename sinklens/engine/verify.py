@@ -77,7 +77,8 @@ class Watch:
     def _watched(self, activation: Tensor, hook: Any, *, function: Any, number: int) -> Any:
         compared = not self.changed and not _restores(function)
         before = activation.clone() if compared else activation
-        edited = edited_by(function, activation, hook, self.intervention.name)
+        named = {"point": self.names[number], "name": self.intervention.name}
+        edited = edited_by(function, activation, hook, **named)
         self.fired[number] += 1
         if compared and edited is not None:
             self.changed = not torch.equal(edited, before)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 import sinklens
+from sinklens import metrics as metrics_of
 from sinklens.hooks import Intervention, ablate_heads
 from sinklens.hooks.forms import as_interventions, named_interventions
 from tests.engine.helpers import LENGTH, random_prompts
@@ -138,3 +139,12 @@ def test_hooks_with_state_bound_by_partial(boot_family: Boot) -> None:
     wanted = plain_values(model, prompts, [one])["loss"]
     found = values_of(model, prompts, (POINT, partial(scale, by=0.5)))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_one_metric_is_several(boot_family: Boot) -> None:
+    model, prompts = boot_family("llama"), random_prompts(2)
+    for metrics in ("loss", metrics_of.METRICS["loss"], metrics_of.loss):
+        found = sinklens.evaluate(model, prompts, (POINT, push), metrics, progress=False)
+        assert [metric.name for metric in found.metrics] == ["loss"]
+    found = sinklens.evaluate(model, prompts, (POINT, push), "loss,kl", progress=False)
+    assert [metric.name for metric in found.metrics] == ["loss", "kl"]
