@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 from .core.lazy import on_first_use
 
 if TYPE_CHECKING:
+    from . import hooks as hooks
+    from . import metrics as metrics
+    from . import models as models
+    from . import probes as probes
     from . import zoo as zoo
     from .comparisons.own import compare_interventions as compare_interventions
     from .core.errors import SinklensError as SinklensError
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
     from .runner.registry import run as run
     from .stats.effects import EffectSize as EffectSize
 
+__version__ = "0.2.0"
+
 _HOMES = {
     "diagnose": "diagnosis",
     "check": "models.capabilities",
@@ -60,6 +66,10 @@ _HOMES = {
     "prompts": "models.prompts",
     "random_prompts": "models.prompts",
     "repeated_prompts": "models.prompts",
+    "hooks": "hooks",
+    "metrics": "metrics",
+    "models": "models",
+    "probes": "probes",
     "zoo": "zoo",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605  (a list of strings, made from the table above)

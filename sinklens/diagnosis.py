@@ -23,8 +23,8 @@ from .models.prompts import prompts as make_prompts
 from .results.diagnosis import Diagnosis
 from .results.effect_sentences import does_more, effect_sentence
 from .results.result import ExperimentResult
+from .runner import registry
 from .runner.keeping import in_few_lines
-from .runner.registry import run
 
 SHARED = ("draws", "null_models", "seed", "progress", "batch_size", "memory")
 N_PROMPTS, LENGTH, DRAWS, NULL_MODELS, PATCHED_LAYERS = 16, 64, 3, 3, 6
@@ -45,10 +45,10 @@ def diagnose(
     Raises:
         SinklensError: The model or the prompts cannot be used.
     """
-    for name in settings:
-        if name not in SHARED:
-            raise UsageError(f"diagnose takes {', '.join(SHARED)}; {name} belongs to sinklens.run")
-    bridge: Any = model if hasattr(model, "hook_dict") else load(model)
+    configure(settings)
+    if prompts is not None:
+        registry.require_prompts(prompts)
+    bridge: Any = load(model)
     if prompts is None:
         prompts = make_prompts(bridge, n=N_PROMPTS, length=LENGTH)
     shared: dict[str, Any] = {"draws": DRAWS, "null_models": NULL_MODELS, **settings}
@@ -66,12 +66,24 @@ def diagnose(
         if show_progress(settings.get("progress")):
             print(name, file=sys.stderr)
         try:
-            results[name] = run(name, bridge, prompts, **shared, **own)
+            results[name] = registry.run(name, bridge, prompts, **shared, **own)
         except SinklensError as error:
             if name == "sink_profile":
                 raise
             refused[name] = str(error)
     return Diagnosis(results, _findings(bridge, prompts, results, refused))
+
+
+def configure(settings: dict[str, Any]) -> None:
+    """Refuse settings that are not shared by all experiments, or do not fit.
+
+    Raises:
+        UsageError: There is one.
+    """
+    for name in settings:
+        if name not in SHARED:
+            raise UsageError(f"diagnose takes {', '.join(SHARED)}; {name} belongs to sinklens.run")
+    registry.configure(registry.get("sink_profile"), settings)
 
 
 def _findings(

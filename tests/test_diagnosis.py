@@ -71,7 +71,9 @@ def test_the_command_writes_what_show_prints(written: tuple[Path, str]) -> None:
     (folder, printed), runner = written, CliRunner()
     assert (folder / "findings.txt").read_text() == printed
     shown = runner.invoke(app, ["show", str(folder)])
-    assert shown.exit_code == 0 and "sink_head_ablation" in shown.stdout
+    assert shown.exit_code == 0 and shown.stdout == printed
+    table = runner.invoke(app, ["show", str(folder / "sink_head_ablation")])
+    assert table.exit_code == 0 and table.stdout.startswith("sink_head_ablation")
     again = runner.invoke(app, ["diagnose", "rope", *SMALL, "--out", str(folder)])
     assert again.exit_code == 1 and "not empty" in again.stderr
 

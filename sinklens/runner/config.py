@@ -111,9 +111,9 @@ def _require_allowed(entry: dataclasses.Field[Any], value: Any) -> None:
         whole = "int" in str(entry.type)
         if not number or (whole and not isinstance(item, int)):
             kind = "a whole number" if whole else "a number"
-            raise UsageError(f"{entry.name} must be {kind}{_in_words(limits)}, not {item!r}")
+            raise UsageError(f"{entry.name} must be {kind}{limits_in_words(limits)}, not {item!r}")
         if not _within(item, **limits):
-            raise UsageError(f"{entry.name} must be{_in_words(limits)[1:]}, not {item!r}")
+            raise UsageError(f"{entry.name} must be{limits_in_words(limits)[1:]}, not {item!r}")
 
 
 def _within(
@@ -132,11 +132,11 @@ def _within(
     )
 
 
-def _in_words(limits: dict[str, Any]) -> str:
-    """`, at least 0 and below 1`."""
+def limits_in_words(limits: dict[str, Any]) -> str:
+    """`, at least 0 and below 1`; empty where there are none."""
     words = {"least": "at least", "most": "at most", "above": "above", "below": "below"}
     said = [f"{words[name]} {limit:g}" for name, limit in limits.items() if limit is not None]
-    return f", {' and '.join(said)}"
+    return f", {' and '.join(said)}" if said else ""
 
 
 def fit(key: str, value: Any, hint: Any) -> Any:
@@ -149,10 +149,12 @@ def fit(key: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is tuple:
         options = [hint]
     target = next((o for o in options if get_origin(o) is tuple), options[0])
+    if value == "none" and type(None) in get_args(hint):
+        return None
     try:
         if get_origin(target) is tuple:
-            item = get_args(target)[0]
-            items = value.split(",") if isinstance(value, str) else value
+            item, is_text = get_args(target)[0], isinstance(value, str)
+            items = [part for part in value.split(",") if value] if is_text else value
             if callable(items) or isinstance(items, int):
                 items = [items]
             if items is None and type(None) in get_args(hint):

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -26,7 +26,7 @@ from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
 from ..engine import has_own_hooks, section
 from ..metrics import resolve_metrics
-from ..models import origin, require_eval_mode
+from ..models import load, origin
 from ..models.prompts import Prompts
 from ..models.prompts import prompts as make_prompts
 from ..results.estimates import Measure
@@ -37,9 +37,10 @@ from .config import ExperimentConfig, fit
 from .declaration import Experiment
 from .keeping import in_few_lines, kept_for
 from .needs import Need
+from .plugins import left_out, load_plugins
 from .run import Run
 
-HOME = GROUP = "sinklens.experiments"
+HOME = "sinklens.experiments"
 
 _experiments: dict[str, Experiment] = {}
 
@@ -123,12 +124,11 @@ def experiment(
 
 
 def all_experiments() -> dict[str, Experiment]:
-    """All experiments, by name."""
+    """All experiments, by name, without those of plugins that cannot be imported."""
     package = importlib.import_module(HOME)
     for module in pkgutil.walk_packages(package.__path__, f"{HOME}."):
         importlib.import_module(module.name)
-    for entry in entry_points(group=GROUP):
-        entry.load()
+    load_plugins(_experiments)
     return dict(sorted(_experiments.items()))
 
 
@@ -140,14 +140,27 @@ def get(name: str) -> Experiment:
     """
     known = all_experiments()
     if name not in known:
-        raise unknown_name("experiment", name, known)
+        error = unknown_name("experiment", name, known)
+        raise UsageError("; left out: ".join([str(error), *left_out()]))
     return known[name]
+
+
+def require_prompts(prompts: Any) -> None:
+    """Refuse what is no `Prompts`.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if not isinstance(prompts, Prompts):
+        raise UsageError(
+            f"prompts is a {type(prompts).__name__}; sinklens.prompts(model, text) makes prompts"
+        )
 
 
 @in_few_lines
 def run(
     name: str | Experiment,
-    model: HookedModel,
+    model: HookedModel | str | Any,
     prompts: Prompts | None = None,
     *,
     seed: int = 0,
@@ -160,7 +173,8 @@ def run(
 
     Args:
         name: Its name, as `sinklens list` prints it; or its declaration.
-        model: A bridge, as `sinklens.load` returns it; it is left unchanged.
+        model: A bridge, as `sinklens.load` returns it; it is left unchanged. Anything else that
+            `load` takes is loaded.
         prompts: The prompts; by default 64 windows of 64 tokens of the shipped corpus.
         seed: Seed of every random draw.
         progress: Whether to show progress; None shows it in a terminal or a notebook.
@@ -175,23 +189,17 @@ def run(
         UsageError: A name or a setting is wrong.
     """
     chosen = name if isinstance(name, Experiment) else get(name)
-    if not hasattr(model, "hook_dict"):
-        raise UsageError(
-            f"run needs a model, not a {type(model).__name__}; sinklens.load(...) gives one"
-        )
-    require_eval_mode(model)
-    if prompts is not None and not isinstance(prompts, Prompts):
-        raise UsageError(
-            f"prompts is a {type(prompts).__name__}; sinklens.prompts(model, text) makes prompts"
-        )
     config = configure(chosen, {**settings, "seed": seed, "progress": progress})
+    if prompts is not None:
+        require_prompts(prompts)
+    bridge: HookedModel = load(model)
     if prompts is None:
-        prompts = make_prompts(model)
+        prompts = make_prompts(bridge)
     began = time.perf_counter()
-    command = [chosen.name, str(config.recorded()), origin(model).name, prompts.hash]
+    command = [chosen.name, str(config.recorded()), origin(bridge).name, prompts.hash]
     with kept_for(out, command, overwrite=overwrite):
-        with section(lambda: _kept_under(chosen, model, prompts, config)):
-            result = chosen.function(model, prompts, config)
+        with section(lambda: _kept_under(chosen, bridge, prompts, config)):
+            result = chosen.function(bridge, prompts, config)
         timing = {"seconds": round(time.perf_counter() - began, 3), **_machine()}
         result = dataclasses.replace(result, run=timing)
         if out is not None:

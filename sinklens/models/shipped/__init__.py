@@ -24,7 +24,29 @@ def names() -> list[str]:
     return sorted(entry.name for entry in root.iterdir() if (entry / "card.json").is_file())
 
 
-def card(name: str) -> dict[str, Any]:
+class Card(dict[str, Any]):
+    """The card of a shipped model: a dictionary that prints as the page in the model's folder."""
+
+    def __init__(self, content: dict[str, Any], page: str) -> None:
+        """Hold a card.
+
+        Args:
+            content: `card.json`.
+            page: `README.md`.
+        """
+        super().__init__(content)
+        self.page = page
+
+    def __repr__(self) -> str:
+        """The page."""
+        return self.page
+
+    def _repr_markdown_(self) -> str:
+        """The page for Jupyter."""
+        return self.page
+
+
+def card(name: str) -> Card:
     """The card of a shipped model: its data, recipe, loss, sink scores and licence.
 
     Raises:
@@ -34,7 +56,8 @@ def card(name: str) -> dict[str, Any]:
         raise unknown_name("shipped model", name, names())
     root = resources.files(__name__) / "members" / name
     content: dict[str, Any] = json.loads((root / "card.json").read_text("utf-8"))
-    return content
+    page = root / "README.md"
+    return Card(content, page.read_text("utf-8") if page.is_file() else name)
 
 
 def steps(name: str, seed: int | None = None) -> list[int]:

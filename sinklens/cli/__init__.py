@@ -1,0 +1,25 @@
+"""The command line. It imports nothing heavy before a command needs it."""
+
+from __future__ import annotations
+
+import warnings
+
+from .app import app as app
+from .looking import check as check
+from .looking import list_experiments as list_experiments
+from .looking import models as models
+from .looking import report as report
+from .looking import show as show
+from .running import diagnose as diagnose
+from .running import run as run
+
+
+def main() -> None:
+    """The entry point of the `sinklens` command."""
+    warnings.formatwarning = _one_line
+    app()
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as the command line shows it."""
+    return f"sinklens: {message}\n"

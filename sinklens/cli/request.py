@@ -1,0 +1,172 @@
+"""What the user asks a command to run: a model, prompts, settings and an output folder."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..models.prompts import Prompts
+
+Model = Annotated[str, typer.Argument(help="A shipped model, a folder, a .gguf file or a Hub id.")]
+Text = Annotated[Path | None, typer.Option(help="A text file instead of the shipped corpus.")]
+Number = Annotated[int, typer.Option("--n-prompts", "--n", help="Number of prompts.")]
+Length = Annotated[int, typer.Option(help="Tokens in each prompt, BOS included.")]
+Bos = Annotated[bool | None, typer.Option("--bos/--no-bos", help="Whether prompts start with BOS.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+Device = Annotated[str | None, typer.Option(help="Device, such as cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="float32, float64, float16 or bfloat16.")]
+Revision = Annotated[str | None, typer.Option(help="A revision of a Hub id.")]
+Step = Annotated[int | None, typer.Option(help="A training step of a shipped model.")]
+ModelSeed = Annotated[int | None, typer.Option(help="A training seed of a shipped model.")]
+Out = Annotated[Path | None, typer.Option(help="Write results into this folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting, KEY=VALUE; commas separate list items."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that is asked for.
+
+    Attributes:
+        model: A shipped name, a folder, a `.gguf` file or a Hub id.
+        device: Its device.
+        dtype: Its dtype.
+        revision: A revision of a Hub id.
+        step: A training step of a shipped model.
+        model_seed: A training seed of a shipped model.
+    """
+
+    model: str
+    device: str | None = None
+    dtype: str = "float32"
+    revision: str | None = None
+    step: int | None = None
+    model_seed: int | None = None
+
+    def load(self, quiet: bool) -> Any:
+        """Load the model, without loading bars if `quiet` or not in a terminal."""
+        from ..models import load
+
+        silent = quiet or not sys.stderr.isatty()
+        with contextlib.redirect_stderr(io.StringIO()) if silent else contextlib.nullcontext():
+            return load(
+                self.model,
+                device=self.device,
+                dtype=self.dtype,
+                revision=self.revision,
+                step=self.step,
+                seed=self.model_seed,
+            )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `run` and `diagnose` are asked for.
+
+    Attributes:
+        what: The experiment, or `diagnose`.
+        source: The model.
+        text: A text file instead of the shipped corpus.
+        n_prompts: Number of prompts.
+        length: Tokens in each prompt.
+        bos: Whether prompts start with BOS.
+        seed: Seed of every random draw.
+        pairs: Settings as `KEY=VALUE`.
+        out: The output folder.
+        overwrite: Whether existing output is replaced.
+        quiet: Whether no progress is shown.
+    """
+
+    what: str
+    source: Source
+    text: Path | None
+    n_prompts: int
+    length: int
+    bos: bool | None
+    seed: int
+    pairs: list[str] = field(default_factory=list)
+    out: Path | None = None
+    overwrite: bool = False
+    quiet: bool = False
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What `run` and `diagnose` take besides settings."""
+        return {"seed": self.seed, "progress": False if self.quiet else None}
+
+    def settings(self) -> dict[str, Any]:
+        """`KEY=VALUE` pairs as a dictionary.
+
+        Raises:
+            UsageError: A pair is none, is given twice, or has an option of its own.
+        """
+        settings: dict[str, Any] = {}
+        for pair in self.pairs:
+            key, equals, value = pair.partition("=")
+            if not equals or not key:
+                raise UsageError(f"--set takes KEY=VALUE, not {pair!r}")
+            if key in settings:
+                raise UsageError(
+                    f"--set {key} is given twice; commas separate list items: "
+                    f"--set {key}={settings[key]},{value}"
+                )
+            settings[key] = value
+        for fixed in {"seed", "progress", "out", "overwrite"} & settings.keys():
+            option = "quiet" if fixed == "progress" else fixed
+            raise UsageError(f"use --{option} instead of --set")
+        return settings
+
+    def require_inputs(self) -> None:
+        """Refuse an output folder that is in use and a text that is not there, before any work.
+
+        Raises:
+            SinklensError: There is one.
+        """
+        if self.out is not None:
+            from ..core.storage import require_free
+
+            require_free(self.out, self.overwrite)
+        if self.n_prompts < 1 or self.length < 2:
+            raise UsageError(
+                f"prompts need n >= 1 and length >= 2, not n={self.n_prompts}, length={self.length}"
+            )
+        if self.text is not None and not (self.text.is_file() or self.text.is_dir()):
+            what = "is no regular file" if self.text.exists() else "does not exist"
+            raise UsageError(f"--text {self.text} {what}; give a text file")
+
+    def load(self) -> tuple[Any, Prompts]:
+        """The model and its prompts."""
+        from ..models.prompts import prompts
+
+        model = self.source.load(self.quiet)
+        return model, prompts(model, self.text, n=self.n_prompts, length=self.length, bos=self.bos)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep finished work in the output folder, if one is given."""
+        if self.out is None:
+            yield
+            return
+        from ..engine import kept
+
+        with kept(self.out, self._as_text(), overwrite=self.overwrite):
+            yield
+
+    def _as_text(self) -> list[str]:
+        """The request as text, by which a repeated command is recognised."""
+        unimportant = ("out", "overwrite", "quiet")
+        return [str(getattr(self, f.name)) for f in fields(self) if f.name not in unimportant]
