@@ -55,7 +55,7 @@ def _write_dequantised(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
+        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
     )
     # A config that still says "GGUF" makes transformers look for the quantised file again.
     del model.config.quantization_config
@@ -68,7 +68,10 @@ def _write_dequantised(file: Path, folder: Path) -> None:
             seen.add(tensor.data_ptr())
             tensors[name] = tensor.contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(
+        file.parent, gguf_file=file.name, trust_remote_code=False
+    )
+    tokenizer.save_pretrained(folder)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
 from . import shipped
 from .gguf import convert_gguf, first_line, quiet_transformers
+from .names import hub_id, require_reachable
 from .origins import ORIGINS, Origin, require_eval_mode
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def load(
     *,
     tokenizer: Any = None,
     device: str | torch.device | None = None,
-    dtype: str = "float32",
+    dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     step: int | None = None,
     seed: int | None = None,
@@ -46,11 +47,12 @@ def load(
     Args:
         source: A bridge (returned untouched), a Hugging Face model (**taken over in place** by
             TransformerLens and set to eval mode), an existing folder or `.gguf` file, the name of a
-            shipped model, or a Hub id; tried in this order.
+            shipped model, a Hub id, or a short name of one (`gpt2`); tried in this order.
         tokenizer: A tokenizer to use instead of the one beside the weights. A Hugging Face model
             without one gives a bridge that works on tokens only.
-        device: Its device; by default TransformerLens chooses.
-        dtype: `float32`, `float64`, `float16` or `bfloat16`.
+        device: Its device; by default TransformerLens chooses. A model object stays on its own.
+        dtype: `float32` (the default), `float64`, `float16` or `bfloat16`, as text or of torch. A
+            model object keeps its own.
         revision: A Hub revision.
         step: A training step of a shipped model; the last one by default.
         seed: A training seed of a shipped model.
@@ -58,15 +60,17 @@ def load(
     Raises:
         SinklensError: There is no such model, the file is not what its name says, TransformerLens
             does not support its architecture, or a bridge is in train mode.
+        UsageError: A dtype or device is unknown, or is not that of a model object.
     """
-    if dtype not in DTYPES:
-        raise unknown_name("dtype", dtype, DTYPES)
+    chosen = None if dtype is None else str(dtype).removeprefix("torch.")
+    if chosen is not None and chosen not in DTYPES:
+        raise unknown_name("dtype", chosen, DTYPES)
     if isinstance(source, (str, Path)):
-        return _load_named(source, tokenizer, device, dtype, revision, step, seed)
+        return _load_named(source, tokenizer, device, chosen or "float32", revision, step, seed)
     if any(value is not None for value in (revision, step, seed)):
         raise UsageError("revision, step and seed need a name to load, not a model object")
-    if dtype != "float32" or device is not None:
-        raise UsageError("dtype and device need a name to load; convert a model object yourself")
+    if isinstance(source, torch.nn.Module):
+        _require_as_it_is(source, device, chosen)
     if hasattr(source, "hook_dict"):
         require_eval_mode(source)
         return source
@@ -76,6 +80,28 @@ def load(
         f"cannot load a {type(source).__name__}; give a shipped name, a folder, a .gguf file, "
         "a Hub id, a Hugging Face model or a TransformerBridge"
     )
+
+
+def _require_as_it_is(model: torch.nn.Module, device: Any, dtype: str | None) -> None:
+    """Refuse to convert a model object.
+
+    Raises:
+        UsageError: A dtype or a device was asked for that is not its own.
+    """
+    weight = next((w for w in model.parameters() if w.is_floating_point()), None)
+    if weight is None:
+        return
+    own = str(weight.dtype).removeprefix("torch.")
+    if dtype not in (None, own):
+        raise UsageError(
+            f"dtype={dtype} was asked for of a model in {own}, which load does not convert; call "
+            f"model.to(torch.{dtype}) on the Hugging Face model first, or load it by name"
+        )
+    if device is not None and torch.device(device).type != weight.device.type:
+        raise UsageError(
+            f"device={device} was asked for of a model on {weight.device}, which load does not "
+            f"move; call model.to({str(device)!r}) first, or load it by name"
+        )
 
 
 def load_like(
@@ -114,6 +140,8 @@ def _load_named(
 ) -> TransformerBridge:
     """Load by name or path: an existing path, a shipped name, then a Hub id."""
     path = Path(source)
+    if revision is not None and (path.exists() or str(source) in shipped.names()):
+        raise UsageError(f"revision picks a version of a hub id; {source} is none")
     if path.exists() and (step is not None or seed is not None):
         raise UsageError(f"step and seed pick a checkpoint of a shipped model; {path} is a path")
     if path.exists() or isinstance(source, Path):
@@ -129,19 +157,19 @@ def _load_named(
         # TransformerLens follows the architecture; the card says what this model was trained on.
         bridge.cfg.default_prepend_bos = bool(shipped.card(name)["bos"])
         return bridge
-    if "/" not in name:
-        raise SinklensError(
-            f"{unknown_name('model', name, shipped.names())}; a model may also be a folder, a "
-            ".gguf file or a hub id of the form owner/name"
-        )
     if path.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
         raise SinklensError(f"there is no file or folder {name}")
+    hub = name if "/" in name else hub_id(name)
     if step is not None or seed is not None:
         raise UsageError(
-            f"step and seed pick a checkpoint of a shipped model; {name} is a hub id, whose "
+            f"step and seed pick a checkpoint of a shipped model; {hub} is a hub id, whose "
             "checkpoints are picked by revision"
         )
-    return _boot(name, Origin("hub", name, revision), tokenizer, device, dtype, revision)
+    try:
+        return _boot(hub, Origin("hub", hub, revision), tokenizer, device, dtype, revision)
+    except SinklensError as error:
+        require_reachable(hub, revision, name, error)
+        raise
 
 
 def _model_folder(path: Path) -> Path:
@@ -166,13 +194,17 @@ def _boot(
 
     try:
         with quiet_transformers(), _own_random_state():
-            config = AutoConfig.from_pretrained(name, revision=revision)
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
             if tokenizer is None:
                 tokenizer = _find_tokenizer(name, revision)
             bos = _bos_before_boot(tokenizer, config)
             if tokenizer is None:
                 hugging_face = AutoModelForCausalLM.from_pretrained(
-                    name, config=config, revision=revision, dtype=DTYPES[dtype]
+                    name,
+                    config=config,
+                    revision=revision,
+                    dtype=DTYPES[dtype],
+                    trust_remote_code=False,
                 )
                 bridge = _wrap(hugging_face if device is None else hugging_face.to(device), None)
             else:
@@ -182,9 +214,19 @@ def _boot(
     except SinklensError:
         raise
     except Exception as error:
-        raise SinklensError(f"cannot load {known.name}: {first_line(error)}") from error
+        if "trust_remote_code" in str(error):
+            raise SinklensError(
+                f"{known.name} brings code of its own, which sinklens never runs; load it with "
+                "Transformers and give the model object to sinklens.load"
+            ) from error
+        reason = first_line(error).replace(name, known.name)
+        raise SinklensError(f"cannot load {known.name}: {reason}") from error
     _keep_epsilons(bridge)
     bridge.eval()
+    if known.kind in ("gguf", "shipped"):  # a folder of sinklens's own, not the user's
+        bridge.cfg.model_name = known.name
+        bridge.original_model.config._name_or_path = known.name
+        bridge.original_model.name_or_path = known.name
     ORIGINS[bridge] = Origin(known.kind, known.name, revision, known.step, known.seed, bos)
     return bridge
 
@@ -254,10 +296,11 @@ def _find_tokenizer(name: str, revision: str | None) -> Any:
     path = Path(name)
     if path.is_dir() and not any(path.glob("tokenizer*")) and not any(path.glob("vocab*")):
         return None
+    options = {"revision": revision, "trust_remote_code": False}
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, add_bos_token=True)
+        return AutoTokenizer.from_pretrained(name, add_bos_token=True, **options)
     except ValueError:  # no BOS to add
-        return AutoTokenizer.from_pretrained(name, revision=revision)
+        return AutoTokenizer.from_pretrained(name, **options)
 
 
 def _bos_before_boot(tokenizer: Any, config: Any) -> int | None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..core.errors import SinklensError
+from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
 
 
@@ -46,15 +46,33 @@ def require_eval_mode(model: HookedModel) -> None:
 
     Raises:
         SinklensError: The model, or the Hugging Face model underneath, is in train mode.
+        UsageError: It is no bridge.
     """
+    require_bridge(model)
     if model.training or getattr(model.original_model, "training", False):
         raise SinklensError(
             "the model is in train mode, where two equal runs can differ; call model.eval() first"
         )
 
 
+def require_bridge(model: Any) -> None:
+    """Refuse what is no model with hook points.
+
+    Raises:
+        UsageError: It is a name, a Hugging Face model, or something else.
+    """
+    if not hasattr(model, "hook_dict"):
+        given = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
+        raise UsageError(f"{given} is not a loaded model; sinklens.load(...) gives one")
+
+
 def origin(model: HookedModel) -> Origin:
-    """Where the model came from; kind `bridge` if it was not made by `load`."""
+    """Where the model came from; kind `bridge` if it was not made by `load`.
+
+    Raises:
+        UsageError: It is no bridge.
+    """
+    require_bridge(model)
     known = ORIGINS.get(model)
     if known is None:
         known = Origin("bridge", str(model.cfg.model_name), bos_token_id=_guess_bos(model))

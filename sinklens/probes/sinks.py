@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.protocol import HookedModel
+from ..models import require_eval_mode
 from ..models.capabilities import check
 from .base import ResumableProbe, SliceableProbe
 
@@ -98,6 +99,7 @@ def sink_scores(
         The mean over queries i >= 0 of A_i0, between 0 and 1. Uniform causal attention over T
         positions gives (1 + 1/2 + ... + 1/T) / T.
     """
+    require_eval_mode(model)
     probe = SinkScores(model)
     with torch.no_grad():
         rows = tokens if tokens.ndim == 2 else tokens[None]
