@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .results.result import ExperimentResult as ExperimentResult
     from .runner.config import ExperimentConfig as ExperimentConfig
     from .runner.keeping import keep as keep
+    from .runner.planning import plan as plan
     from .runner.registry import experiment as experiment
     from .runner.registry import run as run
     from .stats.effects import EffectSize as EffectSize
@@ -53,6 +54,7 @@ _HOMES = {
     "Intervention": "hooks.intervention",
     "experiment": "runner.registry",
     "keep": "runner.keeping",
+    "plan": "runner.planning",
     "run": "runner.registry",
     "load": "models",
     "origin": "models",

@@ -8,14 +8,14 @@ forward passes of the batch, besides those of two prompts on models with random 
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .core.errors import SinklensError, UsageError
 from .core.protocol import HookedModel
-from .engine import show_progress
+from .engine import Plan
 from .models import load, origin
 from .models.capabilities import check
 from .models.prompts import Prompts
@@ -25,6 +25,7 @@ from .results.effect_sentences import does_more, effect_sentence
 from .results.result import ExperimentResult
 from .runner import registry
 from .runner.keeping import in_few_lines
+from .runner.planning import plan
 
 SHARED = ("draws", "null_models", "seed", "progress", "batch_size", "memory")
 N_PROMPTS, LENGTH, DRAWS, NULL_MODELS, PATCHED_LAYERS = 16, 64, 3, 3, 6
@@ -51,8 +52,44 @@ def diagnose(
     bridge: Any = load(model)
     if prompts is None:
         prompts = make_prompts(bridge, n=N_PROMPTS, length=LENGTH)
-    shared: dict[str, Any] = {"draws": DRAWS, "null_models": NULL_MODELS, **settings}
-    last = check(bridge).n_layers - 1
+    results: dict[str, ExperimentResult] = {}
+    refused: dict[str, str] = {}
+    for name, own in _battery(bridge, settings).items():
+        try:
+            results[name] = registry.run(name, bridge, prompts, **own)
+        except SinklensError as error:
+            if name == "sink_profile":
+                raise
+            refused[name] = str(error)
+    return Diagnosis(results, _findings(bridge, prompts, results, refused))
+
+
+def plans(model: HookedModel, prompts: Prompts, **settings: Any) -> list[Plan]:
+    """What each experiment of the diagnosis takes, without those that refuse the model.
+
+    Args:
+        model: A bridge.
+        prompts: The prompts.
+        **settings: As in `diagnose`.
+
+    Raises:
+        SinklensError: The model or the prompts cannot be used.
+    """
+    configure(settings)
+    found = []
+    for name, own in _battery(model, settings).items():
+        try:
+            found.append(plan(name, model, prompts, **own))
+        except SinklensError:
+            if name == "sink_profile":
+                raise
+    return found
+
+
+def _battery(model: HookedModel, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The experiments with their settings."""
+    shared = {"draws": DRAWS, "null_models": NULL_MODELS, **settings}
+    last = check(model).n_layers - 1
     layers = sorted({int(layer) for layer in np.linspace(0, last, PATCHED_LAYERS).round()})
     battery: dict[str, dict[str, Any]] = {
         "sink_profile": {},
@@ -60,18 +97,7 @@ def diagnose(
         "sink_head_ablation": {"conditions": ("mean", "drop_edge")},
         "position0_patching": {"conditions": ("other_token:residual",), "layers": layers},
     }
-    results: dict[str, ExperimentResult] = {}
-    refused: dict[str, str] = {}
-    for name, own in battery.items():
-        if show_progress(settings.get("progress")):
-            print(name, file=sys.stderr)
-        try:
-            results[name] = registry.run(name, bridge, prompts, **shared, **own)
-        except SinklensError as error:
-            if name == "sink_profile":
-                raise
-            refused[name] = str(error)
-    return Diagnosis(results, _findings(bridge, prompts, results, refused))
+    return {name: {**shared, **own} for name, own in battery.items()}
 
 
 def configure(settings: dict[str, Any]) -> None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
+import time
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +26,7 @@ from sinklens.runner import registry
 from sinklens.runner.config import fit
 from sinklens.runner.manual import _value, documented
 
+ROOM = 6  # a second, on a busy machine
 EXPERIMENTS = list(registry.all_experiments())
 
 
@@ -125,3 +133,41 @@ def test_a_checkpoint_is_chosen_on_the_command_line(tmp_path: Path) -> None:
     assert (known["model"]["step"], known["model"]["seed"]) == (32, 0)
     done = CliRunner().invoke(app, ["check", "rope", "--step", "33"])
     assert done.exit_code == 2 and "no checkpoint of step 33" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_the_run_takes(tmp_path: Path) -> None:
+    size = ["rope", "--n-prompts", 3, "--length", 12]
+    out = tmp_path / "out"
+    (line,) = printed("run", "sink_profile", *size, "--dry-run", "--out", out).splitlines()
+    assert line.startswith("sink_profile on rope, 3 prompts of 12 tokens: 4 forwards")
+    assert not out.exists()
+    *parts, together = printed("diagnose", *size, "--dry-run").splitlines()
+    card = sinklens.diagnose("rope", sinklens.prompts(sinklens.load("rope"), n=3, length=12))
+    assert [line.split()[0] for line in parts] == list(card.results)
+    known = [result.provenance for result in card.results.values()]
+    counted = sum(one["forwards"] + one["forwards_with_random_weights"] for one in known)
+    assert together.startswith(f"together: {counted} forwards; about ")
+    done = CliRunner().invoke(app, ["run", "sink_profile", "nowhere/at-all", "--dry-run"])
+    assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_something_is_shown_while_loading() -> None:
+    """In a terminal: within a second what is loaded, then a bar with a name up to its end."""
+    command = [sys.executable, "-m", "sinklens", "run", "sink_profile", "rope"]
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    began = time.perf_counter()
+    shown, first = "", None
+    with subprocess.Popen([*command, "--n", "4", "--length", "8"], stdout=slave, stderr=slave):
+        os.close(slave)
+        with contextlib.suppress(OSError):  # as a terminal ends
+            while part := os.read(master, 4096):
+                first = first or time.perf_counter() - began
+                shown += part.decode()
+    os.close(master)
+    assert first is not None and first < ROOM
+    assert shown.index("loading sinklens for rope") < shown.index("loading rope")
+    assert shown.index("loading rope") < shown.index("cutting prompts")
+    assert shown.index("sink_profile: ") < shown.index("sink_profile on rope, 4 prompts of 8")

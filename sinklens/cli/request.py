@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import UsageError
+from ..core.terminal import status
 
 if TYPE_CHECKING:
     from ..models.prompts import Prompts
@@ -35,6 +36,9 @@ Set = Annotated[
     typer.Option("--set", help="A setting, KEY=VALUE; commas separate list items."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say how many forward passes and how long, and stop.")
+]
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,13 @@ class Source:
 
     def load(self, quiet: bool) -> Any:
         """Load the model, without loading bars if `quiet` or not in a terminal."""
-        from ..models import load
-
         silent = quiet or not sys.stderr.isatty()
-        with contextlib.redirect_stderr(io.StringIO()) if silent else contextlib.nullcontext():
+        with (
+            contextlib.redirect_stderr(io.StringIO()) if silent else contextlib.nullcontext(),
+            status(f"loading {self.model}", not silent),
+        ):
+            from ..models import load
+
             return load(
                 self.model,
                 device=self.device,
@@ -148,12 +155,18 @@ class Request:
             what = "is no regular file" if self.text.exists() else "does not exist"
             raise UsageError(f"--text {self.text} {what}; give a text file")
 
+    def imports(self) -> contextlib.AbstractContextManager[None]:
+        """Say what is going on while torch is imported, which takes seconds."""
+        return status(f"loading sinklens for {self.source.model}", False if self.quiet else None)
+
     def load(self) -> tuple[Any, Prompts]:
         """The model and its prompts."""
+        model = self.source.load(self.quiet)
         from ..models.prompts import prompts
 
-        model = self.source.load(self.quiet)
-        return model, prompts(model, self.text, n=self.n_prompts, length=self.length, bos=self.bos)
+        size = {"n": self.n_prompts, "length": self.length}
+        with status("cutting prompts", False if self.quiet else None):
+            return model, prompts(model, self.text, bos=self.bos, **size)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:

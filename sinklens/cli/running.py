@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -12,6 +13,7 @@ from .looking import print_manual
 from .request import (
     Bos,
     Device,
+    DryRun,
     Dtype,
     Length,
     Model,
@@ -28,6 +30,9 @@ from .request import (
     Step,
     Text,
 )
+
+if TYPE_CHECKING:
+    from ..engine import Plan
 
 EXPERIMENT = "sinklens.experiment"
 
@@ -48,6 +53,7 @@ def diagnose(
     out: Out = None,
     overwrite: Overwrite = False,
     set_: Set = None,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Diagnose a model: its sinks, and the effects of removing them, on one page."""
@@ -57,17 +63,37 @@ def diagnose(
     )
     with one_line_errors():
         request.require_inputs()
-        with request.kept():
-            settings = request.settings()
+        if dry_run:
+            _plan_diagnosis(request)
+        else:
+            _diagnose(request)
+
+
+def _diagnose(request: Request) -> None:
+    """Print the page, and save what it rests on."""
+    with request.kept():
+        settings = request.settings()
+        with request.imports():
             from ..diagnosis import configure
             from ..diagnosis import diagnose as run_battery
 
             configure(settings)
-            bridge, prompts = request.load()
-            card = run_battery(bridge, prompts, **request.shared, **settings)
-            print(card)
-            if out is not None:
-                card.save(out, overwrite=overwrite)
+        model, prompts = request.load()
+        card = run_battery(model, prompts, **request.shared, **settings)
+        print(card)
+        if request.out is not None:
+            card.save(request.out, overwrite=request.overwrite)
+
+
+def _plan_diagnosis(request: Request) -> None:
+    """Print what each experiment of the diagnosis takes."""
+    settings = request.settings()
+    with request.imports():
+        from ..diagnosis import configure, plans
+
+        configure(settings)
+    model, prompts = request.load()
+    print_plans(plans(model, prompts, seed=request.seed, **settings))
 
 
 class RunCommand(TyperCommand):
@@ -103,6 +129,7 @@ def run(
     out: Out = None,
     overwrite: Overwrite = False,
     set_: Set = None,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Run one experiment and print its table."""
@@ -112,14 +139,50 @@ def run(
     )
     with one_line_errors():
         request.require_inputs()
-        with request.kept():
-            settings = request.settings()
-            from ..runner import registry
+        if dry_run:
+            _plan(request)
+        else:
+            _run(request)
 
-            # Before the model is loaded, which can take minutes.
-            registry.configure(registry.get(experiment), settings)
-            bridge, prompts = request.load()
-            result = registry.run(experiment, bridge, prompts, **request.shared, **settings)
-            print(result)
-            if out is not None:
-                result.save(out, overwrite=overwrite)
+
+def _run(request: Request) -> None:
+    """Print the table, and save the result."""
+    with request.kept():
+        settings = _configured(request)
+        model, prompts = request.load()
+        from ..runner.registry import run
+
+        result = run(request.what, model, prompts, **request.shared, **settings)
+        print(result)
+        if request.out is not None:
+            result.save(request.out, overwrite=request.overwrite)
+
+
+def _plan(request: Request) -> None:
+    """Print what the experiment takes."""
+    settings = _configured(request)
+    model, prompts = request.load()
+    from ..runner.planning import plan
+
+    print_plans([plan(request.what, model, prompts, seed=request.seed, **settings)])
+
+
+def _configured(request: Request) -> dict[str, Any]:
+    """The settings, checked before the model is loaded, which can take minutes."""
+    settings = request.settings()
+    with request.imports():
+        from ..runner import registry
+
+        registry.configure(registry.get(request.what), settings)
+    return settings
+
+
+def print_plans(plans: Sequence[Plan]) -> None:
+    """A line for each experiment, and the sum."""
+    print(*plans, sep="\n")
+    times = [plan.seconds for plan in plans if plan.seconds is not None]
+    if len(plans) > 1:
+        from ..engine import duration
+
+        forwards = sum(plan.forwards + plan.random_forwards for plan in plans)
+        print(f"together: {forwards} forwards; about {duration(sum(times))}")

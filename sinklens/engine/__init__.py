@@ -20,8 +20,13 @@ command gives the same bytes (`sizes`).
 
 from .evaluate import Evaluation as Evaluation
 from .evaluate import evaluate as evaluate
+from .progress import Plan as Plan
 from .progress import announce as announce
-from .progress import progress_bar as progress_bar
+from .progress import announced_to as announced_to
+from .progress import duration as duration
+from .progress import forwards_bar as forwards_bar
+from .progress import is_awaited as is_awaited
+from .progress import run_bar as run_bar
 from .progress import show_progress as show_progress
 from .read import Reading as Reading
 from .read import finished_or as finished_or
@@ -30,6 +35,8 @@ from .resume import kept as kept
 from .resume import kept_in as kept_in
 from .resume import section as section
 from .shortcuts import shortcuts as shortcuts
+from .sizes import choose_sizes as choose_sizes
 from .sizes import default_memory as default_memory
+from .timing import seconds_of_pass as seconds_of_pass
 from .user_hooks import has_own_hooks as has_own_hooks
 from .user_hooks import own_hook_points as own_hook_points

@@ -26,7 +26,7 @@ from .forward import Attention, Outcome, forward, repeat_output
 from .hook_calls import CannotShareError, failures_of
 from .layers import ByLayer, over_layers, split_by_layer
 from .metric_reader import MetricReader
-from .progress import progress_bar
+from .progress import forwards_bar
 from .resume import Call, current_call
 from .shortcuts import NO_SHORTCUTS, is_before_unembedding, is_free_of, shortcuts
 from .sizes import Sizes, choose_sizes
@@ -121,7 +121,7 @@ def evaluate(
     forwards = len(batches) * (1 + len(watches))
     sweep = _Sweep(model, prompts, watches, measure, sizes, probes)
     values, baselines, clean = [], [], []
-    with torch.no_grad(), progress_bar(forwards, progress) as advance:
+    with torch.no_grad(), forwards_bar(forwards, progress) as advance:
         for batch, index in enumerate(batches):
             sweep.run_clean(index)
             clean.append(measure.clean(0))

@@ -54,7 +54,8 @@ def squared_gradients(
     require_eval_mode(model)
     everything = list({id(p): p for group in groups.values() for p in group}.values())
     rows = []
-    with _wanting_gradients(everything), progress_bar(len(tokens), progress) as advance:
+    bar = progress_bar(len(tokens), progress, "gradients", "prompt")
+    with _wanting_gradients(everything), bar as shown:
         for row, wanted in zip(tokens, labels, strict=True):
             row, wanted = row.to(model.cfg.device), wanted.to(model.cfg.device)
             with torch.enable_grad():
@@ -67,7 +68,7 @@ def squared_gradients(
                 if gradient is not None
             }
             rows.append([sum(squares.get(id(p), 0.0) for p in group) for group in groups.values()])
-            advance(1)
+            shown.update(1)
     norms = torch.tensor(rows, dtype=torch.float64)
     if not bool(torch.isfinite(norms).all()) or not bool(norms.any()):
         raise SinklensError(

@@ -147,6 +147,16 @@ def section(identity: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
         _section.reset(token)
 
 
+@contextmanager
+def unkept() -> Iterator[None]:
+    """Keep nothing of what runs within a `with` block, and number no call."""
+    token = _section.set(None)
+    try:
+        yield
+    finally:
+        _section.reset(token)
+
+
 class Section:
     """The finished work of one experiment, call by call of `evaluate`."""
 

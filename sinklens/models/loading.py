@@ -16,6 +16,7 @@ import torch
 
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
+from ..core.terminal import status
 from . import shipped
 from .gguf import convert_gguf, first_line, quiet_transformers
 from .names import hub_id, require_reachable
@@ -66,7 +67,8 @@ def load(
     if chosen is not None and chosen not in DTYPES:
         raise unknown_name("dtype", chosen, DTYPES)
     if isinstance(source, (str, Path)):
-        return _load_named(source, tokenizer, device, chosen or "float32", revision, step, seed)
+        with status(f"loading {source}"):
+            return _load_named(source, tokenizer, device, chosen or "float32", revision, step, seed)
     if any(value is not None for value in (revision, step, seed)):
         raise UsageError("revision, step and seed need a name to load, not a model object")
     if isinstance(source, torch.nn.Module):

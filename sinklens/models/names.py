@@ -28,7 +28,7 @@ def hub_id(name: str) -> str:
     known = [*OFFICIAL_MODEL_NAMES, *MODEL_ALIASES]
     found = {official.rpartition("/")[2].lower(): official for official in known}
     found |= {alias.lower(): name for name, aliases in MODEL_ALIASES.items() for alias in aliases}
-    official = found.get(name.lower(), "")
+    official: str = found.get(name.lower(), "")
     if official in OWNERS:
         return f"{OWNERS[official]}/{official}"
     if "/" in official:

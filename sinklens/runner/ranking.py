@@ -19,7 +19,6 @@ import torch
 from ..core.errors import UsageError
 from ..core.labels import row_label
 from ..core.protocol import HookedModel
-from ..engine import announce
 from ..engine.screening import FORWARDS, estimate, shared_gradients
 from ..metrics import LogitMetric, Metric
 from ..models.prompts import Prompts
@@ -107,7 +106,6 @@ def rank(
         )
     edits = [edit for one in comparisons for edit in one.treatment]
     gradients = shared_gradients(model, prompts, edits, metric, config.positions)
-    announce("screening", FORWARDS * len(gradients), prompts, config.progress)
     values = estimate(
         model,
         prompts,

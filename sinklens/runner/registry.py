@@ -24,7 +24,7 @@ import torch
 
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
-from ..engine import has_own_hooks, section
+from ..engine import has_own_hooks, run_bar, section
 from ..metrics import resolve_metrics
 from ..models import load, origin
 from ..models.prompts import Prompts
@@ -193,17 +193,18 @@ def run(
     if prompts is not None:
         require_prompts(prompts)
     bridge: HookedModel = load(model)
-    if prompts is None:
-        prompts = make_prompts(bridge)
     began = time.perf_counter()
-    command = [chosen.name, str(config.recorded()), origin(bridge).name, prompts.hash]
-    with kept_for(out, command, overwrite=overwrite):
-        with section(lambda: _kept_under(chosen, bridge, prompts, config)):
-            result = chosen.function(bridge, prompts, config)
-        timing = {"seconds": round(time.perf_counter() - began, 3), **_machine()}
-        result = dataclasses.replace(result, run=timing)
-        if out is not None:
-            result.save(out, overwrite=overwrite)
+    with run_bar(chosen.name, progress):
+        if prompts is None:
+            prompts = make_prompts(bridge)
+        command = [chosen.name, str(config.recorded()), origin(bridge).name, prompts.hash]
+        with kept_for(out, command, overwrite=overwrite):
+            with section(lambda: _kept_under(chosen, bridge, prompts, config)):
+                result = chosen.function(bridge, prompts, config)
+            timing = {"seconds": round(time.perf_counter() - began, 3), **_machine()}
+            result = dataclasses.replace(result, run=timing)
+            if out is not None:
+                result.save(out, overwrite=overwrite)
     return result
 
 

@@ -13,19 +13,18 @@ records which hooks fired, and makes the result.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import torch
 
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.protocol import HookedModel
-from ..engine import announce, own_hook_points
+from ..engine import own_hook_points
 from ..engine.evaluate import Evaluation, evaluate
 from ..hooks.intervention import one_per_run
-from ..metrics import Metric, needs_models
+from ..metrics import Metric, needs_models, resolve_metrics
 from ..models.capabilities import Capabilities, check
 from ..models.prompts import Prompts
 from ..probes import Probe
@@ -34,7 +33,6 @@ from ..results.result import ExperimentResult, identity
 from ..stats.effects import EffectSize, Row, with_q_values
 from ..stats.models import OfModels
 from ..stats.skewness import skewness_notes
-from .collected import Collected
 from .compare import (
     LATER_QUERIES,
     Compared,
@@ -44,19 +42,18 @@ from .compare import (
     measure_of,
     without_control,
 )
-from .config import ExperimentConfig
+from .counted import Config, Counted
 from .declaration import Experiment
 from .described import described, per_prompt
 from .null_models import JUDGED, few_prompts, random_contrasts
 from .ranking import rank
 
-Config = TypeVar("Config", bound=ExperimentConfig)
 OWN_HOOKS = "The model carried hooks of its user's, under which everything was measured: {}."
 NAMED_HOOKS = 5
 NOT_CAUSAL = "it is a next-token measure and this model attends in both directions"
 
 
-class Run(Collected, Generic[Config]):
+class Run(Counted[Config], Generic[Config]):
     """One run.
 
     Attributes:
@@ -79,10 +76,9 @@ class Run(Collected, Generic[Config]):
             SinklensError: The model cannot do it.
             UsageError: A setting or the prompts do not fit.
         """
-        super().__init__(experiment.measures)
+        super().__init__(experiment.name, experiment.measures, model, prompts, config)
         experiment.require_known(config)
         self._experiment = experiment
-        self.model, self.prompts, self.config = model, prompts, config
         self.prompt_numbers = torch.arange(len(prompts))
         self.capabilities: Capabilities = check(model)
         for need in experiment.needs:
@@ -90,8 +86,6 @@ class Run(Collected, Generic[Config]):
         self.conditions = list(config.conditions or experiment.default_conditions(config))
         self.metrics = self._choose_metrics()
         self.rows: list[Row] = []
-        self._forwards, self._random_forwards, self._announced = 0, 0, False
-        self._fired: Counter[str] = Counter()
         self._shortcuts: dict[str, bool] = {}
         self._own_hooks = own_hook_points(model)
         if self._own_hooks:
@@ -128,11 +122,6 @@ class Run(Collected, Generic[Config]):
         if not (self.conditions or none_is_fine):
             said = "; ".join(dict.fromkeys(reasons[name] for name in refused))
             raise SinklensError(f"nothing is left to do: {said}")
-
-    def announce(self, forwards: int) -> None:
-        """Say how many forwards the run takes, where progress is shown."""
-        announce(self._experiment.name, forwards, self.prompts, self.config.progress)
-        self._announced = True
 
     def read(
         self,
@@ -172,11 +161,6 @@ class Run(Collected, Generic[Config]):
         self._shortcuts = self._shortcuts or found.shortcuts
         return found
 
-    def count(self, forwards: int, fired: Mapping[str, int] | None = None) -> None:
-        """Count forwards, and hooks that fired, outside `read` and `compare`."""
-        self._forwards += forwards
-        self._fired.update(fired or {})
-
     def compare(
         self,
         make: Callable[[Run[Config]], Sequence[Comparison]],
@@ -192,7 +176,9 @@ class Run(Collected, Generic[Config]):
         Raises:
             UsageError: `screen` was asked for and there is nothing to rank.
         """
+        before = self._forwards
         comparisons = make(self)
+        reads = self._forwards - before
         metrics, ranking = list(self.metrics if metrics is None else metrics), None
         if self.config.screen:
             ranking = rank(self.model, self.prompts, self.config, comparisons, metrics)
@@ -202,8 +188,8 @@ class Run(Collected, Generic[Config]):
         if self.config.draws:
             self._notes += without_control(comparisons)
         order = in_order(comparisons)
-        if not self._announced:
-            self.announce(1 + len(one_per_run(order)) + self._forwards)
+        models = self.config.null_models if self._judged(resolve_metrics(metrics)) else 0
+        self.announce_comparison(order, models, reads)
         found = self.evaluate(order, metrics=metrics)
         fired = {one.run: times for one, times in zip(order, found.fired, strict=True)}
         for intervention in one_per_run(order):
@@ -232,10 +218,9 @@ class Run(Collected, Generic[Config]):
         metrics: Sequence[Metric],
     ) -> dict[ContrastKey, OfModels]:
         """The same contrasts of models with random weights, of the metrics that need them."""
-        judged = [metric for metric in metrics if needs_models(metric)]
+        judged, count = self._judged(metrics), self.config.null_models
         config = replace(self.config, null_models=0, screen=False, progress=False)
-        count = self.config.null_models
-        if not (judged and count and self.config.draws):
+        if not (judged and count):
             return {}
         numbers = few_prompts(self.prompts, self.config.seed)
 
@@ -254,6 +239,10 @@ class Run(Collected, Generic[Config]):
         else:
             self.note(JUDGED.format(count, len(numbers)))
         return nulls
+
+    def _judged(self, metrics: Sequence[Metric]) -> list[Metric]:
+        """The metrics whose contrasts are judged by models with random weights."""
+        return [metric for metric in metrics if needs_models(metric) and self.config.draws]
 
     def add(
         self,

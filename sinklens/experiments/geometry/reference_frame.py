@@ -205,7 +205,7 @@ def reference_frame(run: Run[ReferenceFrameConfig]) -> None:
     reader = PatternReader(run.model, run.capabilities, run.prompts.tokens)
     published = config.preset == "published"
     untrained = untrained_model(run)
-    run.announce(1 + (untrained is not None) + published)
+    run.announce(run.batches() * (1 + (untrained is not None) + published))
 
     sets = config.column_sets if config.draws else 0
     divergences = HeadDivergences(

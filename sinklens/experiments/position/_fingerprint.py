@@ -100,6 +100,15 @@ def add_fingerprint(run: Run[Any], queries: Sequence[int], later: int | None) ->
     return float(change.max())
 
 
+def fingerprint_forwards(run: Run[Any], queries: Sequence[int]) -> int:
+    """How many forward passes the first tokens take at one position."""
+    count = min(run.config.first_tokens, len(ordinary_tokens(run.model)))
+    if not count:
+        return 0
+    words = run.prompts.tokens[:, : max(queries) + 1].repeat(count, 1)
+    return run.batches(Prompts(words, bos=False, source="fingerprint"))
+
+
 def _ratio(carried: Carried, place: int, null: float) -> Sample:
     return sample(carried.ratio[..., place].mean(1), null)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...core.errors import SinklensError
 from ...core.seeds import seeded
-from ...engine import Reading, default_memory, finished_or, progress_bar, read_under
+from ...engine import Reading, default_memory, finished_or, forwards_bar, read_under
 from ...functional.logit_forms import FORMS, DiagonalShift, PairBasis
 from ...hooks.intervention import Intervention
 from ...models import origin
@@ -43,6 +43,7 @@ class Reader:
 
     Attributes:
         windows: By layer, how many keys a query sees.
+        forwards: Forward passes of all prompts.
     """
 
     def __init__(self, run: Run[Any], pairs: PairSets) -> None:
@@ -54,12 +55,14 @@ class Reader:
         self._edited = pairs.basis(self.windows, EDIT_FORMS)
         self._batch = run.config.batch_size or _prompts_at_once(run)
         batches = -(-len(run.prompts) // self._batch)
-        self._forwards = batches * (1 if batches == 1 else 2)
+        self.forwards = batches * (1 if batches == 1 else 2)
 
     def clean(self, shift: DiagonalShift | None = None) -> Components:
         """Without an edit, and for the null with each prompt's logits shifted."""
-        self._run.count(self._forwards)
-        values = self._read(None, self._clean, shift).values
+        self._run.count(self.forwards)
+        with forwards_bar(self.forwards, self._run.config.progress) as advance:
+            values = self._read(None, self._clean, shift).values
+            advance(self.forwards)
         if not bool(torch.isfinite(values.products).all()):
             raise SinklensError(
                 f"{origin(self._run.model).name} gives NaN or infinite attention scores; its "
@@ -70,17 +73,18 @@ class Reader:
     def edited(self, interventions: Sequence[Intervention]) -> list[Components]:
         """Under each edit, which has to happen."""
         components = []
-        with progress_bar(len(interventions), self._run.config.progress) as advance:
+        forwards = self.forwards * len(interventions)
+        with forwards_bar(forwards, self._run.config.progress) as advance:
             for intervention in interventions:
                 make = partial(self._kept, intervention)
                 kept = finished_or(self._run.model, intervention, make)
-                self._run.count(self._forwards, {intervention.name: int(kept.pop("fired"))})
+                self._run.count(self.forwards, {intervention.name: int(kept.pop("fired"))})
                 components.append(Components(LogitFormValues(**kept), EDIT_FORMS))
                 if not bool(torch.isfinite(components[-1].curve).all()):
                     raise SinklensError(
                         f"{intervention.name} gives NaN or infinite attention scores"
                     )
-                advance(1)
+                advance(self.forwards)
         return components
 
     def _kept(self, intervention: Intervention) -> dict[str, Tensor]:

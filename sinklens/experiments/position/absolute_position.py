@@ -45,7 +45,7 @@ from ...runner.run import Run
 from ._checks import in_words, require_split, shifted_positions, toeplitz_share
 from ._components import CleanRun, add_shares, by_depth, not_explained
 from ._edits import edits_of_position0, read_edits, refusals
-from ._fingerprint import add_fingerprint, identified
+from ._fingerprint import add_fingerprint, fingerprint_forwards, identified
 from ._mask import add_mask
 from ._pairs import KEYS, PairSets, parse_queries, ranges_within
 from ._reader import Reader, diagonal_shift
@@ -165,7 +165,10 @@ def absolute_position(run: Run[AbsolutePositionConfig]) -> None:
     run.refuse(refusals(run))
     comparisons = edits_of_position0(run, patched_layers(run), positions)
     edits = len(one_per_run(in_order(comparisons)))
-    run.announce(4 + edits + config.first_tokens * (2 if positions else 1))
+    queries = sorted({int(label.split(":")[1]) - 1 for label in (pairs.first, pairs.last)})
+    reader = Reader(run, pairs)
+    first_tokens = fingerprint_forwards(run, queries) * (2 if positions else 1)
+    run.announce(run.batches() + reader.forwards * (len(KEYS) + 1 + edits) + first_tokens)
 
     # The clean run: attention split into scores and log Z, what heads read at position 0, and at
     # each later key with position 0 at the same queries beside it.
@@ -178,7 +181,6 @@ def absolute_position(run: Run[AbsolutePositionConfig]) -> None:
     split_error = require_split(run, split)
 
     # The residual-stream component, beside the null: logits shifted along their diagonals.
-    reader = Reader(run, pairs)
     shifts = {keys: diagonal_shift(prompts, keys, pairs.size, seed) for keys in KEYS}
     shifted = {keys: reader.clean(shift) for keys, shift in shifts.items()}
     clean = CleanRun(pairs, reader.clean(), shifted)
@@ -195,7 +197,6 @@ def absolute_position(run: Run[AbsolutePositionConfig]) -> None:
     # What later queries know of the first token, beside chance and its control, a later position.
     position0_change = None
     if config.first_tokens:
-        queries = sorted({int(label.split(":")[1]) - 1 for label in (pairs.first, pairs.last)})
         position0_change = add_fingerprint(run, queries, positions[0] if positions else None)
 
     # What edits of position 0 remove of the residual-stream component, beside the clean run and

@@ -134,7 +134,7 @@ def sink_profile(run: Run[SinkProfileConfig]) -> None:
     run.refuse(_refusals(run))
     # Everything else is read beside natural text.
     inputs = list(dict.fromkeys(["natural", *run.conditions]))
-    run.announce(len(inputs))
+    run.announce(sum(run.batches(_input(run, name)) for name in inputs))
     for name in inputs:
         prompts = _input(run, name)
         sinks = SinkScores(run.model)

@@ -97,7 +97,8 @@ def sink_emergence(run: Run[SinkEmergenceConfig]) -> None:
     config = run.config
     checkpoints = find_checkpoints(run.model, config.checkpoints)
     steps = [checkpoint.step for checkpoint in checkpoints]
-    run.announce(len(steps) + 2 * bool(config.draws) + (config.random_weights is not False))
+    passes = len(steps) + 2 * bool(config.draws) + (config.random_weights is not False)
+    run.announce(run.batches() * passes)
     curves, last = _follow(run, checkpoints)
     beside = references(run, last, {name: curves[name][steps[-1]] for name in run.conditions})
     random, origin = random_twin(
