@@ -35,18 +35,41 @@ def convert_gguf(file: Path) -> Path:
     folder = cache_folder() / f"gguf-{digest}"
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            pass
+    except OSError as error:
+        raise SinklensError(
+            f"cannot write converted models into {folder.parent}: {error}; set SINKLENS_CACHE to a "
+            "folder that can be written"
+        ) from error
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="converting-") as partial:
         target = Path(partial) / "model"
         target.mkdir()
         try:
             with quiet_transformers():
+                _require_sound(file)
                 _write_dequantised(file, target)
         except Exception as error:
             raise SinklensError(f"cannot read {file} as GGUF: {first_line(error)}") from error
         with contextlib.suppress(OSError):  # another process was faster
             target.rename(folder)
     return folder
+
+
+def _require_sound(file: Path) -> None:
+    """Refuse a header that names more blocks than there are tensors, before they are made.
+
+    Raises:
+        ValueError: It does.
+    """
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    for name, field in reader.fields.items():
+        if name.endswith(".block_count") and field.contents() > len(reader.tensors):
+            raise ValueError(f"{name} is {field.contents()}, of {len(reader.tensors)} tensors")
 
 
 def _write_dequantised(file: Path, folder: Path) -> None:

@@ -8,29 +8,24 @@ into a `TransformerBridge` with raw weights, eager attention and eval mode. `ori
 from __future__ import annotations
 
 import copy
+import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..core.errors import SinklensError, UsageError, unknown_name
+from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
 from ..core.terminal import status
 from . import shipped
 from .gguf import convert_gguf, first_line, quiet_transformers
 from .names import hub_id, require_reachable
 from .origins import ORIGINS, Origin, require_eval_mode
+from .placement import DTYPES, dtype_name, require_as_it_is, require_device
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 
 
 def load(
@@ -63,16 +58,17 @@ def load(
             does not support its architecture, or a bridge is in train mode.
         UsageError: A dtype or device is unknown, or is not that of a model object.
     """
-    chosen = None if dtype is None else str(dtype).removeprefix("torch.")
-    if chosen is not None and chosen not in DTYPES:
-        raise unknown_name("dtype", chosen, DTYPES)
+    chosen = dtype_name(dtype)
+    tokenizer = _with_files(tokenizer)
     if isinstance(source, (str, Path)):
+        if device is not None:
+            require_device(device)
         with status(f"loading {source}"):
             return _load_named(source, tokenizer, device, chosen or "float32", revision, step, seed)
     if any(value is not None for value in (revision, step, seed)):
         raise UsageError("revision, step and seed need a name to load, not a model object")
     if isinstance(source, torch.nn.Module):
-        _require_as_it_is(source, device, chosen)
+        require_as_it_is(source, device, chosen)
     if hasattr(source, "hook_dict"):
         require_eval_mode(source)
         return source
@@ -82,28 +78,6 @@ def load(
         f"cannot load a {type(source).__name__}; give a shipped name, a folder, a .gguf file, "
         "a Hub id, a Hugging Face model or a TransformerBridge"
     )
-
-
-def _require_as_it_is(model: torch.nn.Module, device: Any, dtype: str | None) -> None:
-    """Refuse to convert a model object.
-
-    Raises:
-        UsageError: A dtype or a device was asked for that is not its own.
-    """
-    weight = next((w for w in model.parameters() if w.is_floating_point()), None)
-    if weight is None:
-        return
-    own = str(weight.dtype).removeprefix("torch.")
-    if dtype not in (None, own):
-        raise UsageError(
-            f"dtype={dtype} was asked for of a model in {own}, which load does not convert; call "
-            f"model.to(torch.{dtype}) on the Hugging Face model first, or load it by name"
-        )
-    if device is not None and torch.device(device).type != weight.device.type:
-        raise UsageError(
-            f"device={device} was asked for of a model on {weight.device}, which load does not "
-            f"move; call model.to({str(device)!r}) first, or load it by name"
-        )
 
 
 def load_like(
@@ -142,11 +116,12 @@ def _load_named(
 ) -> TransformerBridge:
     """Load by name or path: an existing path, a shipped name, then a Hub id."""
     path = Path(source)
-    if revision is not None and (path.exists() or str(source) in shipped.names()):
+    there = _is_there(path)
+    if revision is not None and (there or str(source) in shipped.names()):
         raise UsageError(f"revision picks a version of a hub id; {source} is none")
-    if path.exists() and (step is not None or seed is not None):
+    if there and (step is not None or seed is not None):
         raise UsageError(f"step and seed pick a checkpoint of a shipped model; {path} is a path")
-    if path.exists() or isinstance(source, Path):
+    if there or isinstance(source, Path):
         folder = _model_folder(path)
         kind = "folder" if path.is_dir() else "gguf"
         known = Origin(kind, path.name, revision)
@@ -174,12 +149,31 @@ def _load_named(
         raise
 
 
+def _is_there(path: Path) -> bool:
+    """Whether a path exists; one that no file system could hold does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _with_files(tokenizer: Any) -> Any:
+    """A tokenizer that TransformerLens can open again; one that is in memory only is written."""
+    if tokenizer is None or "name_or_path" in getattr(tokenizer, "init_kwargs", {"name_or_path"}):
+        return tokenizer
+    with tempfile.TemporaryDirectory(prefix="sinklens-") as folder:
+        tokenizer.save_pretrained(folder)
+        return _find_tokenizer(folder, None)
+
+
 def _model_folder(path: Path) -> Path:
     """The folder with Hugging Face files that a folder or `.gguf` file stands for."""
-    if not path.exists():
+    if not _is_there(path):
         raise SinklensError(f"there is no file or folder {path}")
     if path.is_file():
         return convert_gguf(path)
+    if not path.is_dir():
+        raise SinklensError(f"{path} is a pipe or a device; give a folder or a .gguf file")
     if not (path / "config.json").exists():
         raise SinklensError(
             f"the folder {path} has no config.json; give a folder that save_pretrained wrote"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import sinklens
+from sinklens.cli import app
 from sinklens.models import loading
 from sinklens.models.names import hub_id
 from tests import families
@@ -117,3 +121,72 @@ def test_code_in_a_folder_is_never_run(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(sinklens.SinklensError, match="code of its own, which sinklens never runs"):
         sinklens.load(folder)
     assert not ran.exists()
+
+
+def test_a_tokenizer_in_memory_only(boot_family: Any) -> None:
+    """One that TransformerLens cannot open again by its path."""
+    from transformers import PreTrainedTokenizerFast
+
+    tiny = families.tiny_tokenizer()
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=tiny.backend_tokenizer, bos_token=tiny.bos_token, eos_token=tiny.eos_token
+    )
+    text = "the quick brown fox jumps over the lazy dog. " * 9
+    model = sinklens.load(families.llama(), tokenizer=own)
+    found = sinklens.prompts(model, text, n=3, length=12)
+    expected = sinklens.prompts(boot_family("llama"), text, n=3, length=12)
+    assert found.bos and torch.equal(found.tokens, expected.tokens)
+
+
+def test_paths_that_no_file_system_holds(tmp_path: Path) -> None:
+    for name in (tmp_path / ("x" * 300), str(tmp_path / ("x" * 300)), "x" * 300):
+        with pytest.raises(sinklens.SinklensError, match=r"there is no file|unknown model"):
+            sinklens.load(name)
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(sinklens.SinklensError, match="is a pipe or a device"):
+        sinklens.load(tmp_path / "pipe.gguf")
+
+
+@pytest.mark.parametrize("device", ["meta", "abacus", "cuda:99"])
+def test_a_device_that_holds_nothing(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def boot(*_: Any) -> None:
+        raise AssertionError("a model was read")
+
+    monkeypatch.setattr(loading, "_boot", boot)
+    with pytest.raises(sinklens.SinklensError, match=device):
+        sinklens.load("rope", device=device)
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF" + bytes(64))
+    for cache in (file, file / "below", Path("/proc/nowhere")):
+        monkeypatch.setenv("SINKLENS_CACHE", str(cache))
+        with pytest.raises(sinklens.SinklensError, match="SINKLENS_CACHE"):
+            sinklens.load(file)
+
+
+def test_a_header_that_promises_a_million_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building them takes for ever."""
+    from gguf import GGUFWriter
+
+    file = tmp_path / "deep.gguf"
+    writer = GGUFWriter(file, "llama")
+    writer.add_block_count(2**20)
+    writer.add_tensor("token_embd.weight", np.zeros((8, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    monkeypatch.setenv("SINKLENS_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(sinklens.SinklensError, match="block_count is 1048576, of 1 tensors"):
+        sinklens.load(file)
+
+
+def test_a_text_that_never_ends(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    run = ["run", "sink_profile", "rope", "--quiet", "--text", str(tmp_path / "pipe")]
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 2 and "is no regular file" in done.stderr

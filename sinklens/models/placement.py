@@ -1,0 +1,68 @@
+"""Device and dtype of a model: what can be asked for, and what a model object has already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..core.errors import SinklensError, UsageError, unknown_name
+from .gguf import first_line
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def dtype_name(dtype: str | torch.dtype | None) -> str | None:
+    """The name of a dtype that models can be loaded in.
+
+    Raises:
+        UsageError: There is no such dtype.
+    """
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    return name
+
+
+def require_device(device: Any) -> None:
+    """Refuse a device that is not there, before anything is read.
+
+    Raises:
+        SinklensError: Torch cannot use it, or it holds no values.
+    """
+    try:
+        kind = torch.zeros(1, device=device).device.type
+    except Exception as error:
+        raise SinklensError(f"cannot use device {device}: {first_line(error)}") from error
+    if kind == "meta":
+        raise SinklensError("a model on the device meta has no weights; use cpu or cuda")
+
+
+def require_as_it_is(model: torch.nn.Module, device: Any, dtype: str | None) -> None:
+    """Refuse to convert a model object.
+
+    Raises:
+        UsageError: A dtype or a device was asked for that is not its own.
+    """
+    weight = next((w for w in model.parameters() if w.is_floating_point()), None)
+    if weight is None:
+        return
+    require_device(weight.device)
+    own = str(weight.dtype).removeprefix("torch.")
+    if dtype not in (None, own):
+        raise UsageError(
+            f"dtype={dtype} was asked for of a model in {own}, which load does not convert; call "
+            f"model.to(torch.{dtype}) on the Hugging Face model first, or load it by name"
+        )
+    if device is not None and torch.device(device).type != weight.device.type:
+        raise UsageError(
+            f"device={device} was asked for of a model on {weight.device}, which load does not "
+            f"move; call model.to({str(device)!r}) first, or load it by name"
+        )
