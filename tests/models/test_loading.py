@@ -166,16 +166,14 @@ def test_the_corpus_is_cut_once_for_tokenizers_that_cut_alike(
     """Another load of the same model gets the same tokens; another rule cuts again."""
     from tokenizers import normalizers
 
-    from sinklens.models import prompts as text
+    from sinklens.models.prompts import shipped_text as text
 
     first, again = families.boot("llama"), families.boot("llama")
     assert first.tokenizer is not again.tokenizer
     prompts = sinklens.prompts(first, n=3, length=16)
     cut: list[str] = []
-    encode = text._encode
-    monkeypatch.setattr(
-        text, "_encode", lambda model, words: cut.append("") or encode(model, words)
-    )
+    encode = text.encode
+    monkeypatch.setattr(text, "encode", lambda model, words: cut.append("") or encode(model, words))
     assert torch.equal(sinklens.prompts(again, n=3, length=16).tokens, prompts.tokens)
     assert not cut
     other = families.boot("llama")
