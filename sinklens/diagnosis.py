@@ -18,7 +18,7 @@ from .core.protocol import HookedModel
 from .engine import Plan
 from .models import load, origin
 from .models.capabilities import check
-from .models.prompts import Prompts
+from .models.prompts import Prompts, as_prompts
 from .models.prompts import prompts as make_prompts
 from .results.diagnosis import Diagnosis
 from .results.effect_sentences import does_more, effect_sentence
@@ -33,13 +33,14 @@ N_PROMPTS, LENGTH, DRAWS, NULL_MODELS, PATCHED_LAYERS = 16, 64, 3, 3, 6
 
 @in_few_lines
 def diagnose(
-    model: HookedModel | str | Any, prompts: Prompts | None = None, **settings: Any
+    model: HookedModel | str | Any, prompts: Prompts | Any = None, **settings: Any
 ) -> Diagnosis:
     """The sinks of a model, and the effects of removing them, on one page.
 
     Args:
         model: A bridge, or anything that `sinklens.load` takes.
-        prompts: Prompts; by default 16 windows of 64 tokens of the shipped corpus.
+        prompts: Prompts, or what `sinklens.run` takes for them; by default 16 windows of 64 tokens
+            of the shipped corpus.
         **settings: Settings shared by all experiments (`draws`, `seed`, `batch_size`,
             `progress`, ...).
 
@@ -47,11 +48,10 @@ def diagnose(
         SinklensError: The model or the prompts cannot be used.
     """
     configure(settings)
-    if prompts is not None:
-        registry.require_prompts(prompts)
     bridge: Any = load(model)
     if prompts is None:
         prompts = make_prompts(bridge, n=N_PROMPTS, length=LENGTH)
+    prompts = as_prompts(bridge, prompts)
     results: dict[str, ExperimentResult] = {}
     refused: dict[str, str] = {}
     for name, own in _battery(bridge, settings).items():
@@ -123,7 +123,7 @@ def _findings(
     bos = "with" if prompts.bos else "without"
     lines = [
         f"{origin(model).name}: {capabilities.n_layers} layers of {capabilities.n_heads} heads, "
-        f"{len(prompts)} prompts of {prompts.length} tokens {bos} BOS from {prompts.source}.",
+        f"{prompts.size} {bos} BOS from {prompts.source}.",
         "",
         "Sinks",
         *(f"  {line}" for line in results["sink_profile"].summary),

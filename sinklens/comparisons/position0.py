@@ -27,6 +27,7 @@ from ..hooks.position0 import (
     patch_position0,
 )
 from ..models import ordinary_tokens
+from ..models.prompts import Prompts
 from ..probes import PositionValues, ResidualNorms
 from ..probes.positions import PartValues, first_token_values
 from ..runner.compare import Comparison, Control
@@ -108,7 +109,7 @@ class Position0Patches:
         """The values of position 0 with another token, and averaged over ordinary tokens."""
         run, written = self._run, dict[str, Written]()
         if "other_token" in self._names:
-            others = other_tokens(run.model, run.prompts.tokens, 0, run.config.seed, "position0")
+            others = other_tokens(run.model, run.prompts, 0, run.config.seed, "position0")
             run.drawn(other_tokens=others.tolist())
             written["other_token"] = self._first_tokens(others)
         if "mean_token" in self._names:
@@ -157,14 +158,12 @@ class Position0Patches:
     ) -> PartValues:
         """The value of a position in a run with another token there."""
         run, prompts = self._run, self._run.prompts
-        tokens = prompts.tokens.clone()
-        tokens[:, place] = other_tokens(run.model, prompts.tokens, place, run.config.seed, label)
+        # Causal: nothing after the place can matter, so the prompts end there.
+        tokens = prompts.tokens[:, : place + 1].clone()
+        tokens[:, place] = other_tokens(run.model, prompts, place, run.config.seed, label)
         drawn.setdefault(name, []).append(tokens[:, place].tolist())
         probe = PositionValues(run.model, self._parts, self._layers, place)
-        # Causal: nothing after the place can matter, so the prompts end there.
-        (values,) = run.read(
-            probe, prompts=replace(prompts, tokens=tokens[:, : place + 1], answers=None)
-        )
+        (values,) = run.read(probe, prompts=replace(prompts, tokens=tokens, answers=None))
         found: PartValues = values
         return found
 
@@ -185,7 +184,7 @@ class Position0Patches:
 
 
 def other_tokens(
-    model: HookedModel, tokens: Int[Tensor, "prompt pos"], place: int, seed: int, label: str
+    model: HookedModel, prompts: Prompts, place: int, seed: int, label: str
 ) -> Int[Tensor, " prompt"]:
     """For each prompt an ordinary token that differs from the one it has at a place.
 
@@ -193,7 +192,7 @@ def other_tokens(
     """
     ordinary = ordinary_tokens(model).numpy()
     chosen = []
-    for prompt in tokens.tolist():
+    for prompt in prompts.rows():
         random = seeded(seed, "other_token", label, prompt)
         chosen.append(int(random.choice(ordinary[ordinary != prompt[place]])))
-    return torch.tensor(chosen, device=tokens.device)
+    return torch.tensor(chosen, device=prompts.tokens.device)

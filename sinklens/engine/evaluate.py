@@ -12,16 +12,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.errors import SinklensError, UsageError
+from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..hooks.forms import as_interventions
 from ..hooks.intervention import Intervention
 from ..metrics import Metric, resolve_metrics
 from ..models import origin, require_eval_mode
-from ..models.prompts import Prompts
+from ..models.prompts import Prompts, as_prompts
 from ..probes import Probe
 from ..probes.base import Sliceable
 from .attention import in_slices, without_patterns
+from .fitting import require_fitting
 from .forward import Attention, Outcome, forward, repeat_output
 from .hook_calls import CannotShareError, failures_of
 from .layers import ByLayer, over_layers, split_by_layer
@@ -79,7 +80,8 @@ def evaluate(
 
     Args:
         model: In eval mode; it is left unchanged.
-        prompts: The prompts.
+        prompts: The prompts, or what `models.prompts.as_prompts` makes some of. Those of one length
+            run together, as they are; values stand in the order given.
         interventions: The interventions, in any of the forms of `hooks.forms`: `Intervention`s,
             lists of pairs of hook point and function, a dictionary of them by name. Those that
             start at the same block share forward passes; those that differ in the predictions
@@ -98,8 +100,10 @@ def evaluate(
     """
     require_eval_mode(model)
     interventions = as_interventions(model, interventions)
+    if not isinstance(prompts, Prompts):
+        prompts = as_prompts(model, prompts)
     # Runs that only read probes have no predictions to count.
-    _require_fitting(model, prompts, positions if metrics else None)
+    require_fitting(model, prompts, positions if metrics else None)
     resolved = resolve_metrics(metrics) if metrics or interventions else []
     watches, readings = _watches(model, interventions)
     starts = {watch.first_layer for watch in watches} - {0}
@@ -107,17 +111,17 @@ def evaluate(
     sizes = choose_sizes(
         model,
         len(prompts),
-        prompts.length,
+        prompts.longest,
         batch_size=batch_size,
         memory=memory,
         starts=len(starts),
     )
-    measure = MetricReader(
-        model, prompts, resolved, positions, rows=sizes.rows, memory=sizes.memory // 2
-    )
+    measure = MetricReader(model, resolved, positions, rows=sizes.rows, memory=sizes.memory // 2)
     for probe in probes:
         probe.reset()
-    batches = torch.arange(len(prompts)).split(sizes.prompts)
+    # Probes gather what they read in the order in which it runs.
+    order = None if probes else prompts.by_length()
+    batches = prompts.batches(sizes.prompts, order)
     forwards = len(batches) * (1 + len(watches))
     sweep = _Sweep(model, prompts, watches, measure, sizes, probes)
     values, baselines, clean = [], [], []
@@ -144,14 +148,15 @@ def evaluate(
                 baselines.append(torch.stack([at[place] for place in uncounted]))
     for watch in watches:
         watch.verify()
-    read = torch.cat(clean, -1)
+    given = torch.cat(batches).argsort()
+    read = torch.cat(clean, -1)[..., given]
     none = read.new_zeros(0, *read.shape)
     by_layer = split_by_layer(
         resolved,
         measure.widths,
         interventions,
-        torch.cat(values, -1) if values else none,
-        torch.cat(baselines, -1) if baselines else none,
+        torch.cat(values, -1)[..., given] if values else none,
+        torch.cat(baselines, -1)[..., given] if baselines else none,
         int(model.cfg.n_layers),
     )
     over_reached = torch.zeros(2, len(interventions), len(resolved), len(prompts))
@@ -214,7 +219,7 @@ class _Sweep:
         self._reading = [hook for probe in probes for hook in probe.fwd_hooks]
         self._attention = self._how_to_attend(probes, sizes)
         self._rows = self._allowed.unembedding and is_before_unembedding(model, self._names())
-        self._index = torch.zeros(0, dtype=torch.long)
+        self._index, self._batch = torch.zeros(0, dtype=torch.long), prompts
         self._kept: dict[int, Any] = {}
 
     def _names(self) -> list[Any]:
@@ -228,7 +233,7 @@ class _Sweep:
         if sites and is_free_of(self._model, sites, self._names()):
             return without_patterns
         queries = sizes.queries
-        if self._watches or queries >= self._prompts.length or not self._allowed.slices:
+        if self._watches or queries >= self._prompts.longest or not self._allowed.slices:
             return None
         sliceable = [probe for probe in probes if isinstance(probe, Sliceable)]
         hooks = [h for p in probes if not isinstance(p, Sliceable) for h in p.fwd_hooks]
@@ -249,18 +254,18 @@ class _Sweep:
 
     def run_clean(self, index: Int[Tensor, " batch"]) -> None:
         """The clean run of a batch."""
-        self._index = index
+        self._index, self._batch = index, self._prompts.take(index)
         self._kept = {}  # before those of this batch are there
         keep = {start - 1 for start in self._starts if start}
         hooks = [*self._reading, *self._measure.hooks(clean=True)]
-        outcome = self._forward(self._prompts.tokens[index], hooks, keep=keep)
+        outcome = self._forward(self._batch.tokens, hooks, keep=keep)
         self._kept = outcome.kept
         if not bool(torch.isfinite(outcome.last).all()):
             raise SinklensError(
                 f"{origin(self._model).name} gives NaN or infinite activations in the clean run; "
                 "check its weights and its dtype"
             )
-        self._measure.start(index, outcome)
+        self._measure.start(self._batch, outcome)
 
     def groups(self) -> Iterator[list[int]]:
         """Numbers of interventions that share a forward."""
@@ -284,7 +289,7 @@ class _Sweep:
         times = len(watches)
         with failures_of([watch.intervention.name for watch in watches]):
             outcome = self._forward(
-                self._prompts.tokens[self._index].repeat(times, 1),
+                self._batch.tokens.repeat(times, 1),
                 [*shared_hooks(watches, self._index), *self._measure.hooks(clean=False)],
                 start=start,
                 below=repeat_output(self._kept[start - 1], times) if start else None,
@@ -299,10 +304,10 @@ class _Sweep:
             return forward(self._model, tokens, hooks, **how)
         except IndexError as error:
             context = self._model.cfg.n_ctx
-            if self._prompts.length <= context:
+            if self._batch.length <= context:
                 raise
             raise SinklensError(
-                f"prompts of {self._prompts.length} tokens are longer than the context of "
+                f"prompts of {self._batch.length} tokens are longer than the context of "
                 f"{origin(self._model).name}, {context}; use shorter ones (--length)"
             ) from error
 
@@ -335,13 +340,3 @@ def _finished(
         changed, *fired = tensors[f"watch{number}"].tolist()
         watch.changed, watch.fired = bool(changed), fired
     return tensors["values"]
-
-
-def _require_fitting(model: HookedModel, prompts: Prompts, positions: Sequence[int] | None) -> None:
-    """Refuse tokens outside the vocabulary and positions outside the prompts."""
-    largest, size = int(prompts.tokens.max()), int(model.cfg.d_vocab)
-    if largest >= size or int(prompts.tokens.min()) < 0:
-        raise UsageError(f"token {largest} is outside the vocabulary of {size}")
-    wrong = [p for p in positions or () if not 0 <= p < prompts.length]
-    if wrong:
-        raise UsageError(f"there is no position {wrong[0]} in prompts of {prompts.length} tokens")

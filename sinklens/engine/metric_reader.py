@@ -40,7 +40,6 @@ class MetricReader:
     def __init__(
         self,
         model: HookedModel,
-        prompts: Prompts,
         metrics: Sequence[Metric],
         sample: Sequence[int] | None,
         *,
@@ -51,14 +50,13 @@ class MetricReader:
 
         Args:
             model: The model.
-            prompts: All prompts.
             metrics: What to read.
             sample: The positions whose predictions count, if not all.
             rows: Rows of logits to hold at once.
             memory: Bytes that the clean log-probabilities may take; beyond it they are computed
                 again for every slice.
         """
-        self._model, self._prompts, self._metrics = model, prompts, metrics
+        self._model, self._metrics = model, metrics
         self._sample, self._rows, self._memory = sample, rows, memory
         factories = dict.fromkeys(m.probe for m in metrics if isinstance(m, ProbeMetric))
         # Metrics that read the same probe share one. Edited runs have one of their own, which takes
@@ -75,7 +73,8 @@ class MetricReader:
         telling = (METRICS["loss"], METRICS["kl"])
         self._tell = all(metric in telling for metric in self._by_row.values())
         self.widths: list[int] = []
-        self._index = torch.zeros(0, dtype=torch.long)
+        self._tokens = torch.zeros(0, 0, dtype=torch.long)
+        self._answers: Tensor | None = None
         self._clean: Outcome | None = None
         self._clean_rows: dict[int, Tensor] = {}
         self._clean_log_probs: Tensor | None = None
@@ -93,15 +92,15 @@ class MetricReader:
             probe.reset()
         return [hook for probe in probes.values() for hook in probe.fwd_hooks]
 
-    def start(self, index: Int[Tensor, " batch"], clean: Outcome) -> None:
-        """Take in the clean run of a batch."""
-        self._index, self._clean, self._clean_log_probs = index, clean, None
+    def start(self, batch: Prompts, clean: Outcome) -> None:
+        """Take in the clean run of a batch, of prompts of one length."""
+        self._tokens, self._answers = batch.tokens, batch.answers
+        self._clean, self._clean_log_probs = clean, None
         self._clean_logits = None
         if any(isinstance(m, LogitMetric) and m.by_row is None for m in self._metrics):
             self._clean_logits = self._all_logits(clean)
-        length = self._prompts.length
         needed = any(metric.needs_clean for metric in self._by_row.values())
-        shape = len(index), length, int(self._model.cfg.d_vocab)
+        shape = *self._tokens.shape, int(self._model.cfg.d_vocab)
         if needed and math.prod(shape) * 4 <= self._memory:
             # Filled where predictions count for any edit, while the clean run is read.
             self._clean_log_probs = torch.empty(shape, device=clean.last.device)
@@ -117,7 +116,7 @@ class MetricReader:
         self, outcome: Outcome, watches: Sequence[Watch]
     ) -> Float[Tensor, "reading column batch"]:
         """Every metric of interventions that shared a forward, at all places of each."""
-        size, times = len(self._index), len(watches)
+        size, times = len(self._tokens), len(watches)
         probed = {}
         for factory, probe in self._probes.items():
             if isinstance(probe, Resumable):
@@ -140,24 +139,24 @@ class MetricReader:
     ) -> Float[Tensor, "column batch"]:
         """One number a prompt and metric, or a prompt, metric and layer."""
         if not self._metrics:
-            return torch.zeros(0, len(self._index))
-        counted = counted_positions(self._prompts.length, position, self._sample)
+            return torch.zeros(0, len(self._tokens))
+        counted = counted_positions(self._tokens.shape[1], position, self._sample)
         results = []
         for number, metric in enumerate(self._metrics):
             if isinstance(metric, ProbeMetric):
                 row = metric.reduce(probed[metric.probe])
             elif metric.by_row is not None:
-                row = rows[number][:, metric.counts(counted, self._prompts.length)].mean(1)
+                row = rows[number][:, metric.counts(counted, self._tokens.shape[1])].mean(1)
             else:
                 row = self._whole(metric, whole, counted)
             by_layer = is_by_layer(metric)
             if not isinstance(row, Tensor):
                 what = "nothing" if row is None else f"a {type(row).__name__}"
                 raise SinklensError(f"the metric {metric.name} returned {what}; {METRIC_FORM}")
-            if row.ndim != 1 + by_layer or len(row) != len(self._index):
+            if row.ndim != 1 + by_layer or len(row) != len(self._tokens):
                 raise SinklensError(
                     f"the metric {metric.name} returned shape {list(row.shape)}; it has to "
-                    f"return one number per prompt, [{len(self._index)}"
+                    f"return one number per prompt, [{len(self._tokens)}"
                     f"{', layer' if by_layer else ''}]"
                 )
             if not bool(torch.isfinite(row).all()):
@@ -174,29 +173,29 @@ class MetricReader:
     ) -> Tensor:
         """A metric that wants all logits."""
         assert logits is not None
-        answers = self._prompts.answers
+        answers = self._answers
         with failures_of_metric(metric.name):
             row: Tensor = metric.function(
                 logits,
-                self._prompts.tokens[self._index].to(logits.device),
+                self._tokens.to(logits.device),
                 clean_logits=self._clean_logits,
                 positions=counted.to(logits.device),
-                answers=None if answers is None else answers[self._index].to(logits.device),
+                answers=None if answers is None else answers.to(logits.device),
             )
         return row
 
     def _all_logits(self, outcome: Outcome) -> Float[Tensor, "batch pos d_vocab"]:
         places = torch.cartesian_prod(
-            torch.arange(len(self._index)), torch.arange(self._prompts.length)
+            torch.arange(len(self._tokens)), torch.arange(self._tokens.shape[1])
         )
         logits = outcome.logits(places[:, 0], places[:, 1])
-        return logits.view(len(self._index), self._prompts.length, -1)
+        return logits.view(len(self._tokens), self._tokens.shape[1], -1)
 
     def _read_rows(self, outcome: Outcome, position: int, what: str) -> dict[int, Tensor]:
         """By metric, `[batch, pos]` with the value of each prediction that counts for it."""
         if not self._by_row:
             return {}
-        length, size = self._prompts.length, len(self._index)
+        length, size = self._tokens.shape[1], len(self._tokens)
         counted = counted_positions(length, position, self._sample)
         wanted = {n: metric.counts(counted, length) for n, metric in self._by_row.items()}
         values = {n: torch.full((size, length), torch.nan) for n in wanted}
@@ -232,7 +231,7 @@ class MetricReader:
         assert metric.by_row is not None and self._clean is not None
         if not bool(mine.all()):  # a copy of the logits, where it is needed
             logits, prompts, at = logits[mine], prompts[mine], at[mine]
-        tokens, answers = self._prompts.tokens[self._index], self._prompts.answers
+        tokens, answers = self._tokens, self._answers
         following = tokens[prompts, (at + 1).clamp_max(tokens.shape[1] - 1)]
         clean = None
         if metric.needs_clean and self._clean_log_probs is not None:
@@ -243,7 +242,7 @@ class MetricReader:
             logits,
             next_tokens=following.to(logits.device),
             clean_log_probs=clean,
-            answers=None if answers is None else answers[self._index[prompts]].to(logits.device),
+            answers=None if answers is None else answers[prompts].to(logits.device),
         )
         return result
 

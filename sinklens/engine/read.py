@@ -60,15 +60,15 @@ def read_under(
     """
     require_eval_mode(model)
     sizes = choose_sizes(
-        model, len(prompts), prompts.length, batch_size=batch_size, memory=memory, starts=0
+        model, len(prompts), prompts.longest, batch_size=batch_size, memory=memory, starts=0
     )
     watch = None if intervention is None else Watch(model, intervention)
     run = _runner(model, last_layer, [*(watch.names if watch else []), *_names(probe)])
     probe.reset()
     with torch.no_grad():
-        for index in torch.arange(len(prompts)).split(sizes.prompts):
+        for index in prompts.batches(sizes.prompts):
             hooks = [*(watch.hooks(index) if watch else []), *probe.fwd_hooks]
-            run(prompts.tokens[index].to(model.cfg.device), hooks)
+            run(prompts.take(index).tokens.to(model.cfg.device), hooks)
     if watch:
         watch.verify()
     return Reading(probe.compute(), sum(watch.fired) if watch else 0)

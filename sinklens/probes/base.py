@@ -139,7 +139,7 @@ class SiteProbe(ABC, Generic[Values]):
                 f"{type(self).__name__} has read nothing at {layer}: run the model with its "
                 "fwd_hooks first"
             )
-        return _by_field(torch.cat, self._seen[layer])
+        return _by_field(up_to_shortest, self._seen[layer])
 
     def stacked(self) -> Values:
         """What `reduce` made of all layers, `[prompt, layer, ...]`.
@@ -212,6 +212,16 @@ def stream_hook(model: HookedModel, layer: int) -> str:
     """The hook of the stream that enters block `layer`, or with L blocks and L leaves the last."""
     last = int(model.cfg.n_layers) - 1
     return hook_name("residual", layer) if layer <= last else hook_name("resid_post", last)
+
+
+def up_to_shortest(batches: list[Tensor]) -> Tensor:
+    """Batches in one; where prompts differ in length, axes of positions up to the shortest.
+
+    Args:
+        batches: Tensors, prompts first, alike but for the lengths of their other axes.
+    """
+    least = [min(sizes) for sizes in zip(*(batch.shape[1:] for batch in batches), strict=True)]
+    return torch.cat([batch[:, *(slice(size) for size in least)] for batch in batches])
 
 
 def kept(values: Tensor) -> Tensor:

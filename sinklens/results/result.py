@@ -67,9 +67,10 @@ class ExperimentResult(Record):
         """Notes to the table: prompts, BOS, what was left out and why, statistical power."""
         bos = "with" if self.provenance["bos"] else "without"
         prompts = self.provenance["prompts"]
+        longest = f" to {prompts['longest']}" if "longest" in prompts else ""
         lines = [
             f"{self.provenance['model']['name']}: {_counted(prompts['n'], 'prompt')} of "
-            f"{prompts['length']} tokens {bos} BOS from {prompts['source']}"
+            f"{prompts['length']}{longest} tokens {bos} BOS from {prompts['source']}"
             f"{self._draws_in_words()}."
         ]
         lines += [f"* {line}" for line in self.settings.get("footnotes", {}).values()]
@@ -227,6 +228,8 @@ def identity(model: HookedModel, prompts: Prompts) -> dict[str, Any]:
         "prompts": {
             "n": len(prompts),
             "length": prompts.length,
+            **({"longest": prompts.longest} if prompts.longest > prompts.length else {}),
+            **({} if prompts.documents is None else {"documents": prompts.documents.tolist()}),
             "source": prompts.source,
             "hash": prompts.hash,
         },

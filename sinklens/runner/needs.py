@@ -40,8 +40,9 @@ class Need:
         if self.met(capabilities, prompts):
             return
         if self.of_prompts:
-            given = f"these are {len(prompts)} of {prompts.length} tokens"
-            raise UsageError(f"{experiment} needs {self.what}; {given}. {self.instead}".strip())
+            raise UsageError(
+                f"{experiment} needs {self.what}; these are {prompts.size}. {self.instead}".strip()
+            )
         raise SinklensError(
             f"{experiment} needs {self.what}; {capabilities.architecture} is not one. "
             f"{self.instead}".strip()
@@ -52,6 +53,14 @@ CAUSAL = Need("a causal model, in which position 0 sees only itself", lambda mod
 READABLE_SCORES = Need(
     "a model whose attn.hook_attn_scores holds the scores that the softmax gets",
     lambda model, _: model.edits["scores"],
+)
+
+EQUAL_LENGTHS = Need(
+    "prompts of one length",
+    lambda _, prompts: prompts.length == prompts.longest,
+    "prompts.up_to(length) cuts them; sink_profile, bos_replacement, position0_patching and "
+    "sink_head_ablation take them as they are.",
+    of_prompts=True,
 )
 
 

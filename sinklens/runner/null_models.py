@@ -46,7 +46,7 @@ JUDGED = (
 
 def few_prompts(prompts: Prompts, seed: int) -> Int[Tensor, " chosen"]:
     """The numbers of the prompts that the models are run on, whatever the order of prompts."""
-    keys = [content_seed(tokens, seed) for tokens in prompts.tokens]
+    keys = [content_seed(torch.tensor(row), seed) for row in prompts.rows()]
     return torch.tensor(sorted(range(len(prompts)), key=keys.__getitem__)[:PROMPTS])
 
 

@@ -96,6 +96,11 @@ def rank(
     Raises:
         UsageError: There is nothing to rank, or no metric that can be estimated.
     """
+    if prompts.length < prompts.longest:
+        raise UsageError(
+            f"screen needs prompts of one length, these are {prompts.size}; "
+            "prompts.up_to(length) cuts them"
+        )
     metric = next((m for m in metrics if isinstance(m, LogitMetric) and m.signed), None)
     if metric is None:
         raise UsageError("screen needs loss, logit_diff or another signed metric on logits")

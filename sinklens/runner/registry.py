@@ -27,7 +27,7 @@ from ..core.protocol import HookedModel
 from ..engine import has_own_hooks, run_bar, section
 from ..metrics import resolve_metrics
 from ..models import load, origin
-from ..models.prompts import Prompts
+from ..models.prompts import Prompts, as_prompts
 from ..models.prompts import prompts as make_prompts
 from ..results.estimates import Measure
 from ..results.figures import Figured, Forest
@@ -145,23 +145,11 @@ def get(name: str) -> Experiment:
     return known[name]
 
 
-def require_prompts(prompts: Any) -> None:
-    """Refuse what is no `Prompts`.
-
-    Raises:
-        UsageError: It is something else.
-    """
-    if not isinstance(prompts, Prompts):
-        raise UsageError(
-            f"prompts is a {type(prompts).__name__}; sinklens.prompts(model, text) makes prompts"
-        )
-
-
 @in_few_lines
 def run(
     name: str | Experiment,
     model: HookedModel | str | Any,
-    prompts: Prompts | None = None,
+    prompts: Prompts | Any = None,
     *,
     seed: int = 0,
     progress: bool | None = None,
@@ -175,7 +163,8 @@ def run(
         name: Its name, as `sinklens list` prints it; or its declaration.
         model: A bridge, as `sinklens.load` returns it; it is left unchanged. Anything else that
             `load` takes is loaded.
-        prompts: The prompts; by default 64 windows of 64 tokens of the shipped corpus.
+        prompts: Prompts; strings, one a prompt; conversations; token ids or what a tokenizer
+            returned. By default 64 windows of 64 tokens of the shipped corpus.
         seed: Seed of every random draw.
         progress: Whether to show progress; None shows it in a terminal or a notebook.
         out: A folder, absent or empty, that the result is saved to. Until then it keeps what is
@@ -190,13 +179,10 @@ def run(
     """
     chosen = name if isinstance(name, Experiment) else get(name)
     config = configure(chosen, {**settings, "seed": seed, "progress": progress})
-    if prompts is not None:
-        require_prompts(prompts)
     bridge: HookedModel = load(model)
     began = time.perf_counter()
     with run_bar(chosen.name, progress):
-        if prompts is None:
-            prompts = make_prompts(bridge)
+        prompts = as_prompts(bridge, make_prompts(bridge) if prompts is None else prompts)
         command = [chosen.name, str(config.recorded()), origin(bridge).name, prompts.hash]
         with kept_for(out, command, overwrite=overwrite):
             with section(lambda: _kept_under(chosen, bridge, prompts, config)):

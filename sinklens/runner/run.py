@@ -26,7 +26,7 @@ from ..engine.evaluate import Evaluation, evaluate
 from ..hooks.intervention import one_per_run
 from ..metrics import Metric, needs_models, resolve_metrics
 from ..models.capabilities import Capabilities, check
-from ..models.prompts import Prompts
+from ..models.prompts import Prompts, notes_on
 from ..probes import Probe
 from ..results.estimates import Place, Reference, Sample, Share, rows_of, share_row
 from ..results.result import ExperimentResult, identity
@@ -81,6 +81,7 @@ class Run(Counted[Config], Generic[Config]):
         self._experiment = experiment
         self.prompt_numbers = torch.arange(len(prompts))
         self.capabilities: Capabilities = check(model)
+        self.note(*notes_on(model, prompts))
         for need in experiment.needs:
             need.require(experiment.name, self.capabilities, prompts)
         self.conditions = list(config.conditions or experiment.default_conditions(config))

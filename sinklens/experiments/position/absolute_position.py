@@ -39,7 +39,13 @@ from ...results.estimates import Measure
 from ...results.figures import Lines
 from ...runner.compare import in_order, without_control
 from ...runner.config import ExperimentConfig, setting
-from ...runner.needs import CAUSAL, READABLE_SCORES, at_least_layers, at_least_prompts
+from ...runner.needs import (
+    CAUSAL,
+    EQUAL_LENGTHS,
+    READABLE_SCORES,
+    at_least_layers,
+    at_least_prompts,
+)
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ._checks import in_words, require_split, shifted_positions, toeplitz_share
@@ -123,6 +129,7 @@ SAYS = (
     paper="Ruscio et al. 2026 (2606.06160)",
     question="What tells attention the absolute position: the mask, or what position 0 feeds in?",
     needs=(
+        EQUAL_LENGTHS,
         CAUSAL.otherwise("Use sink_profile and bos_replacement."),
         READABLE_SCORES.otherwise(
             "There TransformerLens leaves attention to the model underneath; bos_replacement and "

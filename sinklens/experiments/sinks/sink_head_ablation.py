@@ -107,9 +107,20 @@ def _refusals(run: Run[SinkHeadAblationConfig]) -> dict[str, str]:
         reason = capabilities.refusal(site, condition, instead)
         if condition == "resample" and len(run.prompts) < 2:
             reason = "resample needs at least two prompts"
+        elif run.prompts.length < run.prompts.longest and _by_position(run, condition):
+            reason = (
+                f"{condition} writes values of every position, and these prompts differ in length; "
+                "prompts.up_to(length) cuts them"
+            )
         if reason:
             reasons[condition] = reason
     return reasons
+
+
+def _by_position(run: Run[SinkHeadAblationConfig], condition: str) -> bool:
+    """Whether a condition writes values read at every position of every prompt."""
+    read_out = condition == "drop_edge_unnormalised" and not run.capabilities.edits["pattern"]
+    return condition == "resample" or read_out
 
 
 def _parse_heads(asked: tuple[str, ...], capabilities: Capabilities) -> list[Head]:

@@ -19,6 +19,7 @@ uniform attention. Scores fall as T grows; compare only at the same T.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from ...core.labels import head_label
 from ...metrics import SINK_THRESHOLDS
+from ...models.capabilities import Capabilities
 from ...models.prompts import Prompts, random_prompts, repeated_prompts, token_text
 from ...probes import ResidualNorms, SinkScores, ValueNorms
 from ...probes.sinks import SinkScoreValues
@@ -146,8 +148,9 @@ def sink_profile(run: Run[SinkProfileConfig]) -> None:
             run.read(sinks, prompts=prompts)
             run.keep(f"sink_mass_{name}", sinks.compute().mass.mean(0), "layer head")
         suffix = "" if name == "natural" else f":{name}"
-        _add_rows(run, sinks.compute(), prompts.length, suffix)
-    run.facts(uniform_score=float(_uniform_scores(run, run.prompts.length)[0]))
+        _add_rows(run, sinks.compute(), prompts.lengths.tolist(), suffix)
+    scores = [float(_uniform_scores(run, n)[0]) for n in run.prompts.lengths.tolist()]
+    run.facts(uniform_score=statistics.fmean(scores))
     if run.capabilities.learned_sinks:
         run.note(
             "This model has learned sinks: attention rows sum to less than 1, and uniform "
@@ -172,36 +175,32 @@ def _input(run: Run[SinkProfileConfig], name: str) -> Prompts:
     if name == "natural":
         return replace(prompts, answers=None)
     make = {"random": random_prompts, "repeated": repeated_prompts}[name]
-    return make(run.model, n=len(prompts), length=prompts.length, bos=prompts.bos, seed=seed)
+    made = make(run.model, n=len(prompts), length=prompts.longest, bos=prompts.bos, seed=seed)
+    return made.as_long_as(prompts)
 
 
 def _add_rows(
-    run: Run[SinkProfileConfig], values: SinkScoreValues, length: int, suffix: str
+    run: Run[SinkProfileConfig], values: SinkScoreValues, lengths: list[int], suffix: str
 ) -> None:
-    """The model-level rows of one input."""
-    capabilities = run.capabilities
-    windows, causal = capabilities.visible_keys(length), capabilities.causal
-    alike = {"causal": causal, "learned_sink": capabilities.learned_sinks}
-    scores = [uniform_sink_scores(length, window=w, **alike)[0] for w in windows]
-    masses = [uniform_sink_mass(length, window=w, **alike) for w in windows]
-    for part, layers in capabilities.layer_groups(length):
+    """The model-level rows of one input, each prompt beside the null of its length."""
+    capabilities, causal = run.capabilities, run.capabilities.causal
+    nulls = {length: _uniform(capabilities, length) for length in set(lengths)}
+    scores, masses = np.moveaxis(np.array([nulls[length] for length in lengths]), 1, 0)
+    for part, layers in capabilities.layer_groups(max(lengths)):
         score = values.scores[:, layers, :, 0]
-        null = np.array(scores)[layers]
+        null = scores[:, layers]
         for preset, threshold in SINK_THRESHOLDS.items():
-            rate = Sample(
-                (score > threshold).double().mean((1, 2)), float((null > threshold).mean())
-            )
+            rate = Sample((score > threshold).double().mean((1, 2)), (null > threshold).mean(1))
             run.add("sink_rate", f"{preset}{suffix}{part}", rate)
         mass = values.mass[:, layers].double().mean((1, 2))
-        uniform = float(np.array(masses)[layers].mean())
+        uniform = masses[:, layers].mean(1)
         run.add("sink_mass", f"position0{suffix}{part}", Sample(mass, uniform))
     if not causal:
         last = values.last.double().mean((1, 2))
-        run.add("sink_mass", f"last_position{suffix}", Sample(last, 1 / length))
+        run.add("sink_mass", f"last_position{suffix}", Sample(last, 1 / np.array(lengths)))
     if capabilities.learned_sinks:
-        # Uniform over the keys and a learned sink with the logit that they have.
-        keys = [min(query + 1, w or length) for w in windows for query in range(1, length)]
-        null_sink = float(np.mean(1 / (1 + np.array(keys))))
+        shares = {length: _learned_share(capabilities, length) for length in set(lengths)}
+        null_sink = np.array([shares[length] for length in lengths])
         taken = values.unplaced.double().mean((1, 2))
         run.add("sink_mass", f"learned_sink{suffix}", Sample(taken, null_sink))
 
@@ -212,6 +211,22 @@ def _uniform_scores(run: Run[SinkProfileConfig], length: int) -> Float[np.ndarra
     return uniform_sink_scores(
         length, causal=capabilities.causal, learned_sink=capabilities.learned_sinks
     )
+
+
+def _uniform(capabilities: Capabilities, length: int) -> np.ndarray:
+    """Of uniform attention, the sink score and the sink mass of key 0, `[2, layer]`."""
+    windows = capabilities.visible_keys(length)
+    alike = {"causal": capabilities.causal, "learned_sink": capabilities.learned_sinks}
+    scores = [uniform_sink_scores(length, window=w, **alike)[0] for w in windows]
+    masses = [uniform_sink_mass(length, window=w, **alike) for w in windows]
+    return np.array([scores, masses])
+
+
+def _learned_share(capabilities: Capabilities, length: int) -> float:
+    """What a learned sink takes whose logit is that of every key, mean over layers and queries."""
+    windows = capabilities.visible_keys(length)
+    keys = [min(query + 1, w or length) for w in windows for query in range(1, length)]
+    return float(np.mean(1 / (1 + np.array(keys))))
 
 
 def _keep_arrays(

@@ -10,7 +10,6 @@ It says nothing of a token at other positions or behind other text.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 
 from ...core.seeds import seeded
 from ...models import ordinary_tokens
+from ...models.prompts import Prompts
 from ...probes.residual_trace import PositionPeaks
 from ...results.estimates import Share
 from ...runner.run import Run
@@ -50,12 +50,8 @@ def sweep_vocabulary(run: Run[Any], spikes: Spikes, count: int, later: int) -> N
     places = {"position0": 0, "later_position": min(later, run.prompts.length)}
     for name, position in places.items():
         start = run.prompts.tokens[0, :position].cpu().expand(len(tokens), -1)
-        inputs = replace(
-            run.prompts,
-            tokens=torch.cat([start, tokens[:, None]], 1),
-            answers=None,
-            source="sweep",
-        )
+        words = torch.cat([start, tokens[:, None]], 1)
+        inputs = Prompts(words, bos=run.prompts.bos and position > 0, source="sweep")
         (peaks,) = run.read(PositionPeaks(run.model, spikes.peak), prompts=inputs)
         hits = int((peaks.largest[:, position] >= threshold).sum())
         run.add("vocabulary_spikes", name, Share(hits, len(tokens), null))

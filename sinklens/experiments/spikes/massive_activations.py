@@ -43,7 +43,7 @@ from ...results.figures import Lines
 from ...results.record import Record
 from ...runner.compare import Comparison
 from ...runner.config import ExperimentConfig, setting
-from ...runner.needs import CAUSAL
+from ...runner.needs import CAUSAL, EQUAL_LENGTHS
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ...stats.nulls import gaussian_peak_ratio
@@ -153,7 +153,10 @@ SAYS = (
 @experiment(
     paper="Sun et al. 2024 (2402.17762)",
     question="Where are massive activations, what writes them, and does the model need them?",
-    needs=(CAUSAL.otherwise("Read the largest entries with probes.ResidualPeaks."),),
+    needs=(
+        EQUAL_LENGTHS,
+        CAUSAL.otherwise("Read the largest entries with probes.ResidualPeaks."),
+    ),
     conditions=EDITS,
     metrics=("loss", "kl", "sink_mass", "sink_rate"),
     measures=MEASURES,

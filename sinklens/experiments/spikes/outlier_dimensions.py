@@ -55,7 +55,7 @@ from ...results.record import Record
 from ...results.wording import phrase
 from ...runner.compare import Comparison, Control
 from ...runner.config import ExperimentConfig, setting
-from ...runner.needs import at_least_tokens
+from ...runner.needs import EQUAL_LENGTHS, at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
 
@@ -150,7 +150,10 @@ SAYS = (
 @experiment(
     paper="Puccetti et al. 2022 (2205.11380)",
     question="Do a few channels stand out everywhere, follow token frequency, and matter?",
-    needs=(at_least_tokens(LEAST_TOKENS + 1),),
+    needs=(
+        EQUAL_LENGTHS,
+        at_least_tokens(LEAST_TOKENS + 1),
+    ),
     conditions=CONDITIONS,
     metrics=("loss", "kl", "sink_mass"),
     measures=MEASURES,

@@ -48,7 +48,7 @@ from ...results.figures import Interaction
 from ...results.record import Record
 from ...results.wording import control_verdict, describe, effect_of, number, phrase, written
 from ...runner.config import ExperimentConfig, setting
-from ...runner.needs import CAUSAL
+from ...runner.needs import CAUSAL, EQUAL_LENGTHS
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ...stats.effects import EffectSize
@@ -186,7 +186,10 @@ SAYS = (
 @experiment(
     paper="Sun et al. 2026 (2603.05498)",
     question="Do sinks need spikes, and spikes sinks?",
-    needs=(CAUSAL.otherwise("Use sink_profile and sink_head_ablation."),),
+    needs=(
+        EQUAL_LENGTHS,
+        CAUSAL.otherwise("Use sink_profile and sink_head_ablation."),
+    ),
     conditions=CONDITIONS,
     metrics=("loss", "sink_mass", "sink_rate"),
     measures=MEASURES,

@@ -28,6 +28,7 @@ from ...models.random_weights import RANDOM_WEIGHTS, random_twin
 from ...results.estimates import Measure, Reference, Sample
 from ...results.figures import Lines
 from ...runner.config import ExperimentConfig
+from ...runner.needs import EQUAL_LENGTHS
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ._checkpoints import Checkpoint, find_checkpoints
@@ -71,6 +72,7 @@ class SinkEmergenceConfig(ExperimentConfig):
     paper="Ruscio et al. 2025 (2508.02546)",
     question="When in training do sinks, drained values, spikes and frames appear?",
     conditions=tuple(SIDES),
+    needs=(EQUAL_LENGTHS,),
     measures={**TRAIT_MEASURES, **ONSET_MEASURES},
     says=(
         order_of_onsets,

@@ -1,12 +1,15 @@
 """Prompts: what a model reads, made of texts, strings, chats or token ids.
 
-`base` has `Prompts` itself, `windows` the rule by which a text is cut, `shipped_text` the text that
-comes with the package, and `encoding` the way between text and token ids.
+`base` has `Prompts` itself. They are made by `windows` of a text or `documents`, by `chats` of
+conversations, by `encoding` of strings and by `token_ids` of what a tokenizer returned; `given`
+tells these apart, `look_up` finds BOS and padding in the tokens.
 """
 
 from .base import Prompts as Prompts
 from .encoding import single_token as single_token
 from .encoding import token_text as token_text
+from .given import as_prompts as as_prompts
+from .notes import notes_on as notes_on
 from .shipped_text import corpus as corpus
 from .shipped_text import corpus_tokens as corpus_tokens
 from .windows import own_prompts as own_prompts
