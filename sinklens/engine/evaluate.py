@@ -30,7 +30,7 @@ from .metric_reader import MetricReader
 from .progress import forwards_bar
 from .resume import Call, current_call
 from .shortcuts import NO_SHORTCUTS, is_before_unembedding, is_free_of, shortcuts
-from .sizes import Sizes, choose_sizes
+from .sizes import Sizes, choose_sizes, require_room
 from .user_hooks import has_own_hooks
 from .verify import Watch, shared_hooks
 
@@ -218,6 +218,7 @@ class _Sweep:
         self._together = sizes.interventions if shared else 1
         self._reading = [hook for probe in probes for hook in probe.fwd_hooks]
         self._attention = self._how_to_attend(probes, sizes)
+        require_room(model, prompts.longest, self._matrices())
         self._rows = self._allowed.unembedding and is_before_unembedding(model, self._names())
         self._index, self._batch = torch.zeros(0, dtype=torch.long), prompts
         self._kept: dict[int, Any] = {}
@@ -243,6 +244,12 @@ class _Sweep:
         self._reading = hooks
         readers = [probe.read_queries for probe in sliceable]
         return partial(in_slices, readers=readers, queries=queries)
+
+    def _matrices(self) -> int:
+        """How many matrices of query by key a layer makes: none, the mask, or one for each head."""
+        if self._attention is without_patterns:
+            return 0
+        return 1 if self._attention else int(self._model.cfg.n_heads)
 
     def used(self) -> dict[str, bool]:
         """What was spared."""

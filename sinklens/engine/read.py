@@ -17,7 +17,7 @@ from ..probes import Probe
 from .forward import forward
 from .resume import current_call
 from .shortcuts import NO_SHORTCUTS, is_before_unembedding, shortcuts
-from .sizes import choose_sizes
+from .sizes import choose_sizes, require_room
 from .user_hooks import has_own_hooks
 from .verify import Watch
 
@@ -62,6 +62,7 @@ def read_under(
     sizes = choose_sizes(
         model, len(prompts), prompts.longest, batch_size=batch_size, memory=memory, starts=0
     )
+    require_room(model, prompts.longest, int(model.cfg.n_heads))
     watch = None if intervention is None else Watch(model, intervention)
     run = _runner(model, last_layer, [*(watch.names if watch else []), *_names(probe)])
     probe.reset()

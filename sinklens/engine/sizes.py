@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core.errors import UsageError
+from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
 
 LARGEST_BUDGET = 2**30
@@ -102,12 +102,36 @@ def default_memory(model: HookedModel) -> int:
     Total memory, not free memory: otherwise batch sizes, and with them rounding, would depend on
     what else runs on the machine.
     """
+    whole = device_memory(model)
+    return LARGEST_BUDGET if whole is None else min(LARGEST_BUDGET, int(SHARE * whole))
+
+
+def device_memory(model: HookedModel) -> int | None:
+    """The bytes of memory that the model's device has in all; None where that cannot be known."""
     device = torch.device(model.cfg.device)
     if device.type == "cuda":
-        whole = torch.cuda.get_device_properties(device).total_memory
-    else:
-        try:
-            whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError, OSError):
-            return LARGEST_BUDGET
-    return min(LARGEST_BUDGET, int(SHARE * whole))
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def require_room(model: HookedModel, length: int, matrices: int) -> None:
+    """Refuse prompts whose attention does not fit into memory, before any of it is asked for.
+
+    Args:
+        model: The model.
+        length: Positions in the longest prompt.
+        matrices: How many matrices of query by key one layer makes at once.
+
+    Raises:
+        SinklensError: The device has less memory than they take.
+    """
+    there, needed = device_memory(model), 4 * matrices * length**2
+    if there is not None and needed > there:
+        raise SinklensError(
+            f"prompts of {length:,} tokens need {needed / 2**30:,.0f} GiB for the attention of one "
+            f"layer, and {model.cfg.device} has {there / 2**30:,.1f} GiB; use shorter ones "
+            "(--length)"
+        )

@@ -293,3 +293,25 @@ def test_a_context_that_was_not_trained_on_is_said() -> None:
     prompts = sinklens.random_prompts(tiny, n=1, length=families.MAX_POSITIONS + 1)
     result = sinklens.run("sink_profile", tiny, prompts, progress=False)
     assert any("129 tokens are longer than the 128" in note for note in result.notes())
+
+
+def test_attention_that_fits_nowhere_is_refused_before_memory_is_asked_for(model: Any) -> None:
+    import resource
+
+    def peak() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    prompts, before = sinklens.random_prompts(model, n=1, length=100_000), peak()
+    for name in ("sink_profile", "sink_head_ablation"):
+        with pytest.raises(sinklens.SinklensError, match=r"100,000 tokens need .* GiB"):
+            sinklens.run(name, model, prompts, progress=False)
+    assert peak() - before < 2**20  # KiB, of the 149 GiB that one layer would take
+
+
+def test_what_fits_is_not_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention that is left to `sdpa`, or made some rows at a time, asks for less."""
+    prompts = sinklens.random_prompts(model, n=1, length=128)
+    monkeypatch.setattr("sinklens.engine.sizes.device_memory", lambda _: 4 * 2 * 128**2)
+    assert sinklens.evaluate(model, prompts, [], ["loss"]).shortcuts["patterns"]
+    with pytest.raises(sinklens.SinklensError, match="128 tokens need"):
+        sinklens.run("bos_replacement", model, prompts, progress=False)
