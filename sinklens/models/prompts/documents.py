@@ -54,10 +54,7 @@ def visited(documents: Any) -> Iterator[tuple[int, str]]:
     Raises:
         UsageError: These are no documents.
     """
-    columns = getattr(documents, "column_names", None)
-    columns = getattr(documents, "columns", None) if columns is None else columns
-    if columns is not None:
-        raise UsageError(f"choose a column of texts, such as data[{next(iter(columns), 'text')!r}]")
+    require_no_table(documents)
     if isinstance(documents, (bytes, dict)) or not isinstance(documents, Iterable):
         raise UsageError(
             f"{type(documents).__name__} is neither a text, a path nor documents; give a string, "
@@ -73,6 +70,21 @@ def visited(documents: Any) -> Iterator[tuple[int, str]]:
         if not isinstance(text, str):
             raise UsageError(f"document {number} is a {type(text).__name__}, not a string")
         yield number, text
+
+
+def require_no_table(data: Any) -> None:
+    """Refuse a data set or frame, of which a column is meant.
+
+    Raises:
+        UsageError: It is one.
+    """
+    columns = getattr(data, "column_names", None)
+    columns = getattr(data, "columns", None) if columns is None else columns
+    if columns is not None:
+        raise UsageError(
+            f"a {type(data).__name__} has columns; choose one, such as "
+            f"data[{next(iter(columns), 'text')!r}]"
+        )
 
 
 def even_shares(sizes: dict[int, int], count: int) -> dict[int, int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...core.errors import UsageError
 from ...core.protocol import HookedModel
 from .base import Prompts
+from .documents import require_no_table
 from .look_up import require_bos, starts_with_bos
 
 
@@ -31,6 +32,7 @@ def as_prompts(model: HookedModel, given: Any) -> Prompts:
             require_bos(model, given.rows())
             return given
         return replace(given, bos=starts_with_bos(model, given.rows()))
+    require_no_table(given)
     if isinstance(given, (str, Path)):
         raise UsageError(
             f"prompts cannot be one text, a {type(given).__name__} ({str(given)[:40]!r}); "

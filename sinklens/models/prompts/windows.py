@@ -128,8 +128,9 @@ def _of_documents(model: HookedModel, documents: Any, n: int, width: int) -> _Fo
         for number, share in shares.items()
         for i in range(share)
     ]
+    named = len(windows) if count >= n else looked_at
     return _Found(
-        f"{len(windows)} documents",
+        "1 document" if named == 1 else f"{named} documents",
         count,
         [windows[number][place] for number, place in places],
         [number for number, _ in places],
