@@ -76,11 +76,15 @@ def say(result: Record, says: Says) -> list[str]:
     lines: list[str] = []
     for part in says:
         lines += _from_template(result, part) if isinstance(part, str) else part(result)
-    if len(lines) > LONGEST_SUMMARY:
-        left = len(lines) - LONGEST_SUMMARY + 1
-        cut = f"Left out here: {left} more sentences, on rows of the table."
-        lines = [*lines[: LONGEST_SUMMARY - 1], cut]
-    return lines
+    return at_most(lines)
+
+
+def at_most(lines: list[str], count: int = LONGEST_SUMMARY) -> list[str]:
+    """The first of many sentences, and how many are left out."""
+    if len(lines) <= count:
+        return lines
+    left = len(lines) - count + 1
+    return [*lines[: count - 1], f"Left out here: {left} more sentences, on rows of the table."]
 
 
 class Missing(Exception):

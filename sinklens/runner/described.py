@@ -18,8 +18,8 @@ from ..core.errors import in_one_line
 from ..results.effect_sentences import every_row
 from ..results.figures import Forest, figure_of, to_json
 from ..results.result import ExperimentResult
-from ..results.wording import LONGEST_SUMMARY, say
-from ..stats.effects import Row
+from ..results.wording import at_most, say
+from ..stats.effects import OVER_PROMPTS, Row
 from .declaration import Experiment
 
 
@@ -31,7 +31,7 @@ def described(result: ExperimentResult, experiment: Experiment) -> ExperimentRes
         experiment: Declares them.
     """
     failed: list[str] = []
-    lines = list(_sentences(result, experiment, failed))[:LONGEST_SUMMARY]
+    lines = at_most(list(_sentences(result, experiment, failed)))
     figure = to_json(Forest())
     try:
         figure = to_json(figure_of(result, experiment.figure))
@@ -79,7 +79,7 @@ def per_prompt(rows: Sequence[Row], prompts: int) -> dict[str, Float[Tensor, "ro
     both = {"value": "values", "baseline": "baselines"}
     numbers = {side: np.full((len(rows), prompts), np.nan) for side in both}
     for line, row in enumerate(rows):
-        if row.effect.resampled == "prompt":
+        if row.effect.resampled in OVER_PROMPTS:
             for side, field in both.items():
                 numbers[side][line] = getattr(row, field)
     return {side: torch.from_numpy(values) for side, values in numbers.items()}

@@ -30,6 +30,7 @@ from ..models.prompts import Prompts, notes_on
 from ..probes import Probe
 from ..results.estimates import Place, Reference, Sample, Share, rows_of, share_row
 from ..results.result import ExperimentResult, identity
+from ..stats.clusters import by_document
 from ..stats.effects import EffectSize, Row, with_q_values
 from ..stats.models import OfModels
 from ..stats.skewness import skewness_notes
@@ -255,6 +256,7 @@ class Run(Counted[Config], Generic[Config]):
         head: int | None = None,
         queries: str | None = None,
         layers: str | None = None,
+        prompts: Prompts | None = None,
     ) -> EffectSize:
         """Add the row of a value, and for each reference its row and the contrast.
 
@@ -267,6 +269,7 @@ class Run(Counted[Config], Generic[Config]):
             head: The head, if the row is about one.
             queries: The range of queries, if the row is about one.
             layers: The layers that are averaged, where they are not all.
+            prompts: The prompts that were measured, where they are not the run's.
 
         Returns:
             The row of the value.
@@ -293,6 +296,7 @@ class Run(Counted[Config], Generic[Config]):
                     place=Place(layer, head, queries, layers),
                 )
             ]
+            made[0] = by_document(made[0], (prompts or self.prompts).documents)
         self.rows += made
         return made[0].effect
 

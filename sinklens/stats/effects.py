@@ -30,6 +30,8 @@ from scipy import stats
 RESAMPLES = 20_000
 EPSILON, ROUNDING_STEPS = float(np.finfo(float).eps), 10  # as scipy judges loss of precision
 LEVEL = 0.05
+OVER_PROMPTS = ("prompt", "document")
+"""What is resampled in rows of one value per prompt."""
 Values = Float[np.ndarray, " prompt"]
 Draws = Float[np.ndarray, "draw prompt"]
 
@@ -48,7 +50,7 @@ class EffectSize:
             control or empirical null).
         against: The name of the control or null that the row is about; None for a treatment or a
             measurement.
-        resampled: The unit that is resampled: `prompt`, `token` or `seed`.
+        resampled: The unit that is resampled: `prompt`, `document`, `token` or `seed`.
         layer: The layer, where the row is about one.
         head: The query head, where the row is about one.
         queries: The range of queries, such as `1:8`, where the row is about one.

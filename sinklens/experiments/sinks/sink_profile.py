@@ -22,6 +22,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ def sink_profile(run: Run[SinkProfileConfig]) -> None:
             run.read(sinks, prompts=prompts)
             run.keep(f"sink_mass_{name}", sinks.compute().mass.mean(0), "layer head")
         suffix = "" if name == "natural" else f":{name}"
-        _add_rows(run, sinks.compute(), prompts.lengths.tolist(), suffix)
+        _add_rows(run, sinks.compute(), prompts, suffix)
     scores = [float(_uniform_scores(run, n)[0]) for n in run.prompts.lengths.tolist()]
     run.facts(uniform_score=statistics.fmean(scores))
     if run.capabilities.learned_sinks:
@@ -180,10 +181,11 @@ def _input(run: Run[SinkProfileConfig], name: str) -> Prompts:
 
 
 def _add_rows(
-    run: Run[SinkProfileConfig], values: SinkScoreValues, lengths: list[int], suffix: str
+    run: Run[SinkProfileConfig], values: SinkScoreValues, prompts: Prompts, suffix: str
 ) -> None:
     """The model-level rows of one input, each prompt beside the null of its length."""
     capabilities, causal = run.capabilities, run.capabilities.causal
+    lengths, add = prompts.lengths.tolist(), partial(run.add, prompts=prompts)
     nulls = {length: _uniform(capabilities, length) for length in set(lengths)}
     scores, masses = np.moveaxis(np.array([nulls[length] for length in lengths]), 1, 0)
     for part, layers in capabilities.layer_groups(max(lengths)):
@@ -191,18 +193,18 @@ def _add_rows(
         null = scores[:, layers]
         for preset, threshold in SINK_THRESHOLDS.items():
             rate = Sample((score > threshold).double().mean((1, 2)), (null > threshold).mean(1))
-            run.add("sink_rate", f"{preset}{suffix}{part}", rate)
+            add("sink_rate", f"{preset}{suffix}{part}", rate)
         mass = values.mass[:, layers].double().mean((1, 2))
         uniform = masses[:, layers].mean(1)
-        run.add("sink_mass", f"position0{suffix}{part}", Sample(mass, uniform))
+        add("sink_mass", f"position0{suffix}{part}", Sample(mass, uniform))
     if not causal:
         last = values.last.double().mean((1, 2))
-        run.add("sink_mass", f"last_position{suffix}", Sample(last, 1 / np.array(lengths)))
+        add("sink_mass", f"last_position{suffix}", Sample(last, 1 / np.array(lengths)))
     if capabilities.learned_sinks:
         shares = {length: _learned_share(capabilities, length) for length in set(lengths)}
         null_sink = np.array([shares[length] for length in lengths])
         taken = values.unplaced.double().mean((1, 2))
-        run.add("sink_mass", f"learned_sink{suffix}", Sample(taken, null_sink))
+        add("sink_mass", f"learned_sink{suffix}", Sample(taken, null_sink))
 
 
 def _uniform_scores(run: Run[SinkProfileConfig], length: int) -> Float[np.ndarray, " key"]:

@@ -19,6 +19,7 @@ from ...results.estimates import Measure, Sample
 from ...results.record import Record
 from ...runner import registry
 from ...runner.run import Run
+from ...stats.effects import OVER_PROMPTS
 
 RANK = {"contrast": 0, "treatment": 1, "measurement": 2}
 
@@ -88,7 +89,7 @@ def traits_of(result: Record, wanted: Sequence[str]) -> dict[str, tuple[Measure,
     order = sorted(enumerate(result.effects), key=lambda pair: RANK.get(pair[1].kind, len(RANK)))
     for place, row in order:
         name = f"{row.metric}:{row.condition}" + (f"@{row.queries}" if row.queries else "")
-        of_model = row.kind in RANK and row.layer is None and row.resampled == "prompt"
+        of_model = row.kind in RANK and row.layer is None and row.resampled in OVER_PROMPTS
         spread = row.ci_low is not None or row.n_prompts == 1
         chosen = name in wanted if wanted else row.metric not in metrics
         if not (of_model and spread and chosen) or name in traits:

@@ -17,6 +17,7 @@ def notes_on(model: HookedModel, prompts: Prompts) -> list[str]:
         *_lengths(prompts),
         *_later_bos(model, prompts),
         *_preamble(prompts),
+        *_documents(prompts),
         *_beyond(model, prompts),
     ]
 
@@ -65,6 +66,18 @@ def _preamble(prompts: Prompts) -> list[str]:
     return [
         f"The chat template puts {count} tokens (BOS, system prompt, header of the turn) before "
         "the user's first words; control positions may lie among them."
+    ]
+
+
+def _documents(prompts: Prompts) -> list[str]:
+    """What intervals are over, where several prompts come from one document."""
+    count = 0 if prompts.documents is None else len(prompts.documents.unique())
+    if count in (0, len(prompts)):
+        return []
+    over = "have no interval" if count == 1 else f"have intervals over {count} documents"
+    return [
+        f"Several prompts are windows of one document: measurements by themselves {over}, effects "
+        "and differences over prompts."
     ]
 
 

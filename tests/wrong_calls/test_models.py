@@ -1,0 +1,131 @@
+"""Wrong calls of the Python API: each gives one typed line that says what would work.
+
+A call, the type of its error, and words of its message. Raw errors of torch, pandas and
+transformers never reach the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+
+import sinklens
+from sinklens.core.errors import UsageError
+from tests import families
+
+Call = tuple[Callable[[], Any], type[Exception], tuple[str, ...]]
+
+TOKENS = torch.full((2, 6), 7)
+PROMPTS = sinklens.Prompts(TOKENS, bos=False, source="tokens")
+MODELS: dict[str, Call] = {
+    "load(unknown name)": (lambda: sinklens.load("ropes"), UsageError, ("rope",)),
+    "load(near an alias)": (lambda: sinklens.load("gpt2-smal"), UsageError, ("gpt2-small",)),
+    "load(not cached)": (
+        lambda: sinklens.load("gpt2"),
+        sinklens.SinklensError,
+        ("openai-community/gpt2", "not cached"),
+    ),
+    "load(number)": (lambda: sinklens.load(3), UsageError, ("int", "folder")),
+    "load(None)": (lambda: sinklens.load(None), UsageError, ("NoneType", "folder")),
+    "load(dtype)": (lambda: sinklens.load("rope", dtype="half"), UsageError, ("float16",)),
+    "load(torch dtype)": (
+        lambda: sinklens.load("rope", dtype=torch.int8),
+        UsageError,
+        ("int8", "float32"),
+    ),
+    "load(object, dtype)": (
+        lambda: sinklens.load(families.llama(), dtype="float16"),
+        UsageError,
+        ("float32", "model.to(torch.float16)"),
+    ),
+    "load(object, step)": (
+        lambda: sinklens.load(families.llama(), step=3),
+        UsageError,
+        ("need a name",),
+    ),
+    "load(shipped, revision)": (
+        lambda: sinklens.load("rope", revision="main"),
+        UsageError,
+        ("revision", "hub id"),
+    ),
+    "load(hub, step)": (lambda: sinklens.load("gpt2", step=3), UsageError, ("revision",)),
+    "load(shipped, step)": (lambda: sinklens.load("rope", step=33), UsageError, ("step 33", "32")),
+    "load(shipped, seed)": (lambda: sinklens.load("rope", seed=99), UsageError, ("seed 99", "0")),
+    "check(name)": (lambda: sinklens.check("rope"), UsageError, ("'rope'", "sinklens.load")),
+    "check(Hugging Face model)": (
+        lambda: sinklens.check(families.llama()),
+        UsageError,
+        ("LlamaForCausalLM", "sinklens.load"),
+    ),
+    "origin(name)": (lambda: sinklens.origin("rope"), UsageError, ("sinklens.load",)),
+    "sink_scores(name)": (
+        lambda: sinklens.sink_scores("rope", TOKENS),
+        UsageError,
+        ("sinklens.load",),
+    ),
+    "evaluate(name)": (
+        lambda: sinklens.evaluate("rope", PROMPTS, [], ["loss"]),
+        UsageError,
+        ("sinklens.load",),
+    ),
+    "card(unknown)": (lambda: sinklens.zoo.card("roope"), UsageError, ("rope",)),
+    "steps(unknown seed)": (lambda: sinklens.zoo.steps("rope", seed=9), UsageError, ("seed 9",)),
+}
+RUNS: dict[str, Call] = {
+    "run(unknown)": (lambda: sinklens.run("sink_profil", "rope"), UsageError, ("sink_profile",)),
+    "run(number)": (lambda: sinklens.run("sink_profile", 3), UsageError, ("int",)),
+    "run(text as prompts)": (
+        lambda: sinklens.run("sink_profile", "rope", "some text"),
+        UsageError,
+        ("str", "sinklens.prompts"),
+    ),
+    "run(setting)": (
+        lambda: sinklens.run("bos_replacement", "rope", drwas=3),
+        UsageError,
+        ("draws",),
+    ),
+    "run(condition)": (
+        lambda: sinklens.run("bos_replacement", "nowhere/nothing", conditions=["meen"]),
+        UsageError,
+        ("mean",),
+    ),
+    "diagnose(setting)": (
+        lambda: sinklens.diagnose("nowhere/nothing", conditions=["mean"]),
+        UsageError,
+        ("belongs to sinklens.run",),
+    ),
+    "diagnose(value)": (
+        lambda: sinklens.diagnose("nowhere/nothing", draws=-1),
+        UsageError,
+        ("draws", "-1"),
+    ),
+    "diagnose(text as prompts)": (
+        lambda: sinklens.diagnose("nowhere/nothing", "some text"),
+        UsageError,
+        ("str", "sinklens.prompts"),
+    ),
+}
+CALLS = {**MODELS, **RUNS}
+
+
+@pytest.fixture(autouse=True)
+def as_a_user_calls() -> Iterator[None]:
+    """Without the checks of types that only tests have."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_wrong_call_gives_one_line(name: str) -> None:
+    call, kind, words = CALLS[name]
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert message and "\n" not in message
+    for word in words:
+        assert word in message, message

@@ -1,0 +1,269 @@
+"""Wrong calls of the Python API: each gives one typed line that says what would work.
+
+A call, the type of its error, and words of its message. Raw errors of torch, pandas and
+transformers never reach the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+
+import sinklens
+from sinklens import Prompts, SinklensError
+from sinklens.core.errors import UsageError
+from tests import families
+from tests.families import BOS, EOS, PAD
+
+Call = tuple[Callable[[], Any], type[Exception], tuple[str, ...]]
+
+
+@cache
+def tiny(*, template: str = "", pads: bool = True) -> Any:
+    """A tiny Llama, with a chat template, or without a padding token of its own."""
+    tokenizer = families.tiny_tokenizer()
+    tokenizer.chat_template = template or None
+    if not pads:
+        tokenizer.pad_token = tokenizer.eos_token
+    return families.boot("llama", tokenizer=tokenizer)
+
+
+def chat(conversations: Any, **how: Any) -> Any:
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    refuses = "{% if messages[0].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    return Prompts.from_chat(tiny(template=refuses + template), conversations, **how)
+
+
+def profile(prompts: Any) -> Any:
+    return sinklens.run("sink_profile", tiny(), prompts, progress=False)
+
+
+def hand_made(tokens: Any, bos: bool = True) -> Any:
+    return profile(Prompts(torch.tensor(tokens), bos, "own"))
+
+
+def of_a_data_set(column: str = "") -> Any:
+    import datasets
+
+    data = datasets.Dataset.from_dict({"text": ["abc"], "label": [1]})
+    return data[column] if column else data
+
+
+def of_a_frame() -> Any:
+    import pandas as pd
+
+    return pd.DataFrame({"text": ["abc"]})
+
+
+def windows(text: Any, **how: Any) -> Any:
+    return sinklens.prompts(tiny(), text, **{"n": 4, "length": 8, **how})
+
+
+def strings(given: Any, **how: Any) -> Any:
+    return Prompts.from_strings(tiny(), given, **how)
+
+
+def token_ids(given: Any, **how: Any) -> Any:
+    return Prompts.from_tokens(tiny(), given, **how)
+
+
+UNEQUAL = [[BOS, 5, 6, 7, 8], [BOS, 5, 6]]
+PROMPTS: dict[str, Call] = {
+    "run(text)": (lambda: profile("some text"), UsageError, ("str", "sinklens.prompts")),
+    "run(number)": (lambda: profile(3), UsageError, ("int", "sinklens.prompts")),
+    "run(empty list)": (lambda: profile([]), UsageError, ("empty", "from_strings")),
+    "run(a data set)": (lambda: profile(of_a_data_set()), UsageError, ("data['text']",)),
+    "run(mapping)": (lambda: profile({"text": ["a"]}), UsageError, ("input_ids", "text")),
+    "run(float tokens)": (
+        lambda: profile(torch.rand(2, 8)),
+        UsageError,
+        ("integers", "one row a prompt"),
+    ),
+    "run(bool tokens)": (
+        lambda: profile(torch.ones(2, 8, dtype=torch.bool)),
+        UsageError,
+        ("integers",),
+    ),
+    "run(tokens, 3 axes)": (
+        lambda: profile(torch.ones(2, 2, 8, dtype=torch.long)),
+        UsageError,
+        ("one row a prompt",),
+    ),
+    "run(strings and numbers)": (lambda: profile(["ab", 3]), UsageError, ("prompt 1", "int")),
+    "evaluate(text)": (
+        lambda: sinklens.evaluate(tiny(), "some text", [], ["loss"]),
+        UsageError,
+        ("sinklens.prompts",),
+    ),
+    "diagnose(number)": (lambda: sinklens.diagnose(tiny(), 3), UsageError, ("int",)),
+    "Prompts(two BOS)": (
+        lambda: hand_made([[BOS, BOS, 5, 6]]),
+        UsageError,
+        ("two BOS", "attention_mask"),
+    ),
+    "Prompts(left padding)": (
+        lambda: hand_made([[PAD, BOS, 5, 6]]),
+        UsageError,
+        ("starts with padding", "from_tokens"),
+    ),
+    "Prompts(right padding)": (
+        lambda: hand_made([[BOS, 5, 6, PAD]]),
+        UsageError,
+        ("ends with padding", "from_tokens"),
+    ),
+    "Prompts(no BOS, bos=True)": (lambda: hand_made([[8, 5, 6]]), UsageError, ("'e'", "bos=False")),
+    "Prompts(some BOS)": (
+        lambda: hand_made([[BOS, 5, 6], [8, 5, 6]]),
+        UsageError,
+        ("1 of 2", "whole run"),
+    ),
+    "Prompts(-1 inside)": (lambda: hand_made([[BOS, -1, 6]]), UsageError, ("-1", "from_tokens")),
+    "Prompts(-100 inside)": (lambda: hand_made([[BOS, -100, 6]]), UsageError, ("vocabulary",)),
+    "Prompts(float)": (
+        lambda: Prompts(torch.rand(2, 3), False, "own"),
+        UsageError,
+        ("integers", "float32"),
+    ),
+    "Prompts(token beyond)": (lambda: hand_made([[BOS, 64, 6]]), UsageError, ("64", "vocabulary")),
+    "prompts[9]": (lambda: strings(["ab", "cd"])[9], UsageError, ("0 to 1",)),
+    "prompts['a']": (lambda: strings(["ab", "cd"])["a"], UsageError, ("'a'", "0 to 1")),
+    "prompts[5:]": (lambda: strings(["ab", "cd"])[5:], UsageError, ("none",)),
+    "prompts(number)": (lambda: windows(3), UsageError, ("int", "pathlib.Path")),
+    "prompts(bytes)": (lambda: windows(b"abc"), UsageError, ("bytes", "string")),
+    "prompts(file that is not there)": (lambda: windows("notes.txt"), UsageError, ("no file",)),
+    "prompts(folder)": (lambda: windows("tests"), UsageError, ("cannot read", "tests")),
+    "prompts(short text)": (lambda: windows("a few"), UsageError, ("0 windows", "smaller")),
+    "prompts(empty list)": (lambda: windows([]), UsageError, ("0 documents", "0 windows")),
+    "prompts(short documents)": (
+        lambda: windows(["ab", "abcdefghijk"]),
+        UsageError,
+        ("2 documents", "1 windows"),
+    ),
+    "prompts(list of numbers)": (lambda: windows([1, 2]), UsageError, ("document", "int")),
+    "prompts(list of rows)": (lambda: windows([{"text": "a"}]), UsageError, ("document 0", "dict")),
+    "prompts(a data set)": (lambda: windows(of_a_data_set()), UsageError, ("data['text']",)),
+    "prompts(column of numbers)": (
+        lambda: windows(of_a_data_set("label")),
+        UsageError,
+        ("document 0", "int"),
+    ),
+    "prompts(a frame)": (lambda: windows(of_a_frame()), UsageError, ("data['text']",)),
+    "prompts(n=0)": (lambda: windows("abc" * 99, n=0), UsageError, ("n must be",)),
+    "from_strings(text)": (lambda: strings("ab"), UsageError, ("list of strings", "str")),
+    "from_strings(empty)": (lambda: strings([]), UsageError, ("no strings",)),
+    "from_strings(no tokens)": (lambda: strings([""], bos=False), UsageError, ("string 0",)),
+    "from_strings(numbers)": (lambda: strings([[1, 2]]), UsageError, ("from_tokens",)),
+    "from_strings(BOS, bos=False)": (
+        lambda: strings(["<bos>ab"], bos=False),
+        UsageError,
+        ("text 0", "bos=True"),
+    ),
+    "from_strings(answers of two tokens)": (
+        lambda: strings(["ab"], answers=[("xy", "z")]),
+        UsageError,
+        ("2 tokens", "'xy'"),
+    ),
+    "from_strings(answers alone)": (
+        lambda: strings(["ab"], answers=["x"]),
+        UsageError,
+        ("(right, wrong)",),
+    ),
+    "from_strings(too few answers)": (
+        lambda: strings(["ab", "cd"], answers=[("x", "z")]),
+        UsageError,
+        ("[2, 2]",),
+    ),
+    "from_chat(no template)": (
+        lambda: Prompts.from_chat(tiny(), [[{"role": "user", "content": "a"}]]),
+        SinklensError,
+        ("chat template", "from_strings"),
+    ),
+    "from_chat(text)": (lambda: chat("hello"), UsageError, ("list of messages",)),
+    "from_chat(empty)": (lambda: chat([]), UsageError, ("list of messages",)),
+    "from_chat(no role)": (lambda: chat([[{"content": "a"}]]), UsageError, ("role",)),
+    "from_chat(refused by its template)": (
+        lambda: chat([[{"role": "tool", "content": "a"}]]),
+        UsageError,
+        ("tool", "no tools"),
+    ),
+    "from_chat(bos=False)": (
+        lambda: chat([[{"role": "user", "content": "a"}]], bos=False),
+        UsageError,
+        ("starts with BOS",),
+    ),
+    "from_tokens(text)": (lambda: token_ids("abc"), UsageError, ("integers", "str")),
+    "from_tokens(nothing)": (lambda: token_ids([]), UsageError, ("no tokens",)),
+    "from_tokens(empty row)": (lambda: token_ids([[BOS, 5], []]), UsageError, ("prompt 1",)),
+    "from_tokens(padded)": (
+        lambda: token_ids(torch.tensor([[BOS, 5, PAD], [BOS, 5, 6]])),
+        UsageError,
+        ("attention_mask", "pad_id"),
+    ),
+    "from_tokens(padded with EOS)": (
+        lambda: Prompts.from_tokens(tiny(pads=False), [[BOS, 5, EOS], [BOS, 5, 6]]),
+        UsageError,
+        ("attention_mask", "pad_id"),
+    ),
+    "from_tokens(pad_id=BOS)": (
+        lambda: token_ids([[BOS, BOS, 5]], pad_id=BOS),
+        UsageError,
+        ("attention_mask",),
+    ),
+    "from_tokens(mask of another shape)": (
+        lambda: token_ids([[BOS, 5, 6]], attention_mask=[[1, 1]]),
+        UsageError,
+        ("shape",),
+    ),
+    "from_tokens(mask with a hole)": (
+        lambda: token_ids([[BOS, 5, 6]], attention_mask=[[1, 0, 1]]),
+        UsageError,
+        ("hole",),
+    ),
+    "from_tokens(mask of nothing)": (
+        lambda: token_ids([[BOS, 5, 6]], attention_mask=[[0, 0, 0]]),
+        UsageError,
+        ("prompt 0",),
+    ),
+    "run(unequal, screened)": (
+        lambda: sinklens.run("position0_patching", tiny(), UNEQUAL, screen=True, progress=False),
+        UsageError,
+        ("one length", "3 to 5 tokens"),
+    ),
+    "run(unequal, one length needed)": (
+        lambda: sinklens.run("massive_activations", tiny(), UNEQUAL, progress=False),
+        UsageError,
+        ("one length", "3 to 5 tokens", "up_to"),
+    ),
+    "run(unequal, resample)": (
+        lambda: sinklens.run(
+            "sink_head_ablation", tiny(), UNEQUAL, conditions=["resample"], progress=False
+        ),
+        SinklensError,
+        ("resample", "differ in length"),
+    ),
+}
+CALLS = {**PROMPTS}
+
+
+@pytest.fixture(autouse=True)
+def as_a_user_calls() -> Iterator[None]:
+    """Without the checks of types that only tests have."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_wrong_call_gives_one_line(name: str) -> None:
+    call, kind, words = CALLS[name]
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert message and "\n" not in message
+    for word in words:
+        assert word in message, message
