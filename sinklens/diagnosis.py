@@ -18,7 +18,7 @@ from .core.protocol import HookedModel
 from .engine import Plan
 from .models import load, origin
 from .models.capabilities import check
-from .models.prompts import Prompts, as_prompts
+from .models.prompts import Prompts, as_prompts, require_several
 from .models.prompts import prompts as make_prompts
 from .results.diagnosis import Diagnosis
 from .results.effect_sentences import does_more, effect_sentence
@@ -48,6 +48,7 @@ def diagnose(
         SinklensError: The model or the prompts cannot be used.
     """
     configure(settings)
+    require_several(prompts)
     bridge: Any = load(model)
     if prompts is None:
         prompts = make_prompts(bridge, n=N_PROMPTS, length=LENGTH)

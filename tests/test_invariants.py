@@ -57,7 +57,7 @@ def make_prompts(model: Any) -> sinklens.Prompts:
 
 def run(name: str, model: Any, prompts: sinklens.Prompts, **settings: Any) -> Any:
     return sinklens.run(
-        name, model, prompts, progress=False, **{"draws": 2, "null_models": 2, **settings}
+        name, model, prompts, progress=False, **{"draws": 2, "null_models": 0, **settings}
     )
 
 

@@ -27,7 +27,7 @@ from ..core.protocol import HookedModel
 from ..engine import has_own_hooks, run_bar, section
 from ..metrics import resolve_metrics
 from ..models import load, origin
-from ..models.prompts import Prompts, as_prompts
+from ..models.prompts import Prompts, as_prompts, require_several
 from ..models.prompts import prompts as make_prompts
 from ..results.estimates import Measure
 from ..results.figures import Figured, Forest
@@ -179,6 +179,7 @@ def run(
     """
     chosen = name if isinstance(name, Experiment) else get(name)
     config = configure(chosen, {**settings, "seed": seed, "progress": progress})
+    require_several(prompts)
     bridge: HookedModel = load(model)
     began = time.perf_counter()
     with run_bar(chosen.name, progress):

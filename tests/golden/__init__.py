@@ -23,7 +23,7 @@ from tests import families
 STORED = Path(__file__).parent / "results.json.gz"
 MODELS = ("rope", "gpt2", "llama", "gemma2")
 LENGTH, N_PROMPTS = 16, 5
-SHARED = {"draws": 2, "progress": False}
+SHARED = {"draws": 2, "null_models": 2, "progress": False}
 EVERYWHERE: dict[str, tuple[dict[str, Any], ...]] = {
     "sink_profile": ({},),
     "bos_replacement": ({"conditions": "mean,zero,random_token,gaussian"},),

@@ -42,7 +42,7 @@ def text_of(experiment: str, model: str, n: int) -> str:
     bridge = _loaded(model)
     prompts = sinklens.prompts(bridge, n=n, length=LENGTH)
     try:
-        result = sinklens.run(experiment, bridge, prompts, draws=2, progress=False)
+        result = sinklens.run(experiment, bridge, prompts, draws=2, null_models=3, progress=False)
     except sinklens.SinklensError as error:
         return f"Refused: {error}\n"
     return f"{result}\n"

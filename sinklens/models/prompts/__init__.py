@@ -9,6 +9,7 @@ from .base import Prompts as Prompts
 from .encoding import single_token as single_token
 from .encoding import token_text as token_text
 from .given import as_prompts as as_prompts
+from .given import require_several as require_several
 from .notes import notes_on as notes_on
 from .shipped_text import corpus as corpus
 from .shipped_text import corpus_tokens as corpus_tokens

@@ -32,13 +32,7 @@ def as_prompts(model: HookedModel, given: Any) -> Prompts:
             require_bos(model, given.rows())
             return given
         return replace(given, bos=starts_with_bos(model, given.rows()))
-    require_no_table(given)
-    if isinstance(given, (str, Path)):
-        raise UsageError(
-            f"prompts cannot be one text, a {type(given).__name__} ({str(given)[:40]!r}); "
-            "sinklens.prompts(model, text) cuts it into windows, a list of strings is one prompt "
-            "each"
-        )
+    require_several(given)
     if isinstance(given, (Mapping, Tensor)) or hasattr(given, "__array__"):
         return Prompts.from_tokens(model, given)
     listed = list(given) if isinstance(given, Iterable) else []
@@ -53,6 +47,21 @@ def as_prompts(model: HookedModel, given: Any) -> Prompts:
         f"prompts cannot be a {type(given).__name__}{'' if listed else ' that is empty'}; "
         "sinklens.prompts(model, text) makes prompts of a text, Prompts.from_strings of strings"
     )
+
+
+def require_several(given: Any) -> None:
+    """Refuse a table and one text, for which no model has to be loaded.
+
+    Raises:
+        UsageError: It is one.
+    """
+    require_no_table(given)
+    if isinstance(given, (str, Path)):
+        raise UsageError(
+            f"prompts cannot be one text, a {type(given).__name__} ({str(given)[:40]!r}); "
+            "sinklens.prompts(model, text) cuts it into windows, a list of strings is one prompt "
+            "each"
+        )
 
 
 def _is_message(first: Sequence[Any]) -> bool:
