@@ -212,8 +212,8 @@ def test_missing_model(name: str, run_fails: Callable[..., str]) -> None:
 
 
 def _status_of(name: str) -> int:
-    """A path that is not there cannot be loaded, as a name that nobody knows."""
-    return 1
+    """A name that nobody knows is wrong usage; a path that is not there cannot be loaded."""
+    return 1 if "/" in name else 2
 
 
 def test_unknown_shipped_name_suggests_near_ones() -> None:
