@@ -136,10 +136,10 @@ def test_a_number_without_spread_has_no_interval() -> None:
 def test_false_findings_are_as_many_as_they_may_be() -> None:
     """Of two groups of the same distribution, with unequal spread and number."""
     draw = np.random.default_rng(2)
-    found = [welch(draw.normal(0, 3, 8), draw.normal(0, 1, 16)) for _ in range(2000)]
+    found = [welch(draw.normal(0, 3, 8), draw.normal(0, 1, 16)) for _ in range(600)]
     rejected = np.mean([p < 0.05 for _, _, p in found])
     covered = np.mean([low <= 0 <= high for low, high, _ in found])
-    assert abs(rejected - 0.05) < 0.015 and covered == pytest.approx(1 - rejected)
+    assert abs(rejected - 0.05) < 0.02 and covered == pytest.approx(1 - rejected)
 
 
 def test_groups_without_spread() -> None:
