@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..stats.effects import EffectSize, Values, paired_row
+from ..stats.effects import OVER_PROMPTS, EffectSize, Values, paired_row
 from ..stats.unpaired import Group, OtherGroup, welch
 from .record import Record
 
@@ -44,9 +44,7 @@ class Difference:
     @property
     def over(self) -> str:
         """What was resampled."""
-        if self.paired:
-            return f"{self.effect.n_prompts} prompts, paired"
-        return f"{self.first.n_prompts} and {self.other.n_prompts} prompts"
+        return f"{self.effect.n_prompts} prompts{', paired' if self.paired else ''}"
 
 
 def labels_of(results: Sequence[Record]) -> list[str]:
@@ -112,6 +110,7 @@ def _difference(
         q_value=None,
         d_z=None,
         n_prompts=len(first) + len(second),
+        resampled="prompt",
     )
 
 
@@ -119,7 +118,7 @@ def _by_prompt(result: Record) -> Iterator[tuple[EffectSize, Values]]:
     """The rows that are compared, with their effect by prompt."""
     effects = (result.per_prompt["value"] - result.per_prompt["baseline"]).double().numpy()
     for row, values in zip(result.effects, effects, strict=True):
-        if row.kind in COMPARED and row.resampled == "prompt":
+        if row.kind in COMPARED and row.resampled in OVER_PROMPTS:
             yield row, values
 
 
@@ -132,6 +131,11 @@ def remarks(first: Record, other: Record, base: str, label: str) -> Iterator[str
             f"{label} and {base} were run on different prompts: the difference is unpaired "
             "(Welch), and less sensitive than on the same."
         )
+        if "document" in {row.resampled for row in (*first.effects, *other.effects)}:
+            yield (
+                "Several prompts come from one document, which this difference does not cluster: "
+                "its interval can be too narrow."
+            )
     settings = [
         name
         for name in sorted({*first.settings, *other.settings} - NOT_SETTINGS)
@@ -140,12 +144,13 @@ def remarks(first: Record, other: Record, base: str, label: str) -> Iterator[str
     if settings:
         yield f"{label} was run with other settings: {', '.join(settings)}."
     keys = [
-        {_key(row) for row in one.effects if row.kind in COMPARED and row.resampled == "prompt"}
+        {_key(row) for row in one.effects if row.kind in COMPARED and row.resampled in OVER_PROMPTS}
         for one in (first, other)
     ]
     if keys[0] ^ keys[1]:
         yield f"{len(keys[0] ^ keys[1])} rows are in only one of {base} and {label}."
-    skipped = {row.resampled for row in first.effects if row.kind in COMPARED} - {"prompt"}
+    skipped = {row.resampled for row in first.effects if row.kind in COMPARED}
+    skipped -= {*OVER_PROMPTS}
     if skipped:
         yield f"Rows over {' and '.join(f'{unit}s' for unit in sorted(skipped))} are not compared."
 

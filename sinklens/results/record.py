@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from ..core.errors import SinklensError, unknown_name
-from ..stats.effects import EffectSize
+from ..stats.effects import OVER_PROMPTS, EffectSize
 from .estimates import RANDOM_MODELS, Measure
 from .lookup import the_row
 
@@ -164,7 +164,7 @@ class Record:
         source, lines = self.source(), []
         value, baseline = (self.per_prompt[side].tolist() for side in ("value", "baseline"))
         for number, row in enumerate(self.effects):
-            if row.resampled != "prompt":
+            if row.resampled not in OVER_PROMPTS:
                 continue
             named = source | {name: getattr(row, name) for name in OF_A_ROW}
             for prompt, pair in enumerate(zip(value[number], baseline[number], strict=True)):

@@ -109,7 +109,7 @@ def test_other_prompts_are_not_paired() -> None:
     assert (row.ci_low, row.ci_high) == pytest.approx((difference - half, difference + half))
     assert row.p_value == pytest.approx(2 * stats.t.sf(abs(difference) / error, freedom))
     text = str(comparison)
-    assert "the difference is unpaired (Welch)" in text and "12 and 7 prompts" in text
+    assert "the difference is unpaired (Welch)" in text and "19 prompts" in text
 
 
 def test_equal_numbers_of_prompts_are_not_enough_to_pair() -> None:
@@ -164,6 +164,22 @@ def test_labels_say_what_differs(others: list[ExperimentResult], labels: list[st
     comparison = sinklens.compare([first, *others])
     seen = [comparison.base, *dict.fromkeys(one.result for one in comparison.differences)]
     assert seen == labels
+
+
+def test_rows_over_documents_are_compared_by_prompt() -> None:
+    """Paired they need no clusters; unpaired the reader is told that there are none."""
+    clustered = [replace(row, resampled="document", n_prompts=3) for row in ONE.effects]
+    first = replace(ONE, effects=clustered)
+    assert len(first.per_prompt_frame()) == len(ONE.per_prompt_frame())
+    assert sinklens.compare([first, OTHER]).differences[0].effect == (
+        sinklens.compare([ONE, OTHER]).differences[0].effect
+    )
+    unpaired = sinklens.compare([first, ELSEWHERE])
+    assert (
+        unpaired.differences[0].effect == sinklens.compare([ONE, ELSEWHERE]).differences[0].effect
+    )
+    assert "does not cluster" in str(unpaired)
+    assert "does not cluster" not in str(sinklens.compare([ONE, ELSEWHERE]))
 
 
 def test_what_could_not_be_compared_is_said() -> None:
