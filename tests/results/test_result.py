@@ -19,6 +19,7 @@ import torch
 import sinklens
 from sinklens.models.prompts import corpus
 from sinklens.results.record import Array
+from sinklens.stats.effects import OVER_PROMPTS
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "sink_profile": {},
@@ -231,7 +232,7 @@ def test_frames_name_model_and_prompts(
 def test_per_prompt_frame(result: sinklens.ExperimentResult) -> None:
     """Means over prompts are the rows."""
     frame = result.per_prompt_frame()
-    over_prompts = [row for row in result.effects if row.resampled == "prompt"]
+    over_prompts = [row for row in result.effects if row.resampled in OVER_PROMPTS]
     assert len(frame) == 8 * len(over_prompts) and set(frame["prompt"]) == set(range(8))
     names = ["metric", "condition", "kind", "against", "layer", "head", "queries"]
     means = frame.groupby(names, dropna=False, sort=False)[["value", "baseline", "effect"]].mean()
