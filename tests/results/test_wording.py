@@ -96,7 +96,7 @@ def test_every_row_of_a_metric(record: Record) -> None:
 def test_the_effect_against_the_clean_run_leads(record: Record) -> None:
     first, second = say(record, [Compared("Replacing BOS by", "loss")])
     assert first.startswith("Replacing BOS by zero: loss +1.1 nats [")
-    assert "against the clean run; more than its later-position control (+0.1 [" in first
+    assert "against the clean run; higher than its later-position control (+0.1 [" in first
     assert "not significantly different from its later-position control" in second
 
 
@@ -151,7 +151,7 @@ def test_an_effect_within_rounding_is_no_finding(record: Record) -> None:
     assert "Replacing BOS by zero" not in line
 
 
-@pytest.mark.parametrize(("models", "side"), [(0.4, "more than"), (5.0, "less than")])
+@pytest.mark.parametrize(("models", "side"), [(0.4, "higher than"), (5.0, "lower than")])
 def test_a_contrast_is_judged_by_models_with_random_weights(
     record: Record, models: float, side: str
 ) -> None:
@@ -166,7 +166,7 @@ def test_a_contrast_is_judged_by_models_with_random_weights(
     assert f", {side} that of models with random weights (+{models:g} [" in line
     assert does_more(record, record.find(metric="loss", condition="zero", kind="treatment"))
     treated = judged.find(metric="loss", condition="zero", kind="treatment")
-    assert does_more(judged, treated) == (side == "more than")
+    assert does_more(judged, treated) == (side == "higher than")
 
 
 def test_an_interval_and_a_q_that_disagree_are_both_said(record: Record) -> None:
@@ -202,11 +202,57 @@ def test_rows_over_different_layers_are_compared_by_their_sums(record: Record) -
     )
 
 
+def test_what_is_compared_elsewhere_is_said_with_its_own_effect_there(record: Record) -> None:
+    """The treatment's row counts more queries than the contrast, in which its effect is 0.2."""
+    elsewhere = [
+        replace(row, value=0.2, effect=0.1)
+        if (row.metric, row.condition, row.kind) == ("loss", "zero", "contrast")
+        else row
+        for row in record.effects
+    ]
+    (zero, _) = say(replace(record, effects=elsewhere), [Compared("Replacing BOS by", "loss")])
+    assert "loss +1.1 nats" in zero and ", where both count, from its +0.2 there" in zero
+
+
+def test_kl_is_beside_what_the_ratio_of_random_models_would_make_it(record: Record) -> None:
+    contrast = record.find(metric="loss", condition="zero", kind="contrast")
+    null = replace(contrast, kind="null", against=f"random_weights:{contrast.against}", effect=0.4)
+    unsigned = {**MEASURES, "loss": replace(MEASURES["loss"], signed=False)}
+    judged = replace(record, effects=[*record.effects, null], measures=unsigned)
+    (line, _) = say(judged, [Compared("Replacing BOS by", "loss")])
+    assert "higher than what their ratio in models with random weights would make it (+0.4" in line
+
+
+def test_a_reference_with_another_null_is_compared_by_distances(record: Record) -> None:
+    """1.7 % beside 9.9 % is further below than 1.2 % beside 5.9 %."""
+    row = record.find(metric="mass", condition="position0", against=None)
+    control = record.find(
+        metric="mass", condition="position0", against="later_position", kind="control"
+    )
+    moved = [
+        replace(other, baseline=0.059) if other == control else other for other in record.effects
+    ]
+    (line,) = say(replace(record, effects=moved), ["Position 0 gets {mass/position0}."])
+    assert row.baseline == 0.1
+    assert (
+        "in its distance from uniform attention more than its later-position control (8.0%" in line
+    )
+    assert "(8.0%, beside 5.9%)" in line
+
+
+def test_a_share_at_the_edge_of_its_range_gets_no_verdict(record: Record) -> None:
+    """No share is below 0 %."""
+    rows = [replace(row, baseline=0.0) for row in record.effects]
+    (line,) = say(replace(record, effects=rows), ["It gets {mass/position0|verdict}."])
+    assert line == "It gets beside uniform attention (0.0%)."
+
+
 def test_at_most_twelve_sentences(record: Record) -> None:
     def many(result: Record) -> Iterator[str]:
         yield from ("Again." for _ in range(20))
 
-    assert say(record, [many]) == ["Again."] * 12
+    cut = "Left out here: 9 more sentences, on rows of the table."
+    assert say(record, [many]) == [*["Again."] * 11, cut]
 
 
 def test_lists_in_words() -> None:
