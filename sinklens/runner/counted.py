@@ -87,7 +87,7 @@ class Counted(Collected, Generic[Config]):
         runs = one_per_run(order)
         starts = len({one.first_layer for one in runs} - {0})
         layers = int(self.model.cfg.n_layers)
-        parts = 1 + sum(1 - one.first_layer / layers for one in runs)
+        parts = 1.0 + sum(1 - one.first_layer / layers for one in runs)
         batches, passes = self.batches(starts=starts), 1 + len(runs)
         of_each = self.batches(self._few, starts) * (passes + reads // self.batches())
         self.announce(batches * passes, models * of_each, batches * parts)

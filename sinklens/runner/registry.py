@@ -22,10 +22,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
-from ..core.errors import SinklensError, UsageError, unknown_name
+from ..core.errors import UsageError, unknown_name
 from ..core.protocol import HookedModel
 from ..engine import has_own_hooks, run_bar, section
-from ..metrics import resolve_metrics
 from ..models import load, origin
 from ..models.prompts import Prompts, as_prompts, require_several
 from ..models.prompts import prompts as make_prompts
@@ -257,54 +256,6 @@ def _require_names(chosen: Experiment, conditions: Any) -> None:
                 "your own are compared by sinklens.compare_interventions(model, prompts, "
                 "treatment=..., control=...)"
             )
-
-
-def choose_conditions(
-    config: ExperimentConfig,
-    defaults: Sequence[str],
-    refusal: Callable[[str], str | None],
-) -> tuple[list[str], dict[str, str]]:
-    """The conditions to run, and those left out with their reasons.
-
-    Args:
-        config: What was asked for.
-        defaults: What to run if nothing was.
-        refusal: Why a condition cannot act on this model, or None if it can.
-
-    Raises:
-        SinklensError: A condition that was asked for cannot act, or none is left.
-    """
-    chosen, left_out = [], {}
-    for condition in config.conditions or defaults:
-        reason = refusal(condition)
-        if reason is None:
-            chosen.append(condition)
-        elif config.conditions:
-            raise SinklensError(reason)
-        else:
-            left_out[condition] = reason
-    if not chosen:
-        raise SinklensError(f"nothing is left to do: {'; '.join(left_out.values())}")
-    return chosen, left_out
-
-
-def choose_metrics(
-    config: ExperimentConfig, defaults: Sequence[str], *, causal: bool
-) -> tuple[list[Any], dict[str, str]]:
-    """The metrics to measure, and those left out with their reasons.
-
-    Raises:
-        SinklensError: A metric that was asked for by name needs a causal model.
-    """
-    resolved = resolve_metrics(config.metrics or defaults)
-    impossible = [metric for metric in resolved if metric.causal_only and not causal]
-    reason = "it is a next-token measure and this model attends in both directions"
-    if impossible and config.metrics:
-        raise SinklensError(f"{impossible[0].name} cannot be measured: {reason}; use metrics=kl")
-    return (
-        [metric for metric in resolved if metric not in impossible],
-        {metric.name: reason for metric in impossible},
-    )
 
 
 def _machine() -> dict[str, Any]:

@@ -56,5 +56,5 @@ def test_the_mean_embedding_follows_the_weights() -> None:
 
 def test_a_first_token_that_is_not_bos_is_refused(boot_family: Any) -> None:
     prompts = sinklens.Prompts(TOKENS[:, 1:], bos=True, source="tokens")
-    with pytest.raises(sinklens.SinklensError, match="start with BOS"):
+    with pytest.raises(sinklens.SinklensError, match="bos=True, but start with token"):
         sinklens.run("bos_replacement", boot_family("llama"), prompts, progress=False)

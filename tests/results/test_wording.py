@@ -233,7 +233,7 @@ def test_a_reference_with_another_null_is_compared_by_distances(record: Record) 
         replace(other, baseline=0.059) if other == control else other for other in record.effects
     ]
     (line,) = say(replace(record, effects=moved), ["Position 0 gets {mass/position0}."])
-    assert row.baseline == 0.1
+    assert row.baseline == pytest.approx(0.1)
     assert (
         "in its distance from uniform attention more than its later-position control (8.0%" in line
     )

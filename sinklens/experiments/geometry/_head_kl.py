@@ -68,6 +68,12 @@ def add_divergences(
         run.keep(f"head_kl:{name}", mean, "layer percentile", percentile=percentiles)
 
 
+def random_forwards(run: Run[Any], sets: int) -> int:
+    """How many forward passes `random_divergences` takes."""
+    few = run.prompts.take(few_prompts(run.prompts, run.config.seed))
+    return run.config.null_models * run.batches(few) if sets else 0
+
+
 def random_divergences(run: Run[Any], sets: int) -> Mapping[Any, OfModels]:
     """The contrasts of `head_kl` in models with random weights."""
     config = run.config

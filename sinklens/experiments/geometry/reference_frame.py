@@ -208,9 +208,10 @@ def reference_frame(run: Run[ReferenceFrameConfig]) -> None:
     reader = PatternReader(run.model, run.capabilities, run.prompts.tokens)
     published = config.preset == "published"
     untrained = untrained_model(run)
-    run.announce(run.batches() * (1 + (untrained is not None) + published))
+    sets = config.column_sets if config.draws and "head_kl" in parts else 0
+    forwards = run.batches() * (1 + (untrained is not None) + published)
+    run.announce(forwards + _head_kl.random_forwards(run, sets))
 
-    sets = config.column_sets if config.draws else 0
     divergences = HeadDivergences(
         run.model, reader, config.percentiles, sets=sets, seed=config.seed
     )
