@@ -44,6 +44,7 @@ def test_the_shipped_model_has_sinks_and_loses_them() -> None:
     assert len(card.to_dataframe()) == sum(len(r.effects) for r in card.results.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["opt", "bert", "neox"])
 def test_other_families_get_a_page_with_reasons(boot_family: Any, name: str) -> None:
     model = boot_family(name)
@@ -67,6 +68,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_show_prints(written: tuple[Path, str]) -> None:
     (folder, printed), runner = written, CliRunner()
     assert (folder / "findings.txt").read_text() == printed

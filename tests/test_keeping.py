@@ -56,6 +56,7 @@ class Groups:
         self.count, self.stop_at = 0, stop_at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_run_with_a_folder_goes_on(
     ablate: Run, groups: Groups, tmp_path: Path, kind: Callable[[Path], str | Path]
@@ -86,6 +87,7 @@ def test_another_run_does_not_take_over(ablate: Run, groups: Groups, tmp_path: P
     assert ablate(out=tmp_path, draws=1, overwrite=True) == ablate(draws=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_block_goes_on(
     ablate: Run, groups: Groups, tmp_path: Path, kind: Callable[[Path], str | Path]

@@ -127,6 +127,7 @@ def test_equal_to_whole_forwards(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["compatibility", "float64", "bfloat16", "autocast"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
 def test_equal_in_other_modes(name: str, how: str) -> None:
@@ -377,6 +378,7 @@ def test_hooks_that_do_not_hold_the_batch_first_run_alone(boot_family: Boot) -> 
     torch.testing.assert_close(found.values[:, 0], wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "experiment",
     [
@@ -391,7 +393,7 @@ def test_every_experiment_that_counts_predictions_takes_positions(experiment: st
     prompts = sinklens.prompts(model, n=2, length=16)
     settings = {"heads": ("L0H1",)} if experiment == "sink_head_ablation" else {}
     result = sinklens.run(
-        experiment, model, prompts, positions=(5, 9, 15), draws=1, progress=False, **settings
+        experiment, model, prompts, positions=(5, 9, 15), draws=1, null_models=0, progress=False, **settings
     )
     assert result.effects
 

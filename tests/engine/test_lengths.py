@@ -65,6 +65,7 @@ def alone(made: Intervention, number: int) -> Intervention:
     return replace(made.for_prompts(torch.tensor([number])), rebind=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_unequal_lengths_are_what_each_prompt_gives_alone(
     causal: Any, batch_size: int | None
@@ -166,6 +167,7 @@ def test_a_bidirectional_model_takes_them(boot_family: Callable[[str], Any]) -> 
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(registry.all_experiments()))
 def test_every_experiment_takes_unequal_lengths_or_says_so(
     name: str, boot_family: Callable[[str], Any]

@@ -185,6 +185,7 @@ def test_no_number_is_written_below_rounding(subject: Subject) -> None:
 # --- Invariants ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(subject: Subject) -> None:
     first = bytes_of(subject.result)
     torch.rand(3)  # the global state is no part of it

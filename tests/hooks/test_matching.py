@@ -61,6 +61,7 @@ def test_unmatched_heads_are_matched_in_each_layer() -> None:
     assert matched_in_layers([(0, 0)], [(1, 0)], seed=0, draw=0) == ([], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", [True, False])
 def test_a_control_head_is_no_sink_head(each: bool) -> None:
     model = sinklens.load("rope")

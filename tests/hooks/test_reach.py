@@ -38,6 +38,7 @@ def tilt(activation: Tensor, hook: Any) -> Tensor:
     return torch.where(torch.isfinite(activation), activation * (1 - 0.5 * steps), activation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("layer", [0, 2, 5])
 def test_what_is_not_reached_is_the_clean_run(part: str, layer: int) -> None:

@@ -133,6 +133,7 @@ def test_a_number_without_spread_has_no_interval() -> None:
         assert (row.effect, row.ci_low, row.ci_high, row.p_value) == (0.0, None, None, None)
 
 
+@pytest.mark.slow
 def test_false_findings_are_as_many_as_they_may_be() -> None:
     """Of two groups of the same distribution, with unequal spread and number."""
     draw = np.random.default_rng(2)

@@ -57,6 +57,7 @@ def test_fields_are_those_of_the_design() -> None:
     assert [field.name for field in dataclasses.fields(sinklens.EffectSize)] == FIELDS
 
 
+@pytest.mark.slow
 def test_rows_without_layers_load(result: sinklens.ExperimentResult, tmp_path: Path) -> None:
     """Files of schema 2 from before rows named the layers that they average."""
     result.save(tmp_path / "out")

@@ -18,6 +18,7 @@ with zipfile.ZipFile(ARCHIVE) as archive:
     EXPERIMENTS = sorted({name.partition("/")[0] for name in archive.namelist()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_a_saved_result_loads_and_is_shown(experiment: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(ARCHIVE) as saved:
