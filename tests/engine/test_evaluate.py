@@ -391,10 +391,10 @@ def test_hooks_that_do_not_hold_the_batch_first_run_alone(boot_family: Boot) -> 
 def test_every_experiment_that_counts_predictions_takes_positions(experiment: str) -> None:
     model = sinklens.load("rope")
     prompts = sinklens.prompts(model, n=2, length=16)
-    settings = {"heads": ("L0H1",)} if experiment == "sink_head_ablation" else {}
-    result = sinklens.run(
-        experiment, model, prompts, positions=(5, 9, 15), draws=1, null_models=0, progress=False, **settings
-    )
+    settings: dict[str, Any] = {"positions": (5, 9, 15), "draws": 1, "null_models": 0}
+    if experiment == "sink_head_ablation":
+        settings["heads"] = ("L0H1",)
+    result = sinklens.run(experiment, model, prompts, progress=False, **settings)
     assert result.effects
 
 
