@@ -63,10 +63,10 @@ def _named(part: Any) -> str:
 
 
 def _nothing(result: ExperimentResult) -> str:
-    """The summary of a run that leaves nothing to say."""
+    """The summary of a run to whose rows no sentence applies."""
     left_out = result.settings["left_out"].items()
     reasons = "; ".join(f"{name}, since {reason}" for name, reason in left_out)
-    return f"Nothing was found to report{reasons and f'; left out: {reasons}'}."
+    return f"No summary sentence applies; see the table{reasons and f'; left out: {reasons}'}."
 
 
 def per_prompt(rows: Sequence[Row], prompts: int) -> dict[str, Float[Tensor, "row prompt"]]:
