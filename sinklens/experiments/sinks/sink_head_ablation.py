@@ -19,10 +19,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ...comparisons.heads import HeadAblations
+from ...comparisons.heads import MATCHED, HeadAblations
 from ...core.errors import SinklensError, UsageError
 from ...core.labels import Head, head_label
-from ...hooks.heads import EDGE_CONDITIONS, HEAD_CONDITIONS
+from ...hooks.heads import EDGE_CONDITIONS, HEAD_CONDITIONS, OUTPUT_CONDITIONS
 from ...metrics import SINK_MASS
 from ...models.capabilities import Capabilities
 from ...probes import SinkScores
@@ -34,6 +34,8 @@ from ...runner.registry import experiment
 from ...runner.run import Run
 
 SATURATED = 0.999
+# Under an edge condition sink_mass falls by construction.
+SINK_CONDITIONS = (*OUTPUT_CONDITIONS, *(f"{name}{MATCHED}" for name in OUTPUT_CONDITIONS))
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,11 @@ def ablated_heads(result: Record) -> list[str]:
     question="What does the model lose without its sink heads, or without their edge to the sink?",
     conditions=HEAD_CONDITIONS,
     metrics=("loss", "kl", "sink_mass"),
-    says=(ablated_heads, Compared("Ablating by", "loss"), Compared("Ablating by", "sink_mass")),
+    says=(
+        ablated_heads,
+        Compared("Ablating by", "loss"),
+        Compared("Ablating by", "sink_mass", SINK_CONDITIONS),
+    ),
     smallest={"heads": ("L0H0", "L1H1")},
 )
 def sink_head_ablation(run: Run[SinkHeadAblationConfig]) -> None:

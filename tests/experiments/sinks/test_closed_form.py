@@ -893,3 +893,11 @@ def test_a_control_that_changes_nothing_is_an_error(setup: Setup) -> None:
         sinklens.run(
             "position0_patching", setup.model, setup.prompts, part="key", draws=2, progress=False
         )
+
+
+def test_what_falls_by_construction_is_no_sentence() -> None:
+    """The sink mass of a dropped edge is a row, and no finding."""
+    result = run_case(next(iter(MODELS)), "heads-sink")
+    assert result.find(metric="sink_mass", condition="drop_edge", kind="treatment").effect < 0
+    for line in result.summary:
+        assert not ("drop_edge" in line and "sink_mass" in line)
