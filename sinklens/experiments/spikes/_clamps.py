@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from jaxtyping import Float
@@ -69,6 +70,21 @@ def effects_by_step(result: Record, what: str, metric: str, edits: Sequence[str]
             sentence = effect_sentence(result, what, row).removesuffix(".")
             apart = [f"at {place_of(step)} alone {describe(step)}" for step in rows[:-1]]
             yield "; ".join([sentence, *apart]) + "."
+
+
+def effects_on_sinks(result: Record, what: str, edits: Sequence[str]) -> Iterator[str]:
+    """For each intervention its effect on the sink mass and on the share of heads with a sink.
+
+    Args:
+        result: The result.
+        what: What was done, without the condition's name.
+        edits: The interventions.
+    """
+    for edit in edits:
+        metrics = ("sink_mass", "sink_rate")
+        lines = [*chain(*(effects_by_step(result, what, metric, (edit,)) for metric in metrics))]
+        if lines:
+            yield " ".join(lines)
 
 
 def written_again(result: Record, edit: str) -> Iterator[str]:

@@ -32,6 +32,8 @@ from ...runner.run import Run
 DROP, BOTH, INTERACTION = "drop_edge", "both", "interaction"
 CONDITIONS = (CLAMP, DROP, BOTH)
 COMBINED = "combined"
+SHARES = ("sink_mass", "sink_rate")
+NEARLY_ALL = 0.9  # of a share, beyond which two effects leave an interaction no room below 0
 
 
 class Table(NamedTuple):
@@ -97,7 +99,7 @@ def compare_with_interaction(
         metrics: What to measure.
     """
     compared = run.compare(lambda run: make(run).comparisons, metrics)
-    asked = len(run.conditions)
+    asked, floors = len(run.conditions), []
     table = dict(zip(run.conditions, compared.comparisons[-asked:], strict=True)) if asked else {}
     if set(table) != set(CONDITIONS):
         return
@@ -120,6 +122,15 @@ def compare_with_interaction(
             ]
         row = _interaction(alone.effects)
         run.add(metric.name, INTERACTION, row, *references, layers=alone.layers)
+        summed, clean = float(np.mean(row.null)), float(np.mean(alone.effects[0].null))
+        if metric.name in SHARES and summed < -NEARLY_ALL * clean:
+            floors.append(f"{summed:.3g} of the clean run's {clean:.3g} ({metric.name})")
+    if floors:
+        run.note(
+            f"The effects of {CLAMP} and {DROP} alone sum to {' and '.join(floors)}. A share "
+            "cannot fall below 0, so that such an interaction cannot be much below 0 either, and "
+            "one above 0 may be a floor effect alone."
+        )
 
 
 def _interaction(effects: Sequence[Effect]) -> Effect:

@@ -6,6 +6,7 @@ weights or of first tokens have no spread over prompts, and so no interval.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,14 @@ from ...probes.channel_energy import ChannelShareValues, GatedReadValues
 from ...probes.positions import PartValues, first_token_values
 from ...probes.stream_entries import EntryValues
 from ...results.estimates import Sample
+from ...results.record import Record
+from ...results.wording import listed, number
 from ...runner.run import Run
 from ...stats.nulls import gaussian_exceeds
 from ._search import Spikes
 
 OTHER_CHANNELS = 20
+ONE_PROMPT = "it stands beside a later position over prompts, and there is one prompt"
 
 
 def add_mechanism(run: Run[Any], spikes: Spikes, entries: EntryValues) -> None:
@@ -96,9 +100,12 @@ def _add_constancy(run: Run[Any], spikes: Spikes, entries: EntryValues, later: P
     tokens = torch.from_numpy(random.choice(ordinary_tokens(run.model).numpy(), MEAN_TOKENS))
     block, sites = _around_the_step(spikes)
     first = first_token_values(run.model, tokens, sites, [block])
-    for name, site in (("position0:before", sites[0]), ("position0", sites[-1])):
-        null = mean_cosine(later[site, block]) if len(run.prompts) > 1 else 0.0
-        run.add("constancy", name, Sample(mean_cosine(first[site, block]), null))
+    if len(run.prompts) > 1:
+        for name, site in (("position0:before", sites[0]), ("position0", sites[-1])):
+            alike, null = (mean_cosine(values[site, block]) for values in (first, later))
+            run.add("constancy", name, Sample(alike, null))
+    else:
+        run.left_out("constancy", ONE_PROMPT)
     size = first[sites[-1], block].abs()
     criterion = spikes.criteria[spikes.criterion]
     median = entries.median.mean()
@@ -119,11 +126,11 @@ def mean_cosine(vectors: Float[Tensor, "vector channel"]) -> float:
 
 def _step_up_weights(run: Run[Any], spikes: Spikes) -> tuple[GatedWeights | None, str]:
     """The gated MLP that writes the spike, or why there is none."""
-    what = stage_name(spikes.step_up)
+    what, most = stage_name(spikes.step_up), "writes most of the leading entry"
     if spikes.step_up == 0 or spikes.step_up % 2:
-        return None, f"the {what} writes most of the spike, and only a gated MLP has such a form"
+        return None, f"the {what} {most}, and only a gated MLP has such a form"
     weights = gated_weights(run.model, (spikes.step_up - 1) // 2)
-    why = f"{what}, which writes most of the spike, has no gate, or several experts"
+    why = f"{what}, which {most}, has no gate, or several experts"
     return weights, "" if weights else why
 
 
@@ -154,18 +161,30 @@ def _add_quadratic_form(run: Run[Any], spikes: Spikes, weights: GatedWeights) ->
     return GatedReads(layer, weights, spikes.channels, torch.stack(vectors))
 
 
+def quadratic_norms(result: Record) -> Iterator[str]:
+    """The norm of the form of each spike channel, against that of the median channel."""
+    rows = [row for row in result.effects if row.metric == "quadratic_norm"]
+    if rows:
+        measure = result.measure("quadratic_norm")
+        norms = [f"{number(measure, row.value)} in {row.condition}" for row in rows]
+        yield (
+            f"Norm of the step-up block's quadratic form: {listed(norms)}, against "
+            f"{number(measure, rows[0].baseline)} in the median channel."
+        )
+
+
 def _add_gated_reads(
     run: Run[Any], spikes: Spikes, reads: GatedReadValues, at_spikes: Bool[Tensor, "prompt pos"]
 ) -> None:
     """How the step-up block's inputs lie to the eigenvectors, and what the form predicts."""
     apart = bool((at_spikes.any(1) & ~at_spikes.all(1)).any())
     lead = torch.arange(len(run.prompts)), spikes.positions
-    for number, channel in enumerate(spikes.channels):
+    for place, channel in enumerate(spikes.channels):
         name = f"channel {channel}"
         if apart:
-            squares = reads.cosine[..., number] ** 2
+            squares = reads.cosine[..., place] ** 2
             run.add("alignment", name, _at_spikes(squares, squares, at_spikes))
-        written, predicted = reads.written[..., number][lead], reads.predicted[..., number]
+        written, predicted = reads.written[..., place][lead], reads.predicted[..., place]
         ordinary = (predicted * ~at_spikes).sum(1) / (~at_spikes).sum(1).clamp(min=1)
         share = Sample(predicted[lead] / written, ordinary / written)
         run.add("quadratic_prediction", name, share)

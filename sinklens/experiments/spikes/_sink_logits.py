@@ -1,14 +1,14 @@
 """How far the logit for the sink lies above others, in sink heads and in the rest.
 
-Sink heads are chosen by the weight of key 0, so that a gap above 0 is no news there. The control is
-the gap of a later key in the same heads, which was not chosen; the contrast reads both over the
-same queries and the same other keys (`probes.sink_logit`). The null is 0, that of uniform
-attention.
+Sink heads are chosen by the weight of key 0, so that a gap above 0, or above that of a later key,
+is no news there, and sentences give no verdict on it. The control is the gap of a later key in the
+same heads, which was not chosen; the contrast reads both over the same queries and the same other
+keys (`probes.sink_logit`). The null is 0, that of uniform attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,11 @@ from ...core.labels import Head
 from ...hooks.matching import control_positions
 from ...probes import LogitGaps, Probe
 from ...results.estimates import Reference, Sample
+from ...results.record import Record
+from ...results.wording import number, phrase
 from ...runner.run import Run
+
+SINK_HEADS = "sink_heads"
 
 
 class SinkGaps:
@@ -50,7 +54,7 @@ class SinkGaps:
         sink = torch.zeros(self._first.compute().gap.shape[1:], dtype=torch.bool)
         for head in heads:
             sink[head] = True
-        for name, chosen in (("sink_heads", sink), ("other_heads", ~sink)):
+        for name, chosen in ((SINK_HEADS, sink), ("other_heads", ~sink)):
             if bool(chosen.any()):
                 references = []
                 if self._later:
@@ -60,6 +64,21 @@ class SinkGaps:
                     references = [Reference(later, "later_key", own=own)]
                 sample = Sample(_mean_gap([self._first], chosen)[0])
                 self._run.add("logit_gap", name, sample, *references)
+
+
+def gaps_in_words(result: Record) -> Iterator[str]:
+    """The gap in sink heads, which were chosen for it, and in the others with its verdicts."""
+    parts = []
+    for row in result.effects:
+        if (row.metric, row.kind) == ("logit_gap", "measurement"):
+            said = phrase(result, row)
+            if row.condition == SINK_HEADS:
+                measure, pairs = result.measure(row.metric), result.references(row)
+                later = "".join(f"; a later key {number(measure, its.value)}" for its, _ in pairs)
+                said = f"{phrase(result, row, 'value')} (heads chosen for it{later})"
+            parts.append(f"in {row.condition.replace('_', ' ')} {said}")
+    if parts:
+        yield f"The logit of position 0 minus the mean of the others: {'; '.join(parts)}."
 
 
 def _mean_gap(

@@ -11,8 +11,8 @@ Two interventions, alone and together, in the trained model:
 
 Each is read on spike size (largest entry over the median, from the first clamp on and by step:
 later blocks can write it again, `_clamps`), sink mass and rate, logit gap (`sink_logit`) and loss;
-`interaction` is the effect of both less the sum of the two effects (`_interaction`). Sink figures
-under drop_edge, and spike size under clamp_spikes, fall by construction. A spike at position 0
+`interaction` is the effect of both less the sum of the two effects (`_interaction`). Sink mass and
+rate under drop_edge, and spike size under clamp_spikes, fall by construction. A spike at position 0
 stays under drop_edge by construction too: that position sees only itself, so that no edge of a
 later query reaches it, and what moves there is the median. The other cells are the findings.
 Controls: the same change in random other channels, and the same heads' edge to a later key.
@@ -34,7 +34,7 @@ evidence. Its definitions give no measure for sparsity and constancy; those here
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +46,13 @@ from ...results.effect_sentences import Compared, beside_control, effect_sentenc
 from ...results.estimates import Measure
 from ...results.figures import Interaction
 from ...results.record import Record
-from ...results.wording import control_verdict, describe, effect_of, number, phrase, written
+from ...results.wording import control_verdict, describe, effect_of, number, phrase, say, written
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import CAUSAL, EQUAL_LENGTHS
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ...stats.effects import EffectSize
-from ._clamps import effects_by_step, idle, spike_metrics, written_again
+from ._clamps import effects_by_step, effects_on_sinks, idle, spike_metrics, written_again
 from ._interaction import (
     BOTH,
     CONDITIONS,
@@ -63,9 +63,9 @@ from ._interaction import (
     two_by_two,
 )
 from ._matched_models import FIGURES, add_matched_models
-from ._mechanism import add_mechanism
+from ._mechanism import add_mechanism, quadratic_norms
 from ._search import criteria, find_spikes, read_entries
-from ._sink_logits import SinkGaps
+from ._sink_logits import SinkGaps, gaps_in_words
 
 NO_SPIKE = "no entry is massive behind the step-up; a lower scale_free= asks for less"
 OURS = (
@@ -73,9 +73,9 @@ OURS = (
     "(2603.05498) give no definition."
 )
 CONSTRUCTION = (
-    "Under drop_edge the sink figures fall by construction, under clamp_spikes the spike. The "
-    "interaction sets the effect of both against the sum of the two effects; its control does so "
-    "with the effects of the controls, at the queries that theirs counts."
+    "Under drop_edge sink_mass and sink_rate fall by construction, under clamp_spikes the spike. "
+    "The interaction sets the effect of both against the sum of the two effects; its control does "
+    "so with the effects of the controls, at the queries that theirs counts."
 )
 BOUND = (
     "All spikes are at position 0, which sees only itself: drop_edge cannot change them, and in "
@@ -99,7 +99,7 @@ class SpikeSinkDecouplingConfig(ExperimentConfig):
 
 def clamped(result: Record) -> Iterator[str]:
     """What clamping spikes does to sinks and to the loss, and what is left of the spikes."""
-    yield from effects_by_step(result, "Sinks under", "sink_mass", (CLAMP,))
+    yield from effects_on_sinks(result, "Sinks under", (CLAMP,))
     yield from effects_by_step(result, "Under", "loss", (CLAMP,))
     yield from written_again(result, CLAMP)
 
@@ -152,6 +152,16 @@ def _beside(result: Record, source: str, pairs: Sequence[tuple[EffectSize, Effec
     return f"{' and '.join(counts)} seeds of {source} ({ends})"
 
 
+def joined(*says: str | Callable[[Record], Iterable[str]]) -> Callable[[Record], Iterator[str]]:
+    """One entry of the summary from several sentences, each of which may have nothing to say."""
+
+    def entry(result: Record) -> Iterator[str]:
+        if lines := say(result, says):
+            yield " ".join(lines)
+
+    return entry
+
+
 MEASURES = {
     "logit_gap": Measure("nats", "uniform attention", ".2f"),
     "sparsity": Measure("share", "as many of the largest channels at other tokens", ".1%"),
@@ -172,14 +182,18 @@ SAYS = (
     Compared("Under", "loss", (DROP, BOTH)),
     interaction,
     other_models,
-    "Of the squared norm at spike tokens the spike channels hold {sparsity/spike_tokens}. Mean "
-    "similarity of position 0 over ordinary first tokens (spiking: "
-    "{first_token_spikes/position0|value}): {constancy/position0}; before the step-up "
-    "{constancy/position0:before|value}.",
-    "The logit of position 0 minus the mean of the others in sink heads: {logit_gap/sink_heads}; "
-    "in other heads: {logit_gap/other_heads|value}.",
-    "Norm of the step-up block's quadratic form: {quadratic_norm/*}. Its leading eigenvector holds "
-    "of the input at spike tokens: {alignment/*}.",
+    joined(
+        "Of the squared norm at spike tokens the spike channels hold {sparsity/spike_tokens}.",
+        "Mean similarity of position 0 over ordinary first tokens (spiking: "
+        "{first_token_spikes/position0|value}): {constancy/position0}; before the step-up "
+        "{constancy/position0:before|value}.",
+    ),
+    gaps_in_words,
+    joined(
+        quadratic_norms,
+        "Of the squared norm of the block's input at spike tokens the leading eigenvectors hold: "
+        "{alignment/*}.",
+    ),
 )
 
 

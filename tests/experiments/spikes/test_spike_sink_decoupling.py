@@ -318,6 +318,65 @@ def test_figures_without_a_spread_over_prompts_have_no_interval(result: Any) -> 
     assert result.find(metric="first_token_spikes").value == 0
 
 
+def said(result: Any, start: str) -> str:
+    """The one entry of the summary that starts so."""
+    (line,) = (line for line in result.summary if line.startswith(start))
+    return line
+
+
+def test_heads_that_were_chosen_for_the_gap_get_no_verdict(result: Any) -> None:
+    chosen, _, others = said(result, "The logit of position 0").partition("; in other heads")
+    row = result.find(metric="logit_gap", condition="sink_heads", kind="control")
+    end = f"(heads chosen for it; a later key {row.value:.2f})"
+    assert chosen.endswith(end) and "above" not in chosen and "more" not in chosen
+    row = result.find(metric="logit_gap", condition="other_heads", kind="measurement")
+    assert row.ci_low > 0 and "above uniform attention" in others
+
+
+def test_sinks_that_weigh_as_much_but_are_fewer_are_said_to_be_fewer(result: Any) -> None:
+    line = said(result, "Sinks under clamp_spikes")
+    for metric in ("sink_mass", "sink_rate"):
+        row = result.find(metric=metric, condition="clamp_spikes", kind="treatment")
+        assert f"{metric} over {row.layers} {row.effect:+.3g} {row.unit} [" in line
+
+
+def test_an_interaction_of_shares_that_have_no_room_below_0(result: Any) -> None:
+    (note,) = (note for note in result.settings["notes"] if "floor effect" in note)
+    for metric in ("sink_mass", "sink_rate"):
+        row = result.find(metric=metric, condition="interaction", kind="treatment")
+        clean = result.find(metric=metric, condition="clamp_spikes", kind="treatment").baseline
+        stated = f"{row.baseline:.3g} of the clean run's {clean:.3g} ({metric})"
+        assert (stated in note) == (row.baseline < -0.9 * clean)
+    assert "sink_rate" in note and "spike " not in note
+    assert any("sink_mass and sink_rate fall by construction" in n for n in result.notes())
+    rise = result.find(metric="logit_gap", condition="drop_edge", kind="treatment")
+    assert rise.effect > 0 and rise.layers
+
+
+def test_the_form_of_weights_is_set_against_the_median_channel(result: Any) -> None:
+    line = said(result, "Norm of the step-up block's quadratic form")
+    norm = result.find(metric="quadratic_norm", condition="channel 125")
+    assert f"{norm.value:.3g} in channel 125" in line
+    assert f"against {norm.baseline:.3g} in the median channel." in line
+    assert "without an interval" not in line
+
+
+def test_one_prompt_has_no_likeness_over_prompts(rope: Any) -> None:
+    found = run(rope, sinklens.prompts(rope, n=1, length=16), draws=1, null_models=0)
+    assert not [row for row in found.effects if row.metric == "constancy"]
+    assert "one prompt" in found.settings["left_out"]["constancy"]
+    assert any(row.metric == "first_token_spikes" for row in found.effects)
+    assert said(found, "Of the squared norm at spike tokens") and "cosine" not in str(found.summary)
+
+
+def test_what_is_measured_is_said_where_nothing_is_massive() -> None:
+    model = sinklens.load("learned-sink")
+    found = run(model, sinklens.prompts(model, n=3, length=16), draws=1)
+    assert "in other heads" in said(found, "The logit of position 0")
+    assert "cosine" in said(found, "Mean similarity of position 0")
+    assert "writes most of the leading entry" in found.settings["left_out"]["quadratic_form"]
+
+
 def test_what_clamping_spikes_does_in_rope(result: Any) -> None:
     """Without spikes the loss rises; without their sinks as well hardly more than without these."""
     loss = {c: result.find(metric="loss", condition=c, kind="treatment").effect for c in CONDITIONS}
