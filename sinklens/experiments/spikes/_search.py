@@ -72,6 +72,12 @@ class Spikes:
         return self.main.peak
 
     @property
+    def leading(self) -> list[int]:
+        """The channels of the prompts' leading entries, most frequent first."""
+        count = Counter(self.trace.channel[:, self.peak, 0].long().tolist())
+        return sorted(count, key=lambda channel: (-count[channel], channel))
+
+    @property
     def step_up(self) -> int:
         """The stage after the sub-block that writes most of the peak (0 for the embedding)."""
         return self.main.step_up
@@ -107,6 +113,7 @@ class Spikes:
         return {
             **{name: main[name] for name in (*of_main, "step_up", "step_down")},
             "channels": self.channels,
+            "leading_channels": self.leading,
             "positions": {
                 str(position): count
                 for position, count in Counter(sorted(self.positions.tolist())).items()

@@ -41,14 +41,15 @@ from ...probes.stream_entries import Entries, EntryValues
 from ...results.estimates import Measure, Reference, Sample
 from ...results.figures import Lines
 from ...results.record import Record
+from ...results.wording import listed, phrase
 from ...runner.compare import Comparison
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import CAUSAL, EQUAL_LENGTHS
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ...stats.nulls import gaussian_peak_ratio
-from ._clamps import effects_by_step, idle, spike_metrics, written_again
-from ._search import CRITERIA, add_search, criteria, find_spikes, read_entries
+from ._clamps import effects_by_step, effects_on_sinks, idle, spike_metrics, written_again
+from ._search import CHANNELS, CRITERIA, add_search, criteria, find_spikes, read_entries
 from ._steps import steps_in_words
 from ._vocabulary import sweep_vocabulary
 
@@ -89,6 +90,45 @@ class MassiveActivationsConfig(ExperimentConfig):
     sweep_position: int = setting(5, least=1)
 
 
+def peak_found(result: Record) -> Iterator[str]:
+    """Where the peak is: its stage and size, its channels and those beside it, its position."""
+    found = result.findings
+    ratio, first = (
+        phrase(result, result.find(metric=metric, condition=condition))
+        for metric, condition in (("peak_ratio", "layer_median"), ("peak_at_position0", "peak"))
+    )
+    leading = found["leading_channels"]
+    beside = [str(channel) for channel in found["channels"] if channel not in leading]
+    channels = listed([*map(str, leading[:CHANNELS]), *(["others"] if leading[CHANNELS:] else [])])
+    yield (
+        "The peak, the residual stream's largest entry relative to its layer's median, is found "
+        f"after {found['peak_after']}: {ratio}; its size there is {found['peak_size']:,.4g} on "
+        f"average, in channel{'s' if len(leading) > 1 else ''} {channels}"
+        f"{(beside and f' ({listed(beside)} large beside it)') or ''}, and it is at position 0 in "
+        f"{first}."
+    )
+
+
+def massive_by_rule(result: Record) -> Iterator[str]:
+    """In how many prompts anything is massive, by the rules of two papers and by the ratio."""
+    rules = {
+        "absolute:token_median": "the rule of Sun et al. 2024 (the token's own median)",
+        "absolute:layer_median": "that of Owen et al. 2025 (the layer's median)",
+        "scale_free": f"the ratio to the layer's median alone ({_least_ratio(result)})",
+    }
+    shares = [
+        f"by {rules[row.condition]}: {phrase(result, row)}"
+        for row in result.effects
+        if row.metric == "massive"
+    ]
+    yield f"With a massive activation {'; '.join(shares)}."
+
+
+def _least_ratio(result: Record) -> str:
+    """What the scale-free criterion asks for."""
+    return f"{result.settings['scale_free']:g} or more"
+
+
 def edited_entries(result: Record) -> Iterator[str]:
     """What is intervened on, and how large it is."""
     entries = "; ".join(
@@ -97,13 +137,19 @@ def edited_entries(result: Record) -> Iterator[str]:
         for entry in result.findings["entries"][:3]
     )
     main = f"L{result.findings['layer']}"
+
+    def criterion(point: Mapping[str, Any]) -> str:
+        name = str(point["criterion"])
+        times = f" ({_least_ratio(result)} times the layer's median)"
+        return name + (times if name == "scale_free" else "")
+
     others = "".join(
-        f" At {place} by {point['criterion']}: {point['per_prompt']:.2g} per prompt, in channels "
+        f" At {place} by {criterion(point)}: {point['per_prompt']:.2g} per prompt, in channels "
         f"{point['channels'][:5]}."
         for place, point in result.findings["entry_points"].items()
         if place != main and point["per_prompt"]
     )
-    by = result.findings["entry_points"][main]["criterion"]
+    by = criterion(result.findings["entry_points"][main])
     if entries:
         yield f"Massive {result.findings['where']} by {by}: {entries}.{others}"
     elif others:
@@ -120,7 +166,7 @@ def loss_of_edits(result: Record) -> Iterator[str]:
 def zeroed(result: Record) -> Iterator[str]:
     """What zeroing leaves of the spike and of sinks."""
     yield from written_again(result, "zero")
-    yield from effects_by_step(result, "Massive entries set to", "sink_mass", ("zero",))
+    yield from effects_on_sinks(result, "Massive entries set to", ("zero",))
 
 
 MEASURES = {
@@ -133,13 +179,8 @@ MEASURES = {
     "vocabulary_spikes": Measure("share of tokens", "Gaussian entries", ".2%"),
 }
 SAYS = (
-    "The peak, the residual stream's largest entry relative to its layer's median, is found after "
-    "{peak_after}: {peak_ratio/layer_median}; its size there is {peak_size:,.4g} on average, in "
-    "channels {channels}, and it is at position 0 in {peak_at_position0/peak}.",
-    "With a massive activation by the rule of Sun et al. 2024 (the token's own median): "
-    "{massive/absolute:token_median}; by that of Owen et al. 2025 (the layer's median): "
-    "{massive/absolute:layer_median}; by the ratio to the layer's median alone: "
-    "{massive/scale_free}.",
+    peak_found,
+    massive_by_rule,
     steps_in_words,
     "At position 0 of the residual stream {where} the largest entry is {peak_ratio/position0}.",
     edited_entries,

@@ -383,6 +383,21 @@ def test_rope_agrees_with_plain_hugging_face() -> None:
     assert spikes["step_down"] is None
     assert not [row for row in result.effects if row.metric == "step_down"]
     assert any("No sub-block removes more than 10% of it." in line for line in result.summary)
+    check_sentences(result)
+
+
+def check_sentences(result: Any) -> None:
+    """The peak is in one channel, ratios have their threshold, and sinks are counted as well."""
+    first, *others = result.findings["channels"]
+    peak = result.summary[0]
+    assert result.findings["leading_channels"] == [first]
+    assert f", in channel {first} ({' and '.join(map(str, others))} large beside it)," in peak
+    said = " ".join(result.summary)
+    assert "the ratio to the layer's median alone (50 or more): 100%" in said
+    assert "by scale_free (50 or more times the layer's median): channel" in said
+    for metric in ("sink_mass", "sink_rate"):
+        row = result.find(metric=metric, condition="zero", kind="treatment")
+        assert f"zero at L2: {metric} over {row.layers} {row.effect:+.3g} {row.unit} [" in said
 
 
 def test_smollm2_is_found_without_being_told(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
