@@ -40,12 +40,9 @@ from scipy import stats
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ...core.errors import SinklensError
-from ...core.protocol import HookedModel
 from ...core.seeds import content_seed, seeded
 from ...hooks.intervention import FwdHooks, Intervention
 from ...models import ordinary_tokens
-from ...models.capabilities import hook_name
 from ...models.prompts import corpus_tokens
 from ...probes.base import LayerProbe, stream_hook
 from ...results.effect_sentences import Compared
@@ -58,16 +55,15 @@ from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import EQUAL_LENGTHS, at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
+from ._norms import NORMS, norm_hooks, norm_parameters
 
 CONDITIONS = ("zero:gain", "mean:gain", "zero:size", "mean:size")
-NORMS = ("ln1", "ln2")
 RANDOM, PERMUTED = "random_channels", "permuted_counts"
 NONE = "no channel is an outlier by {}; lower deviations= or share= ask for less"
 CROWDED = "fewer other channels are left than there are outliers"
 NO_CORPUS = "without a tokenizer the corpus cannot be counted; load the model with tokenizer="
 LEAST_TOKENS = 3
 FEW_TOKENS = "a prompt has fewer than 3 ordinary tokens after position 0"
-WAVE = 1000.0  # an input beside which the epsilon of a norm is within rounding error
 Groups = dict[str, Int[Tensor, "group channel"]]  # by rule its outliers, then each random draw
 
 
@@ -197,34 +193,6 @@ def outlier_dimensions(run: Run[OutlierDimensionsConfig]) -> None:
         return [_ablation(name, groups[rules[name]], norms, mean) for name in run.conditions]
 
     run.compare(ablations)
-
-
-def norm_hooks(model: HookedModel, norms: Sequence[str]) -> list[str]:
-    """The outputs of the norms that blocks have; a model whose blocks have none is refused."""
-    layers = range(int(model.cfg.n_layers))
-    names = [hook_name(f"{norm}.hook_out", layer) for layer in layers for norm in norms]
-    if not (present := [name for name in names if name in model.hook_dict]):
-        raise SinklensError(
-            f"outlier_dimensions reads the blocks' norms {' and '.join(norms)}; "
-            f"{model.cfg.architecture} has none. massive_activations reads the residual stream"
-        )
-    return present
-
-
-def norm_parameters(model: HookedModel, hooks: Sequence[str]) -> Float[Tensor, "2 norm channel"]:
-    """Gain and bias of norms, from what they make of a wave of +1 and -1 and of its negative.
-
-    Its mean is 0 and its mean square 1 up to a factor, so that a norm returns gain * wave + bias,
-    whatever it stores (Gemma's holds gain - 1). A norm without bias is odd: it has exactly 0.
-    """
-    weight = next(model.original_model.parameters())
-    wave = torch.ones(int(model.cfg.d_model), dtype=weight.dtype, device=weight.device)
-    wave[1::2] = -1
-    both, paths = WAVE * torch.stack([wave, -wave])[None], [name.split(".")[1:3] for name in hooks]
-    modules = [getattr(model.blocks[int(layer)], norm) for layer, norm in paths]
-    with torch.no_grad():
-        up, down = torch.stack([norm(both)[0] for norm in modules], 1).double().cpu()
-    return torch.stack([(up - down) / 2 * wave.double().cpu(), (up + down) / 2])
 
 
 def standard_scores(values: Float[Tensor, "place channel"]) -> Float[Tensor, "place channel"]:

@@ -19,12 +19,8 @@ from torch import Tensor
 
 import sinklens
 from sinklens import SinklensError
-from sinklens.experiments.spikes.outlier_dimensions import (
-    expected_channels,
-    norm_hooks,
-    norm_parameters,
-    rank_correlations,
-)
+from sinklens.experiments.spikes._norms import norm_hooks, norm_parameters
+from sinklens.experiments.spikes.outlier_dimensions import expected_channels, rank_correlations
 from sinklens.models.prompts import Prompts, corpus, random_prompts
 from tests import families
 from tests.reference import plain_hf
