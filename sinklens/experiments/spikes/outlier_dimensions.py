@@ -49,7 +49,7 @@ from ...results.effect_sentences import Compared
 from ...results.estimates import Measure, Reference, Sample
 from ...results.figures import Lines
 from ...results.record import Record
-from ...results.wording import phrase
+from ...results.wording import number, phrase, probability
 from ...runner.compare import Comparison, Control
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import EQUAL_LENGTHS, at_least_tokens
@@ -115,11 +115,30 @@ def outliers_by_rule(result: Record) -> Iterator[str]:
         row = result.find(metric=f"{rule}_outliers")
         channels = result.findings[f"{rule}_channels"]
         listed = ", ".join(map(str, channels[:8])) + (", ..." if len(channels) > 8 else "")
+        measure = result.measure(row.metric)
+        chance = probability(result.findings[f"{rule}_chance"])
         yield (
             f"Outliers by {rule} in at least {result.settings['share']:.0%} of {places}: "
             f"{len(channels)} of {result.findings['channels']} channels"
-            f"{listed and f' ({listed})'}, {phrase(result, row, 'verdict')}{more}."
+            f"{listed and f' ({listed})'}, against {number(measure, row.baseline)} expected of "
+            f"{measure.null}"
+            f"{listed and f', of which {len(channels)} or more have probability {chance}'}{more}."
         )
+
+
+def sizes_of_outliers(result: Record) -> Iterator[str]:
+    """How large outliers are, with a verdict where they were not chosen for their size."""
+    parts = []
+    for row in result.effects:
+        if (row.metric, row.kind) == ("size_ratio", "measurement"):
+            said = phrase(result, row)
+            if row.condition == "size":
+                measure, pairs = result.measure(row.metric), result.references(row)
+                others = [f"; random channels {number(measure, its.value)}" for its, _ in pairs]
+                said = f"{phrase(result, row, 'value')} (chosen for it{''.join(others)})"
+            parts.append(f"by {row.condition}: {said}")
+    if parts:
+        yield f"Size of outliers in the residual stream, {'; '.join(parts)}."
 
 
 def ablated_outliers(result: Record) -> Iterator[str]:
@@ -136,7 +155,7 @@ MEASURES = {
 }
 SAYS = (
     outliers_by_rule,
-    "Size of outliers in the residual stream, by {size_ratio/*}.",
+    sizes_of_outliers,
     "Rank correlation of outliers with token frequency, by {frequency_correlation/*}.",
     ablated_outliers,
     Compared("Outliers set to", "sink_mass", ("zero:gain", "zero:size")),
@@ -239,8 +258,8 @@ def add_frequency_correlation(run: Run[Any], groups: Groups, places: Sequence[st
     run.read(reader)
     parts = [part.split([c.numel() for c in groups.values()], -1) for part in reader.compute()]
     curves: dict[str, Tensor] = {}
-    for number, (rule, channels) in enumerate(groups.items()):
-        values = [part[number][:, ~own.isnan()] for part, own in zip(parts, counts, strict=True)]
+    for place, (rule, channels) in enumerate(groups.items()):
+        values = [part[place][:, ~own.isnan()] for part, own in zip(parts, counts, strict=True)]
         by_prompt = [rank_correlations(x, order) for x, order in zip(values, orders, strict=True)]
         rho = torch.stack(by_prompt).unflatten(-1, channels.shape)
         by_place = rho.abs().mean(-1)  # [prompt, order, place, group]
@@ -303,7 +322,9 @@ def _named(run: Run[Any], rule: str, where: str, beyond: Tensor, null: float) ->
     shares = beyond.double().mean(0)
     channels: list[int] = (shares >= run.config.share - 1e-9).nonzero()[:, 0].tolist()
     run.add(f"{rule}_outliers", where, Sample(float(len(channels)), null))
-    run.facts(**{f"{rule}_channels": channels})
+    width = beyond.shape[-1]
+    chance = float(stats.binom.sf(len(channels) - 1, width, null / width))
+    run.facts(**{f"{rule}_channels": channels, f"{rule}_chance": chance})
     return channels
 
 

@@ -69,6 +69,14 @@ def test_a_planted_outlier_is_found_exactly(draws: int) -> None:
         WIDTH * stats.binom.sf(1, 4, 1 / WIDTH)
     )
     assert result.find(metric="size_outliers").baseline == pytest.approx(WIDTH * tail / 2)
+    # Such a channel is found in one of 24 models of Gaussian sizes, and it is large by its choice.
+    chance = 1 - (1 - tail / 2) ** WIDTH
+    assert f"Gaussian sizes, of which 1 or more have probability {chance:.2g}." in result.summary[1]
+    size = result.find(metric="size_ratio", condition="size", kind="measurement")
+    assert (
+        f"by size: {size.value:,.3g} times the median channel (chosen for it" in result.summary[2]
+    )
+    assert "above channels of equal size" in result.summary[2].partition("; by size")[0]
     # The value is the token's number, in all places alike.
     ids = Counter(model.tokenizer(corpus(), add_special_tokens=False, verbose=False)["input_ids"])
     rho = [
@@ -126,7 +134,8 @@ def test_no_outlier_is_a_finding_and_no_error() -> None:
     result = run(model, prompts, deviations=6.0)
     assert {row.kind for row in result.effects} == {"measurement"}
     assert set(result.settings["left_out"]) >= {"zero:gain", "mean:size"}
-    assert any("0 of 32 channels, without an interval" in line for line in result.summary)
+    none = "0 of 32 channels, against 0 expected of Gaussian sizes."  # 32 chances of 1e-9
+    assert any(line.endswith(none) for line in result.summary)
     with pytest.raises(SinklensError, match="lower deviations="):
         run(model, prompts, deviations=6.0, conditions=("zero:size",))
 
