@@ -116,11 +116,14 @@ def in_words(checks: Mapping[str, Any]) -> str:
     if shifted["change"] is None:
         shift = f"position ids could not be shifted ({shifted['why']})"
     else:
-        verdict = "logits depend on absolute position"
+        verdict = "position ids enter the logits by themselves"
         if shifted["change"] < shifted["rounding"]:
             verdict = "within rounding error"
         if shifted["change"] < SHIFT_ERROR:
-            verdict = "logits depend on relative position only"
+            verdict = (
+                "position ids enter the logits only through differences (content may still carry "
+                "position)"
+            )
         shift = (
             f"adding {shifted['step']} to all position ids changes logits by at most "
             f"{max(shifted['change'], ROUNDING):.1g} nats: {verdict}"
