@@ -154,9 +154,9 @@ def _carried(prompts: Prompts, streams: Streams, queries: Sequence[int]) -> Carr
 
 
 def identified(result: Record) -> Iterator[str]:
-    """In how many prompts the first token can be told from later queries."""
+    """In how many cases the first token can be told from later queries."""
     rows = [
-        f"{row.value:.0%} of prompts at query {str(row.queries).partition(':')[0]}, "
+        f"{row.value:.0%} of cases at query {str(row.queries).partition(':')[0]}, "
         f"{phrase(result, row, 'beside')}"
         for row in result.effects
         if (row.condition, row.against) == ("nearest_centroid", None)
@@ -169,8 +169,11 @@ def identified(result: Record) -> Iterator[str]:
         if (row.metric, row.condition) == ("position0_cosine", condition)
     ]
     if rows:
+        tokens, prompts = result.draws["first_tokens"], result.provenance["prompts"]["n"]
+        layers = result.arrays["fingerprint_accuracy"].labels("layer_read")
         yield (
             "A nearest-centroid classifier on the residual stream identifies the first token in "
-            f"{', and in '.join(rows)}. At position 0 of the last layer, different first tokens "
-            f"have a mean cosine of {' and '.join(cosines)}, without intervals."
+            f"{', and in '.join(rows)} ({len(tokens)} first tokens in each of {prompts} "
+            f"prompts, mean over {len(layers)} layers). At position 0 of the last layer, different "
+            f"first tokens have a mean cosine of {' and '.join(cosines)}, without intervals."
         )

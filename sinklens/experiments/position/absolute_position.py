@@ -103,7 +103,7 @@ MEASURES = {
         "share of heads", "uniform attention over unrelated values", ".0%"
     ),
     "fingerprint": Measure("ratio"),
-    "fingerprint/nearest_centroid": Measure("share of tokens", "chance", ".0%"),
+    "fingerprint/nearest_centroid": Measure("share of first tokens", "chance", ".0%"),
     "position0_cosine": Measure("cosine", "different prompts at the last query", ".2f"),
     **{f"removed_{keys}": Measure("share of the component", form=".0%") for keys in KEYS},
     **{f"component_{keys}": Measure("nats^2", "the clean run") for keys in KEYS},
