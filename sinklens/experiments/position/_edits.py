@@ -18,11 +18,14 @@ from ...comparisons.bos import bos_comparison, starts_with_bos, tokens_drawn
 from ...comparisons.position0 import CONDITIONS as PATCHES
 from ...comparisons.position0 import Position0Patches
 from ...hooks.intervention import one_per_run
+from ...metrics import METRICS
 from ...runner.compare import Comparison, in_order
 from ...runner.run import Run
 from ._components import Components
 from ._pairs import KEYS
 from ._reader import Reader
+
+ZERO_NORM = 1e-3
 
 
 def refusals(run: Run[Any]) -> dict[str, str]:
@@ -56,13 +59,20 @@ def edits_of_position0(
     if patched:
         patches = Position0Patches(run, patched, layers, positions)
         comparisons += [patches.comparison(name, layer) for name in patched for layer in layers]
-    if "zero" in run.conditions:
-        run.footnote(
-            "zero",
-            "with norms without bias the residual stream at position 0 then stays at 0 in every "
-            "layer, which is no token's trajectory",
-        )
+    for comparison in comparisons:
+        if comparison.condition == "zero" and _stays_at_zero(run, comparison):
+            run.footnote(
+                "zero",
+                "the residual stream at position 0 then stays at 0 in every layer, which is no "
+                "token's trajectory",
+            )
     return comparisons
+
+
+def _stays_at_zero(run: Run[Any], zeroed: Comparison) -> bool:
+    """Whether the residual stream at position 0 is 0 in all layers, as where no norm has a bias."""
+    norm = run.evaluate(zeroed.treatment, metrics=[METRICS["position0_norm"]]).values
+    return float(norm.max()) < ZERO_NORM
 
 
 @dataclass(frozen=True)
