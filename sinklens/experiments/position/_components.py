@@ -166,11 +166,16 @@ def not_explained(result: Record) -> Iterator[str]:
 
 
 def by_depth(result: Record) -> Iterator[str]:
-    """How the share changes over layers."""
-    trend = result.find(metric="depth_trend", condition="without_key0")
-    correlation = result.findings["rank_correlation"]["without_key0"]
-    yield (
-        "From layer 1 to the last, the share without key 0 changes by "
-        f"{written(trend.value, '+.0%')}{interval_of(trend, '.0%')} ({null_verdict(trend)} 0; rank "
-        f"correlation with depth {written(correlation, '+.2f')})."
-    )
+    """How the share without key 0 changes over layers, where it is above its null."""
+    keys = {"condition": "without_key0"}
+    trend = result.find(metric="depth_trend", **keys)
+    share = result.find(metric="residual_share", against=None, queries=trend.queries, **keys)
+    if all(null_verdict(contrast) == "above" for _, contrast in result.references(share)):
+        correlation = result.findings["rank_correlation"]["without_key0"]
+        points = written(100 * trend.value, "+.0f")
+        ends = interval_of(trend, ".0%").replace("%", "")
+        yield (
+            f"From layer 1 to the last, the share without key 0 changes by {points} percentage "
+            f"points{ends} ({null_verdict(trend)} 0; rank correlation with depth "
+            f"{written(correlation, '+.2f')})."
+        )

@@ -15,7 +15,7 @@ is read and its own key was patched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,9 +25,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...results.effect_sentences import beside_control
 from ...results.estimates import Effect, Reference, Sample
 from ...results.record import Record
-from ...results.wording import control_verdict, interval_of, null_verdict, written
+from ...results.wording import (
+    control_verdict,
+    describe,
+    interval_of,
+    null_verdict,
+    probability,
+    written,
+)
 from ...runner.run import Run
 from ...stats.effects import EffectSize, interval, is_significant
 from ._components import CleanRun, Components, by_prompt
@@ -39,6 +47,7 @@ NO_LAYER = "no layer behind the patched one is left that could change"
 NOT_ABOVE = (
     "the component is not distinguishable from its null, so that a share of it has no meaning"
 )
+NO_CHANGE = "no change of the component itself is distinguishable from 0"
 REPORTED = 0.40
 Versions = Float[Tensor, " n"]
 Change = Callable[[Versions, Versions], Versions]
@@ -207,7 +216,7 @@ def _keep_bands(run: Run[Any], curves: Mapping[str, Float[Tensor, " query"]]) ->
 def replacing_bos(result: Record) -> Iterator[str]:
     """What replacing BOS removes at early and at all queries, beside what was reported."""
     ranges = result.arrays["removed"].labels("queries")
-    first, last, prompts = ranges[0], ranges[-1], result.provenance["prompts"]["n"]
+    first, last = ranges[0], ranges[-1]
     rows = {
         (row.metric, row.condition, row.queries): row
         for row in result.effects
@@ -222,28 +231,53 @@ def replacing_bos(result: Record) -> Iterator[str]:
         ):
             words = "without key 0" if KEYS[keys] else "with key 0"
             row = rows.get((f"removed_{keys}", condition, queries))
-            if row is not None:
-                parts.append(f"{words}, {_removal(result, row)}")
-            elif queries == first:
-                parts.append(
-                    f"{words} the component at queries {queries} is not distinguishable from its "
-                    f"null with {prompts} prompts, so that nothing can be said of its removal"
-                )
-            if row is not None and queries == first:
+            if row is None:
+                continue
+            parts.append(f"{words}, {_removal(result, row)}")
+            if queries == first:
                 contained = "contains" if contains(row, REPORTED) else "excludes"
                 early[keys].append(
                     f"{written(row.value, '.0%')}{interval_of(row, '.0%')} ({condition}; the "
                     f"interval {contained} {REPORTED:.0%})"
                 )
-        yield f"Replacing BOS by {condition}: {'; '.join(parts)}."
+        if parts:
+            yield f"Replacing BOS by {condition}: {'; '.join(parts)}."
+    lacking = [keys for keys in early if rows and not early[keys]]
+    said = [_no_share(result, rows.values(), first, lacking)] if lacking else []
     keys = "without_key0" if early["without_key0"] else "all_keys"
     if early[keys]:
         where = "without key 0" if KEYS[keys] else "with key 0, since without it no row is left"
-        yield (
+        said.append(
             f"Ruscio et al. 2026 (2606.06160) report {REPORTED:.0%} removed at early queries, for "
             "a replacement and a range that their abstract does not name; removed here at queries "
             f"{first}, {where}: {', '.join(early[keys])}."
         )
+    if said:
+        yield " ".join(said)
+
+
+def _no_share(
+    result: Record, rows: Iterable[EffectSize], queries: str, lacking: Sequence[str]
+) -> str:
+    """That there is no share to remove, and which replacements change the component itself."""
+    words = {"without_key0": "without key 0", "all_keys": "with key 0"}
+    changed = []
+    for row in rows:
+        keys = row.metric.removeprefix("component_")
+        if keys in lacking and null_verdict(row) in ("above", "below"):
+            pairs = result.references(row)
+            against = "".join(f"; {beside_control(result, row, *pair)}" for pair in pairs)
+            changed.append(
+                f"{row.condition} {words[keys]} from {row.baseline:.3g} to {row.value:.3g} "
+                f"({describe(row)}, q = {probability(row.q_value or 1)}{against})"
+            )
+    changes = f"it goes under {', under '.join(changed)}" if changed else NO_CHANGE
+    return (
+        f"Replacing BOS: {' and '.join(words[keys] for keys in lacking)} the component at queries "
+        f"{queries} is not distinguishable from its null with "
+        f"{result.provenance['prompts']['n']} prompts, so that nothing can be said of a share that "
+        f"is removed; {changes}."
+    )
 
 
 def contains(row: EffectSize, value: float) -> bool:

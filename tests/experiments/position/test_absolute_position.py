@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
+from sinklens.hooks import replace_bos_embedding
 from sinklens.models.prompts import Prompts, random_prompts
 from sinklens.probes.log_split import LogSplit, SinkReadouts
 from sinklens.results.result import ExperimentResult
@@ -212,11 +213,51 @@ def test_no_share_of_nothing(rope: Any, prompts: Prompts) -> None:
     assert stats.ttest_1samp(values, 0).confidence_interval().low < 0 < row.baseline
     assert not [e for e in result.effects if e.metric == "removed_without_key0"]
     assert any("removed_without_key0" in what for what in result.settings["left_out"])
-    line = next(line for line in result.summary if line.startswith("Replacing BOS by mean"))
+    (line,) = (line for line in result.summary if line.startswith("Replacing BOS by mean"))
+    assert "without key 0" not in line and "with key 0" in line
     missing = "without key 0 the component at queries 1:8 is not distinguishable from its null with"
-    assert f"{missing} 5 prompts, so that nothing can be said of its removal; with key 0" in line
+    said = " ".join(result.summary)
+    assert said.count(f"{missing} 5 prompts, so that nothing can be said of a share that is") == 1
+    assert "no change of the component itself is distinguishable from 0" in said
+    assert not any(line.startswith("From layer 1 to the last") for line in result.summary)
+    (checks,) = (note for note in result.notes() if note.startswith("Checks:"))
+    assert "only through differences (content may still carry position)" in checks
     assert any("with key 0, since without it" in line for line in result.summary)
     assert any("uniform attention (0%)" in line for line in result.summary)
+
+
+def test_where_zeroing_bos_leaves_a_stream_and_raises_the_component() -> None:
+    """Said by readings: the stream is not 0, and the component grows where no share is removed."""
+    model = sinklens.load("learned-sink")
+    prompts = sinklens.prompts(model, n=8, length=16)
+    settings = {"draws": 1, "conditions": "zero", "queries": "1:8"}
+    result = run(model, prompts, **settings, first_tokens=2)
+    zeroed = replace_bos_embedding(model, with_="zero").fwd_hooks
+    norms = []
+
+    def keep(stream: torch.Tensor, hook: Any) -> None:
+        norms.append(float(stream[:, 0].norm(dim=-1).max()))
+
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(6)]
+    with torch.no_grad():
+        model.run_with_hooks(prompts.tokens, fwd_hooks=[*zeroed, *((n, keep) for n in names)])
+    assert max(norms) > 0.1 and "zero" not in result.settings["footnotes"]
+    row = result.find(metric="component_all_keys", condition="zero", kind="treatment")
+    (line,) = (line for line in result.summary if line.startswith("Replacing BOS"))
+    rise = f"under zero with key 0 from {row.baseline:.3g} to {row.value:.3g} ({row.effect:+.3g}"
+    assert row.ci_low > 0 and rise in line
+    (line,) = (line for line in result.summary if line.startswith("A nearest-centroid"))
+    accuracy = result.find(
+        metric="fingerprint", condition="nearest_centroid", kind="measurement", queries="7:8"
+    )
+    assert accuracy.unit == "share of first tokens"
+    assert f"{accuracy.value:.0%} of cases at query 7" in line
+    assert "(2 first tokens in each of 8 prompts, mean over 5 layers)" in line
+
+
+def test_the_zeroed_stream_of_a_model_without_biases(rope: Any, prompts: Prompts) -> None:
+    result = run(rope, prompts, draws=0, first_tokens=0, conditions="zero", queries="1:8")
+    assert "stays at 0 in every layer" in result.settings["footnotes"]["zero"]
 
 
 def test_without_bos_patches_are_left(rope: Any, prompts: Prompts) -> None:
