@@ -96,7 +96,7 @@ def beside_control(
     difference = f"difference {effect_of(contrast)}{interval_of(contrast)}"
     own = effect_of(replace(contrast, effect=contrast.value))
     if own != effect_of(treatment):
-        difference += f", where both count, from its {own} there"
+        difference = f"at the queries that both count {own}, {difference}"
     models = result.of_random_models(contrast)
     side = HIGHER.get(control_verdict(contrast, models), control_verdict(contrast, models))
     if models is None:
@@ -106,7 +106,7 @@ def beside_control(
     if not result.measure(contrast.metric).signed:
         expected = "what their ratio in models with random weights would make it"
     return (
-        f"beside {name} ({its}) a {difference}, {side} {expected} "
+        f"its difference from {name} ({its}; {difference}) is {side} {expected} "
         f"({effect_of(models)}{interval_of(models)})"
     )
 

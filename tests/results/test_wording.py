@@ -162,8 +162,8 @@ def test_a_contrast_is_judged_by_models_with_random_weights(
     )
     judged = replace(record, effects=[*record.effects, null])
     (line, _) = say(judged, [Compared("Replacing BOS by", "loss")])
-    assert "beside its later-position control (+0.1 [" in line
-    assert f", {side} that of models with random weights (+{models:g} [" in line
+    assert "its difference from its later-position control (+0.1 [" in line
+    assert f" is {side} that of models with random weights (+{models:g} [" in line
     assert does_more(record, record.find(metric="loss", condition="zero", kind="treatment"))
     treated = judged.find(metric="loss", condition="zero", kind="treatment")
     assert does_more(judged, treated) == (side == "higher than")
@@ -211,7 +211,7 @@ def test_what_is_compared_elsewhere_is_said_with_its_own_effect_there(record: Re
         for row in record.effects
     ]
     (zero, _) = say(replace(record, effects=elsewhere), [Compared("Replacing BOS by", "loss")])
-    assert "loss +1.1 nats" in zero and ", where both count, from its +0.2 there" in zero
+    assert "loss +1.1 nats" in zero and "; at the queries that both count +0.2, difference +0.1 [" in zero
 
 
 def test_kl_is_beside_what_the_ratio_of_random_models_would_make_it(record: Record) -> None:
