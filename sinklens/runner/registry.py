@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -261,12 +262,20 @@ def _require_names(chosen: Experiment, conditions: Any) -> None:
 def _machine() -> dict[str, Any]:
     import os
     import platform
-    import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "system": platform.system(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "peak_memory_kib": peak,
+        "peak_memory_kib": _peak_memory_kib(),
     }
+
+
+def _peak_memory_kib() -> int | None:
+    """The most memory that the process held; None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return peak // 1024 if sys.platform == "darwin" else peak  # macOS counts bytes
