@@ -1,9 +1,9 @@
 """How often verdicts on models with random weights are wrong.
 
-    python -m tests.benchmarks.false_findings [--models 100] [--family llama]
+    python -m tests.benchmarks.false_findings [--models 100] [--family llama] [--experiment NAME]
 
-Nothing was learned by a model with random weights, so that no contrast of an intervention with its
-control is a finding. Each experiment that compares interventions is run on models of one tiny
+Nothing was learned by a model with random weights, so that no contrast with a control or an
+empirical null is a finding. Each experiment that tests some is run on models of one tiny
 configuration whose weights differ, with its own statistics from end to end, and the verdicts that
 are `more than` or `less than` a control are counted by metric. With 100 models the standard error
 of a rate of 5 % is 2 % for one condition; rows of one model are not independent.
@@ -28,7 +28,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "bos_replacement": {"conditions": ("mean", "zero", "random_token", "gaussian")},
     "position0_patching": {"layers": (0, 1)},
     "sink_head_ablation": {"heads": ("L0H0",)},
+    "reference_frame": {"column_sets": 20},
+    "absolute_position": {},
+    "outlier_dimensions": {"deviations": 1.0, "share": 0.5},
+    "spike_sink_decoupling": {"scale_free": 3.0},
 }
+"""With thresholds so low that random weights have outliers and spikes to intervene on."""
 N_PROMPTS, LENGTH = 8, 24
 
 
@@ -65,10 +70,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=int, default=100)
     parser.add_argument("--family", default="llama")
+    parser.add_argument("--experiment", action="append", choices=RUNS, help="by default all")
     options = parser.parse_args()
     print("| experiment | metric | control | contrasts | p <= 0.05 | q <= 0.05 |")
     print("|---|---|---|---|---|---|")
-    for experiment in RUNS:
+    for experiment in options.experiment or RUNS:
         for (metric, control), counts in rates(options.family, experiment, options.models).items():
             count, by_p, by_q = counts
             print(
