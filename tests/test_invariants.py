@@ -495,7 +495,9 @@ def test_callers_state_after_an_exception(model: Any, error: type[BaseException]
 
     hooks = [("hook_embed", unchanged), ("blocks.1.hook_resid_pre", fail)]
     edit = Intervention("failing", "residual", 0, hooks)  # type: ignore[arg-type]
-    with state_kept(model), pytest.raises(error, match="on purpose"):
+    # An error of a hook comes in one line of ours; an interruption as it is.
+    raised = sinklens.SinklensError if issubclass(error, Exception) else error
+    with state_kept(model), pytest.raises(raised, match="on purpose"):
         sinklens.evaluate(model, prompts, [edit], ["loss", "sink_mass"], progress=False)
 
 
@@ -514,7 +516,7 @@ def test_callers_state_after_an_exception_in_an_experiment(
             raise RuntimeError("on purpose")
         return logits[:, -1, 0]
 
-    with state_kept(model), pytest.raises(RuntimeError, match="on purpose"):
+    with state_kept(model), pytest.raises(sinklens.SinklensError, match="on purpose"):
         run("bos_replacement", model, prompts, metrics=[failing])
 
 
