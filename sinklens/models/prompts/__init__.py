@@ -2,9 +2,11 @@
 
 `base` has `Prompts` itself. They are made by `windows` of a text or `documents`, by `chats` of
 conversations, by `encoding` of strings and by `token_ids` of what a tokenizer returned; `given`
-tells these apart, `look_up` finds BOS and padding in the tokens.
+tells these apart, `look_up` finds BOS and padding in the tokens. `matched` says which prompts are
+clean and corrupted pairs.
 """
 
+from .base import Pairs as Pairs
 from .base import Prompts as Prompts
 from .encoding import single_token as single_token
 from .encoding import token_text as token_text

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -21,9 +21,10 @@ from ...core.protocol import HookedModel
 from .chats import rendered
 from .encoding import answer_tokens, encoded, written
 from .look_up import starts_with_bos
+from .matched import require_pairs
+from .shape import NO_TOKEN, require_shape
 from .token_ids import token_rows
 
-NO_TOKEN = -1
 SHOWN = 4
 BY_PROMPT = ("answers", "documents", "preamble")
 
@@ -54,31 +55,7 @@ class Prompts:
 
     def __post_init__(self) -> None:
         """Refuse tokens and answers that no experiment can use."""
-        kind = self.tokens.dtype
-        if (
-            self.tokens.ndim != 2
-            or kind.is_floating_point
-            or kind.is_complex
-            or kind == torch.bool
-            or not self.tokens.numel()
-        ):
-            raise UsageError(
-                f"tokens must be integers of shape [prompt, pos], not {kind} "
-                f"{tuple(self.tokens.shape)}"
-            )
-        if self.answers is not None and self.answers.shape != (len(self.tokens), 2):
-            raise UsageError(
-                f"answers must have shape [{len(self.tokens)}, 2] (right and wrong token of each "
-                f"prompt), not {list(self.answers.shape)}"
-            )
-        held = self.tokens != NO_TOKEN
-        ends = held[:, :-1] >= held[:, 1:]  # behind the first -1 of a row nothing else stands
-        if not bool(ends.all() and held[:, 0].all()):
-            raise UsageError(
-                "-1 marks the end of a prompt that is shorter than others, and stands behind its "
-                "last token only; Prompts.from_tokens(model, tokens, attention_mask=...) takes "
-                "padding off"
-            )
+        require_shape(self.tokens, self.answers)
 
     @property
     def lengths(self) -> Int[Tensor, " prompt"]:
@@ -280,6 +257,36 @@ class Prompts:
         return cls._of(model, rows, "tokens", answers=answer_tokens(model, answers))
 
     @classmethod
+    def pairs(
+        cls,
+        model: HookedModel,
+        clean: Any,
+        corrupted: Any,
+        *,
+        answers: Sequence[Sequence[str]] | Int[Tensor, "prompt 2"] | None = None,
+        bos: bool | None = None,
+    ) -> Pairs:
+        """Clean and corrupted prompts, the two of a pair of equally many tokens.
+
+        Args:
+            model: The model whose tokenizer is used.
+            clean: The clean texts; pairs may differ in length from each other.
+            corrupted: The corrupted text of each.
+            answers: The right and the wrong answer of each clean prompt, as in `from_strings`.
+            bos: As in `from_strings`.
+
+        Raises:
+            UsageError: The texts of a pair differ in their number of tokens or are the same, or
+                what `from_strings` refuses.
+        """
+        sides = [
+            replace(cls.from_strings(model, texts, bos=bos, answers=answers), source=name)
+            for name, texts in (("clean", clean), ("corrupted", corrupted))
+        ]
+        require_pairs(*(side.rows() for side in sides))
+        return Pairs(clean=sides[0], corrupted=sides[1])
+
+    @classmethod
     def _of(
         cls, model: HookedModel, rows: Sequence[Sequence[int]], source: str, **known: Any
     ) -> Prompts:
@@ -289,6 +296,45 @@ class Prompts:
         filled = [[*row, *[NO_TOKEN] * (longest - len(row))] for row in rows]
         tokens = torch.tensor(filled, device=model.cfg.device)
         return cls(tokens, bos, source, tokenizer=model.tokenizer, **known)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Clean and corrupted prompts, position by position, and which run is patched.
+
+    `len`, `pairs[3]` and slices are those of `Prompts`.
+
+    Attributes:
+        clean: The clean prompts, with the answers.
+        corrupted: The corrupted ones, with the same answers.
+        into: The run that is patched, with values of the other one.
+    """
+
+    clean: Prompts
+    corrupted: Prompts
+    into: Literal["clean", "corrupted"] = "corrupted"
+
+    @property
+    def patched(self) -> Prompts:
+        """The prompts whose run is patched."""
+        return self.clean if self.into == "clean" else self.corrupted
+
+    @property
+    def written(self) -> Prompts:
+        """The prompts from whose run values are taken."""
+        return self.corrupted if self.into == "clean" else self.clean
+
+    def reversed(self) -> Pairs:
+        """The same pairs, patched the other way."""
+        return replace(self, into="corrupted" if self.into == "clean" else "clean")
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        return len(self.clean)
+
+    def __getitem__(self, which: int | slice | Sequence[int] | Int[Tensor, " chosen"]) -> Pairs:
+        """Some of the pairs."""
+        return replace(self, clean=self.clean[which], corrupted=self.corrupted[which])
 
 
 def _without_empty(tokens: Int[Tensor, "prompt pos"]) -> Int[Tensor, "prompt held"]:

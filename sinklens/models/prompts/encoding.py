@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,10 +111,12 @@ def answer_tokens(model: HookedModel, answers: Any) -> Int[Tensor, "prompt 2"] |
     """
     if answers is None or isinstance(answers, Tensor):
         return answers
-    pairs = [list(pair) if not isinstance(pair, str) else [pair] for pair in answers]
+    if isinstance(answers, (str, Mapping)) or not isinstance(answers, Iterable):
+        raise UsageError(f"answers are pairs (right, wrong) of each prompt, not {answers!r}")
+    pairs = list(answers)
     for pair in pairs:
-        if len(pair) != 2:
-            raise UsageError(f"answers are pairs (right, wrong) of each prompt, not {pair}")
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise UsageError(f"answers are pairs (right, wrong) of each prompt, not {pair!r}")
     return torch.tensor(
         [[a if isinstance(a, int) else single_token(model, a) for a in pair] for pair in pairs]
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.errors import UsageError
 from ...core.protocol import HookedModel
-from .base import Prompts
+from .base import Pairs, Prompts
 from .documents import require_no_table
 from .look_up import require_bos, starts_with_bos
 
@@ -32,6 +32,11 @@ def as_prompts(model: HookedModel, given: Any) -> Prompts:
             require_bos(model, given.rows())
             return given
         return replace(given, bos=starts_with_bos(model, given.rows()))
+    if isinstance(given, Pairs):
+        raise UsageError(
+            "these are pairs of prompts; pairs.clean and pairs.corrupted are prompts, and "
+            "sinklens.compare_pairs takes both"
+        )
     require_several(given)
     if isinstance(given, (Mapping, Tensor)) or hasattr(given, "__array__"):
         return Prompts.from_tokens(model, given)
