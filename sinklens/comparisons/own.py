@@ -23,8 +23,9 @@ from ..hooks.forms import FORMS, named_interventions
 from ..hooks.intervention import Intervention
 from ..models.prompts import Prompts
 from ..results.effect_sentences import every_row
+from ..results.estimates import Measure
 from ..results.result import ExperimentResult
-from ..runner.compare import Comparison, Control
+from ..runner.compare import Compared, Comparison, Control
 from ..runner.config import ExperimentConfig, setting
 from ..runner.declaration import Experiment
 from ..runner.registry import run
@@ -81,28 +82,13 @@ def compare_interventions(
         SinklensError: An intervention did not happen, or cannot be made on this model.
         UsageError: An argument is none of these forms.
     """
-
-    def comparisons(run: Run[Any]) -> list[Comparison]:
-        return _comparisons(run, treatment, control)
-
-    def perform(model: HookedModel, prompts: Prompts, config: OwnConfig) -> ExperimentResult:
-        run: Run[OwnConfig] = Run(declared, model, prompts, config)
-        compared = run.compare(comparisons)
-        run.facts(hook_points={one.condition: _points(one) for one in compared.comparisons})
-        return run.result()
-
-    declared = Experiment(
-        NAME,
-        perform,
-        OwnConfig,
-        paper="",
-        question="What do these interventions do, and more than their controls?",
-        metrics=("loss", "kl"),
-        says=(every_row,),
-        own_hooks=True,
-    )
     return run(
-        declared,
+        own_experiment(
+            NAME,
+            "What do these interventions do, and more than their controls?",
+            lambda run: compare_given(run, treatment, control),
+            metrics=("loss", "kl"),
+        ),
         model,
         prompts,
         seed=seed,
@@ -113,6 +99,56 @@ def compare_interventions(
         batch_size=batch_size,
         memory=memory,
     )
+
+
+def own_experiment(
+    name: str,
+    question: str,
+    function: Callable[[Run[OwnConfig]], Any],
+    *,
+    metrics: Sequence[str],
+    measures: Mapping[str, Measure] | None = None,
+) -> Experiment:
+    """An experiment that runs hooks of the caller's, without a place in the registry.
+
+    Args:
+        name: Its name in results.
+        question: What it asks.
+        function: Adds the rows to a run.
+        metrics: The metrics to measure if none is asked for.
+        measures: What kind of numbers its own rows are.
+    """
+
+    def perform(model: HookedModel, prompts: Prompts, config: OwnConfig) -> ExperimentResult:
+        run: Run[OwnConfig] = Run(declared, model, prompts, config)
+        function(run)
+        return run.result()
+
+    declared = Experiment(
+        name,
+        perform,
+        OwnConfig,
+        paper="",
+        question=question,
+        metrics=tuple(metrics),
+        measures=dict(measures or {}),
+        says=(every_row,),
+        own_hooks=True,
+    )
+    return declared
+
+
+def compare_given(run: Run[Any], treatment: Any, control: Any) -> Compared:
+    """Run interventions of the caller's with their controls, and add their rows.
+
+    Args:
+        run: The run.
+        treatment: As in `compare_interventions`.
+        control: The same.
+    """
+    compared = run.compare(lambda run: _comparisons(run, treatment, control))
+    run.facts(hook_points={one.condition: _points(one) for one in compared.comparisons})
+    return compared
 
 
 def _comparisons(run: Run[Any], treatment: Any, control: Any) -> list[Comparison]:
