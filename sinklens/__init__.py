@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from . import probes as probes
     from . import zoo as zoo
     from .comparisons.own import compare_interventions as compare_interventions
+    from .comparisons.pairs import compare_pairs as compare_pairs
+    from .comparisons.pairs import patch_heads as patch_heads
+    from .comparisons.pairs import patch_position as patch_position
     from .core.errors import SinklensError as SinklensError
     from .diagnosis import diagnose as diagnose
     from .engine.evaluate import evaluate as evaluate
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from .models.capabilities import check as check
     from .models.loading import load as load
     from .models.origins import origin as origin
+    from .models.prompts import Pairs as Pairs
     from .models.prompts import Prompts as Prompts
     from .models.prompts import prompts as prompts
     from .models.prompts import random_prompts as random_prompts
@@ -47,6 +51,9 @@ _HOMES = {
     "diagnose": "diagnosis",
     "check": "models.capabilities",
     "compare_interventions": "comparisons.own",
+    "compare_pairs": "comparisons.pairs",
+    "patch_heads": "comparisons.pairs",
+    "patch_position": "comparisons.pairs",
     "EffectSize": "stats.effects",
     "evaluate": "engine",
     "SinklensError": "core.errors",
@@ -64,6 +71,7 @@ _HOMES = {
     "compare": "results.comparison",
     "concat": "results.comparison",
     "ExperimentResult": "results.result",
+    "Pairs": "models.prompts",
     "Prompts": "models.prompts",
     "prompts": "models.prompts",
     "random_prompts": "models.prompts",

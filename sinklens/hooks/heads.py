@@ -176,12 +176,15 @@ def resample_heads(
     hook: Any,
     *,
     heads: list[int],
-    values: Float[Tensor, "prompt pos n_heads d_head"],
+    values: Float[Tensor, "prompt longest n_heads d_head"],
     rows: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Write the outputs of heads in other prompts: those of `rows`, or `values` unchanged."""
+    """Write the outputs of heads in other prompts: those of `rows`, or `values` unchanged.
+
+    Values at positions that these prompts do not have are left out.
+    """
     edited = z.clone()
-    edited[:, :, heads] = _taken(values, heads, rows).to(z)
+    edited[:, :, heads] = _taken(values, heads, rows)[:, : z.shape[1]].to(z)
     return edited
 
 

@@ -75,7 +75,7 @@ def patch_position0(
         UsageError: There is no such condition, part or layer, or values are missing.
         SinklensError: The model is not causal.
     """
-    _check_request(model, layer, with_, part)
+    require_patch(model, layer, with_, part)
     name = hook_name(part, layer)
     if with_ == "redirected":
         random = seeded(seed, "redirected", layer, draw)
@@ -115,8 +115,19 @@ def patch_position0(
     return _intervention(bind(None), with_, part, layer, position, draw, bind)
 
 
-def _check_request(model: HookedModel, layer: int, with_: str, part: str) -> None:
-    """Refuse what does not exist."""
+def require_patch(model: HookedModel, layer: int, with_: str, part: str) -> None:
+    """Refuse a patch that does not exist.
+
+    Args:
+        model: The model.
+        layer: The block.
+        with_: What is written, as in `patch_position0`.
+        part: `residual`, `key` or `value`.
+
+    Raises:
+        UsageError: There is no such condition, part or layer.
+        SinklensError: The model is not causal.
+    """
     if with_ not in POSITION0_CONDITIONS:
         raise unknown_name("condition", with_, POSITION0_CONDITIONS)
     if part not in PARTS:
