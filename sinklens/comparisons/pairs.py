@@ -69,10 +69,11 @@ def patch_position(
         position: The position, 0 or a later one (a control).
 
     Raises:
-        UsageError: There is no such layer, part or position, or the two of a pair are the same up
-            to there, and with them what a causal model holds.
+        UsageError: These are no pairs, there is no such layer, part or position, or the two of a
+            pair are the same up to there, and with them what a causal model holds.
         SinklensError: The model is not causal.
     """
+    _require_pairs(pairs)
     require_patch(model, layer, "other_token", part)
     _require_different(pairs, position)
     values = PositionValues(model, [part], [layer], position)
@@ -102,8 +103,9 @@ def patch_heads(model: HookedModel, pairs: Pairs, heads: Iterable[Head]) -> Inte
         heads: Pairs of layer and query head, patched together.
 
     Raises:
-        UsageError: There is no such head, or none at all.
+        UsageError: These are no pairs, or there is no such head, or none at all.
     """
+    _require_pairs(pairs)
     heads = list(heads)
     ablate_heads(model, heads, "zero")  # refuses heads that do not exist
     outputs = _head_outputs(model, pairs.written, sorted({layer for layer, _ in heads}))
@@ -144,11 +146,7 @@ def compare_pairs(
         SinklensError: An intervention did not happen, or cannot be made on this model.
         UsageError: These are no pairs, or an argument is none of these forms.
     """
-    if not isinstance(pairs, Pairs):
-        raise UsageError(
-            f"compare_pairs needs Prompts.pairs(model, clean, corrupted), not a "
-            f"{type(pairs).__name__}; compare_interventions takes other prompts"
-        )
+    _require_pairs(pairs)
 
     def function(run: Run[Any]) -> None:
         compared = compare_given(run, treatment, control)
@@ -255,6 +253,19 @@ def _head_outputs(model: HookedModel, prompts: Prompts, layers: Sequence[int]) -
         for layer, outputs in probe.compute().items():
             found[layer][same, : outputs.shape[1]] = outputs
     return found
+
+
+def _require_pairs(pairs: Pairs) -> None:
+    """Refuse what are no pairs.
+
+    Raises:
+        UsageError: They are something else.
+    """
+    if not isinstance(pairs, Pairs):
+        raise UsageError(
+            f"pairs are made by Prompts.pairs(model, clean, corrupted), and these are a "
+            f"{type(pairs).__name__}; compare_interventions takes other prompts"
+        )
 
 
 def _require_different(pairs: Pairs, position: int) -> None:

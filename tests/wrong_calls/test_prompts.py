@@ -72,6 +72,14 @@ def token_ids(given: Any, **how: Any) -> Any:
     return Prompts.from_tokens(tiny(), given, **how)
 
 
+def pairs(clean: Any, corrupted: Any, **how: Any) -> Any:
+    return Prompts.pairs(tiny(), clean, corrupted, **how)
+
+
+def patched(made: Any, **how: Any) -> Any:
+    return sinklens.patch_position(tiny(), made, **{"layer": 1, **how})
+
+
 UNEQUAL = [[BOS, 5, 6, 7, 8], [BOS, 5, 6]]
 PROMPTS: dict[str, Call] = {
     "run(text)": (lambda: profile("some text"), UsageError, ("str", "sinklens.prompts")),
@@ -228,6 +236,99 @@ PROMPTS: dict[str, Call] = {
         lambda: token_ids([[BOS, 5, 6]], attention_mask=[[0, 0, 0]]),
         UsageError,
         ("prompt 0",),
+    ),
+    "pairs(unequal)": (
+        lambda: pairs(["ab", "ab"], ["cd", "cde"]),
+        UsageError,
+        ("pair 1", "3 clean and 4 corrupted", "equally many"),
+    ),
+    "pairs(more clean)": (
+        lambda: pairs(["ab", "ab"], ["cd"]),
+        UsageError,
+        ("2 clean and 1 corrupted",),
+    ),
+    "pairs(the same)": (lambda: pairs(["ab"], ["ab"]), UsageError, ("pair 0", "twice")),
+    "pairs(texts)": (lambda: pairs("ab", "cd"), UsageError, ("list of strings",)),
+    "pairs(answers of two tokens)": (
+        lambda: pairs(["ab"], ["cd"], answers=[("xy", "z")]),
+        UsageError,
+        ("2 tokens", "'xy'"),
+    ),
+    "pairs(too few answers)": (
+        lambda: pairs(["ab", "cd"], ["cd", "ab"], answers=[("x", "z")]),
+        UsageError,
+        ("[2, 2]",),
+    ),
+    "pairs(answers without pairs)": (
+        lambda: pairs(["ab"], ["cd"], answers=[3, 4]),
+        UsageError,
+        ("(right, wrong)",),
+    ),
+    "pairs(an answer that is nothing)": (
+        lambda: pairs(["ab"], ["cd"], answers=[("x", None)]),
+        UsageError,
+        ("token", "None"),
+    ),
+    "pairs(answer beyond)": (
+        lambda: pairs(["ab"], ["cd"], answers=[(5, 64)]),
+        UsageError,
+        ("64", "vocabulary"),
+    ),
+    "pairs(answers, a number)": (
+        lambda: pairs(["ab"], ["cd"], answers=3),
+        UsageError,
+        ("(right, wrong)",),
+    ),
+    "run(pairs)": (lambda: profile(pairs(["ab"], ["cd"])), UsageError, ("compare_pairs",)),
+    "compare_pairs(prompts)": (
+        lambda: sinklens.compare_pairs(tiny(), strings(["ab"]), treatment=[]),
+        UsageError,
+        ("Prompts.pairs", "compare_interventions"),
+    ),
+    "compare_pairs(no answers)": (
+        lambda: sinklens.compare_pairs(
+            tiny(),
+            pairs(["ab"], ["cd"]),
+            treatment=sinklens.patch_heads(tiny(), pairs(["ab"], ["cd"]), [(0, 0)]),
+            progress=False,
+        ),
+        UsageError,
+        ("logit_diff", "answers"),
+    ),
+    "patch_position(BOS)": (
+        lambda: patched(pairs(["ab"], ["cd"])),
+        UsageError,
+        ("1 of 1 pairs", "BOS", "bos=False"),
+    ),
+    "patch_position(beyond)": (
+        lambda: patched(pairs(["ab"], ["cd"]), position=3),
+        UsageError,
+        ("no position 3",),
+    ),
+    "patch_position(layer)": (
+        lambda: patched(pairs(["ab"], ["cd"]), layer=7),
+        UsageError,
+        ("no layer 7",),
+    ),
+    "patch_position(part)": (
+        lambda: patched(pairs(["ab"], ["cd"]), part="mlp"),
+        UsageError,
+        ("mlp", "residual"),
+    ),
+    "patch_position(prompts)": (
+        lambda: patched(strings(["ab"])),
+        UsageError,
+        ("Prompts.pairs",),
+    ),
+    "patch_heads(head)": (
+        lambda: sinklens.patch_heads(tiny(), pairs(["ab"], ["cd"]), [(0, 9)]),
+        UsageError,
+        ("L0H9",),
+    ),
+    "patch_heads(prompts)": (
+        lambda: sinklens.patch_heads(tiny(), strings(["ab"]), [(0, 0)]),
+        UsageError,
+        ("Prompts.pairs",),
     ),
     "run(unequal, screened)": (
         lambda: sinklens.run("position0_patching", tiny(), UNEQUAL, screen=True, progress=False),

@@ -117,9 +117,25 @@ def answer_tokens(model: HookedModel, answers: Any) -> Int[Tensor, "prompt 2"] |
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise UsageError(f"answers are pairs (right, wrong) of each prompt, not {pair!r}")
-    return torch.tensor(
-        [[a if isinstance(a, int) else single_token(model, a) for a in pair] for pair in pairs]
-    )
+    return torch.tensor([[_answer(model, one) for one in pair] for pair in pairs])
+
+
+def _answer(model: HookedModel, given: Any) -> int:
+    """The token of an answer.
+
+    Raises:
+        UsageError: It is not one token of the model.
+    """
+    if isinstance(given, str):
+        return single_token(model, given)
+    if not isinstance(given, int):
+        raise UsageError(f"an answer is a string of one token, or a token id, not {given!r}")
+    if not 0 <= given < model.cfg.d_vocab:
+        raise UsageError(
+            f"the answer {given} is no token: the vocabulary of {model.cfg.model_name} has "
+            f"{model.cfg.d_vocab}"
+        )
+    return given
 
 
 def single_token(model: HookedModel, text: str) -> int:
