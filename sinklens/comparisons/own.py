@@ -25,6 +25,7 @@ from ..models.prompts import Prompts
 from ..results.effect_sentences import every_row
 from ..results.estimates import Measure
 from ..results.result import ExperimentResult
+from ..results.wording import Says
 from ..runner.compare import Compared, Comparison, Control
 from ..runner.config import ExperimentConfig, setting
 from ..runner.declaration import Experiment
@@ -108,6 +109,7 @@ def own_experiment(
     *,
     metrics: Sequence[str],
     measures: Mapping[str, Measure] | None = None,
+    says: Says = (every_row,),
 ) -> Experiment:
     """An experiment that runs hooks of the caller's, without a place in the registry.
 
@@ -117,6 +119,7 @@ def own_experiment(
         function: Adds the rows to a run.
         metrics: The metrics to measure if none is asked for.
         measures: What kind of numbers its own rows are.
+        says: Its sentences.
     """
 
     def perform(model: HookedModel, prompts: Prompts, config: OwnConfig) -> ExperimentResult:
@@ -132,7 +135,7 @@ def own_experiment(
         question=question,
         metrics=tuple(metrics),
         measures=dict(measures or {}),
-        says=(every_row,),
+        says=says,
         own_hooks=True,
     )
     return declared

@@ -24,7 +24,7 @@ ratio would be bounded (Fieller 1954): there is no such row, and a note.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +41,9 @@ from ..hooks.intervention import Intervention
 from ..hooks.position0 import patch_position0, require_patch
 from ..models.prompts import Pairs, Prompts
 from ..probes import HeadOutputs, PositionValues
+from ..results.effect_sentences import every_row
 from ..results.estimates import Measure, Reference, Sample
+from ..results.record import Record
 from ..results.result import ExperimentResult
 from ..runner.compare import Compared
 from ..runner.config import ExperimentConfig
@@ -160,6 +162,7 @@ def compare_pairs(
         function,
         metrics=(LOGIT_DIFF,),
         measures=MEASURES,
+        says=(_sentences,),
     )
     return run(
         declared,
@@ -172,6 +175,14 @@ def compare_pairs(
         batch_size=batch_size,
         memory=memory,
     )
+
+
+def _sentences(result: Record) -> Iterator[str]:
+    """A sentence for every row; an effect is one against the run that is patched."""
+    for line in every_row(result):
+        yield line.replace(
+            "against the clean run", f"against the unpatched {result.findings['patched']} run"
+        )
 
 
 def recovered(patched: Draws, clean: Values, corrupted: Values) -> Draws:

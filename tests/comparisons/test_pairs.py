@@ -158,6 +158,7 @@ def test_recovered_fraction(boot_family: Boot, name: str, into: Any) -> None:
     both = [result.find(metric="recovered_fraction", kind=k) for k in ("measurement", "control")]
     assert contrast.effect == pytest.approx(both[0].effect - both[1].effect, abs=1e-9)
     assert result.findings["patched"] == into
+    assert f"against the unpatched {into} run" in result.summary[0]
     assert any("recovered_fraction of position0" in line for line in result.summary)
 
 
