@@ -293,10 +293,10 @@ def _require_different(pairs: Pairs, position: int) -> None:
     upto = pairs.clean.tokens[:, : position + 1] == pairs.corrupted.tokens[:, : position + 1]
     same = upto.all(1).nonzero().flatten().tolist()
     if same:
-        first = "BOS, " if pairs.clean.bos and position == 0 else ""
+        bos = " (BOS)" if pairs.clean.bos and position == 0 else ""
         raise UsageError(
-            f"in {len(same)} of {len(pairs)} pairs (pair {same[0]} is the first) both prompts are "
-            f"{first}the same up to position {position}, and so is all that a causal model holds "
-            "there; patch a later position, or make pairs that differ from the first token on with "
-            "Prompts.pairs(..., bos=False)"
+            f"in {len(same)} of {len(pairs)} pairs (the first: pair {same[0]}) both prompts have "
+            f"the same tokens up to position {position}{bos}, and with them all that a causal "
+            "model holds there; patch a later position, or make pairs that differ from the first "
+            "token on with Prompts.pairs(..., bos=False)"
         )
