@@ -99,8 +99,9 @@ class HeadAblations:
         where = ", ".join(f"L{layer}" for layer in layers)
         why = f"{few}, fewer than the {len(self._heads)} ablated; see rows named {MATCHED}"
         self._run.note(
-            f"Rows named {MATCHED} ablate as many heads of a layer as it has others: {size} in "
-            f"{where}, drawn at random in each draw, against {size} other{'s' * (size != 1)} there."
+            f"Rows named {MATCHED} ablate, in each layer, as many heads as can be paired with "
+            f"others there: {size} in all, over {where}, drawn anew in each draw, against as many "
+            "others."
         )
         own, control = (
             self._outputs(condition, sets)

@@ -53,12 +53,16 @@ class Compared:
         for row in result.effects:
             wanted = not self.conditions or row.condition in self.conditions
             treated = (row.metric, row.kind) == (self.metric, "treatment")
-            if treated and wanted and not is_zero(row):
+            if treated and wanted:
                 groups.setdefault(row.condition, []).append(row)
         for rows in groups.values():
+            if all(is_zero(row) for row in rows):
+                continue
             unlike = len({row.layers for row in rows}) > 1
             size = partial(_over_all_layers, result) if unlike else lambda row: row.effect
-            chosen_of = f"the largest of {len(rows)} rows{' summed over layers' if unlike else ''}"
+            chosen_of = f"the largest of {len(rows)} rows"
+            if unlike:
+                chosen_of = f"of {len(rows)} rows the largest when summed over layers"
             largest = max(rows, key=lambda row: abs(size(row)))
             yield effect_sentence(result, self.what, largest, chosen_of if len(rows) > 1 else "")
 

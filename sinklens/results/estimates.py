@@ -47,7 +47,8 @@ class Measure:
     def is_edge(self, null: float) -> bool:
         """Whether a share's null is 0 or all, so that values lie on one side of it whatever is."""
         share = self.unit.startswith("share of") and self.form.endswith("%")
-        return share and not self.form.startswith("+") and null in (0.0, 1.0)
+        printed = f"{null:{self.form}}" in (f"{0:{self.form}}", f"{1:{self.form}}")
+        return share and not self.form.startswith("+") and printed
 
 
 @dataclass(frozen=True)

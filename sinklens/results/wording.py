@@ -31,6 +31,8 @@ from .record import Record
 
 ROUNDING = 1e-6
 SMALL_P = 1e-4
+RELATIVE = {"more than": "higher than", "less than": "lower than", "above": "higher than"}
+RELATIVE |= {"below": "lower than"}
 NOT_DIFFERENT = ("not distinguishable from", "not significantly different from")
 LONGEST_SUMMARY = 12
 Says = Sequence["str | Callable[[Record], Iterable[str]]"]
@@ -187,8 +189,8 @@ def references(result: Record, row: EffectSize) -> Iterator[tuple[str, str]]:
         value = number(measure, reference.value)
         side = verdict(reference, contrast, result.of_random_models(contrast))
         if number(measure, reference.baseline) != number(measure, row.baseline):
-            # What is compared is the distance from the null.
-            side = f"in its distance from {measure.null} {side}"
+            # What is compared is the distance from the null, with its sign.
+            side = f"relative to {measure.null} {RELATIVE.get(side, side)}"
             value += f", beside {number(measure, reference.baseline)}"
         yield side, f"its {words} {reference.kind} ({value})"
 

@@ -31,9 +31,9 @@ from ..stats.models import OfModels, contrast_of
 ContrastKey = tuple[str, str, int | None, int | None, str]
 """Metric, condition, layer, head and control of a contrast."""
 LATER_QUERIES = (
-    "A difference from a control at a later position is read at the queries after that position, "
-    "for the treatment too, whose own row counts all queries; it is not the difference of the two "
-    "effects shown."
+    "For metrics of predictions (loss, KL) a difference from a control at a later position counts "
+    "the predictions after that position alone, of the treatment too, whose own row counts all: it "
+    "is not the difference of the two effects shown."
 )
 UNREACHED = "the interventions reach no layer that is read"
 NO_POSITION = "no later position is left whose predictions could count"

@@ -17,7 +17,7 @@ scales can differ from it for that reason alone.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,17 +31,13 @@ from ..engine.shortcuts import Shortcuts, assume_shortcuts, shortcuts
 from ..models.capabilities import Capabilities, assume_capabilities, check
 from ..models.prompts import Prompts
 from ..models.random_weights import random_twin
+from ..results.estimates import RANDOM_MODELS
+from ..stats.effects import Row
 from ..stats.models import OfModels
 from .compare import ContrastKey
 
 PROMPTS = 2
 """On how many prompts each model is run; what differs between models is the larger part."""
-
-JUDGED = (
-    "Differences that stand beside those of random weights are tested against {} models of the "
-    "same configuration with random weights, on {} prompts each, by a t-test (for KL on the "
-    "logarithm of treatment over control), the others by sign flips."
-)
 
 
 def few_prompts(prompts: Prompts, seed: int) -> Int[Tensor, " chosen"]:
@@ -81,3 +77,22 @@ def random_contrasts(
             return {}, str(error)
     arrays = {key: np.asarray(values) for key, values in found.items()}
     return {k: v for k, v in arrays.items() if len(v) == count and np.isfinite(v).all()}, ""
+
+
+def judged_note(rows: Sequence[Row], prompts: int) -> list[str]:
+    """What tested the differences that were judged by models with random weights, if some were.
+
+    Args:
+        rows: The rows of a result.
+        prompts: The number of prompts of the run.
+    """
+    models = {
+        r.effect.n_prompts for r in rows if f"{r.effect.against}".startswith(f"{RANDOM_MODELS}:")
+    }
+    few = min(PROMPTS, prompts)
+    return [
+        f"Differences that stand beside those of random weights are tested against {count} models "
+        f"of the same configuration with random weights, on {few} prompt{'s' * (few != 1)} each, "
+        "by a t-test (for KL on the logarithm of treatment over control), the others by sign flips."
+        for count in sorted(models)
+    ]

@@ -46,7 +46,7 @@ from .compare import (
 from .counted import Config, Counted
 from .declaration import Experiment
 from .described import described, per_prompt
-from .null_models import JUDGED, few_prompts, random_contrasts
+from .null_models import few_prompts, judged_note, random_contrasts
 from .ranking import rank
 
 OWN_HOOKS = "The model carried hooks of its user's, under which everything was measured: {}."
@@ -238,8 +238,6 @@ class Run(Counted[Config], Generic[Config]):
         if reason:
             names = ", ".join(metric.name for metric in judged)
             self.note(f"Contrasts of {names} are not judged by random weights: {reason}.")
-        else:
-            self.note(JUDGED.format(count, len(numbers)))
         return nulls
 
     def _judged(self, metrics: Sequence[Metric]) -> list[Metric]:
@@ -312,7 +310,7 @@ class Run(Counted[Config], Generic[Config]):
                 "run.add(...) or run.compare(...), or keep arrays with run.keep(...)"
             )
         rows = with_q_values(self.rows)
-        notes = [*self._notes, *skewness_notes(rows)]
+        notes = [*self._notes, *judged_note(rows, len(self.prompts)), *skewness_notes(rows)]
         if not self.config.draws and self._experiment.draws_controls:
             notes.append("No controls and no contrasts with them: draws is 0.")
         settings = {

@@ -235,9 +235,7 @@ def test_a_reference_with_another_null_is_compared_by_distances(record: Record) 
     ]
     (line,) = say(replace(record, effects=moved), ["Position 0 gets {mass/position0}."])
     assert row.baseline == pytest.approx(0.1)
-    assert (
-        "in its distance from uniform attention more than its later-position control (8.0%" in line
-    )
+    assert "relative to uniform attention higher than its later-position control (8.0%" in line
     assert "(8.0%, beside 5.9%)" in line
 
 

@@ -47,7 +47,7 @@ NO_LAYER = "no layer behind the patched one is left that could change"
 NOT_ABOVE = (
     "the component is not distinguishable from its null, so that a share of it has no meaning"
 )
-NO_CHANGE = "no change of the component itself is distinguishable from 0"
+NO_CHANGE = "no replacement changes this component distinguishably from 0"
 REPORTED = 0.40
 Versions = Float[Tensor, " n"]
 Change = Callable[[Versions, Versions], Versions]
@@ -267,11 +267,13 @@ def _no_share(
         if keys in lacking and null_verdict(row) in ("above", "below"):
             pairs = result.references(row)
             against = "".join(f"; {beside_control(result, row, *pair)}" for pair in pairs)
+            goes = "rises" if row.effect > 0 else "falls"
             changed.append(
-                f"{row.condition} {words[keys]} from {row.baseline:.3g} to {row.value:.3g} "
-                f"({describe(row)}, q = {probability(row.q_value or 1)}{against})"
+                f"under {row.condition}, {words[keys]}, it {goes} from {row.baseline:.3g} to "
+                f"{row.value:.3g} {row.unit} ({describe(row)}, q = "
+                f"{probability(row.q_value or 1)}{against})"
             )
-    changes = f"it goes under {', under '.join(changed)}" if changed else NO_CHANGE
+    changes = "; ".join(changed) or NO_CHANGE
     return (
         f"Replacing BOS: {' and '.join(words[keys] for keys in lacking)} the component at queries "
         f"{queries} is not distinguishable from its null with "
@@ -316,19 +318,19 @@ def patching(result: Record) -> Iterator[str]:
             parts.append(
                 f"{row.condition} at L{row.layer} {written(row.value, '.0%')}"
                 f"{interval_of(row, '.0%')}"
-                f"{'' if different else '*'}"
+                f"{'' if different else ' (n.s.)'}"
             )
         if parts:
-            note = " (*: not significantly different from its control, or without one)"
+            note = " (n.s.: not significantly different from its control, or without one)"
             yield (
                 f"Patching position 0 removes, {words} at queries {rows[0].queries} and in the "
                 f"layers that it can change: {', '.join(parts)}"
-                f"{note if '*' in ''.join(parts) else ''}."
+                f"{note if '(n.s.)' in ''.join(parts) else ''}."
             )
             return
     if any("@L" in name for name in result.arrays["removed"].labels("edit")):
         yield (
             "Patching position 0: with and without key 0, nothing can be said of what it removes "
             f"of the component at queries {result.arrays['removed'].labels('queries')[0]} with "
-            f"{result.provenance['prompts']['n']} prompts (the table says why)."
+            f"{result.provenance['prompts']['n']} prompts (see what is left out)."
         )

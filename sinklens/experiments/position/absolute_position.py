@@ -97,7 +97,7 @@ MEASURES = {
     "causal_slope": Measure("nats by log(i + 1)", "flat logits", ".2f"),
     "causal_r2": Measure("share of the variance", "flat logits", ".0%"),
     "window_kl": Measure("nats", "flat logits", ".2f"),
-    "causal_share": Measure("share of both components", "flat logits", ".0%"),
+    "causal_share": Measure("share, of both components", "flat logits", ".0%"),
     "sink_reading_heads": Measure("share of heads", "uniform attention", ".0%"),
     "sink_reading_heads/readout>0.3": Measure(
         "share of heads", "uniform attention over unrelated values", ".0%"
@@ -113,8 +113,8 @@ MEASURES = {
 SAYS = (
     not_explained,
     "Causal mask, without key 0: the slope of log Z is {causal_slope/without_key0}. Against a "
-    "window of {mask_window} keys it costs {window_kl/without_key0}. It makes up "
-    "{causal_share/without_key0}.",
+    "window of {mask_window} keys, seeing all costs {window_kl/without_key0}. The causal mask "
+    "makes up {causal_share/without_key0}.",
     by_depth,
     replacing_bos,
     patching,
@@ -246,8 +246,8 @@ def limits(run: Run[AbsolutePositionConfig], window: int) -> Iterator[str]:
         )
     else:
         yield (
-            f"No window is shorter than the prompts ({run.prompts.length} tokens), so window and "
-            "causal mask are the same here."
+            "No layer of this model has an attention window shorter than the prompts "
+            f"({run.prompts.length} tokens)."
         )
     if run.capabilities.learned_sinks:
         yield "This model has learned sinks: their logit is part of log Z."

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 from jaxtyping import Float
@@ -92,6 +92,8 @@ def written_again(result: Record, edit: str) -> Iterator[str]:
     points: dict[str, Any] = result.findings["entry_points"]
     spans = [f"spike_L{point[1:]}" for point in points]
     spans = [name for name in spans if _rows(result, name, edit)] or ["spike"]
+    entered = [int(point[1:]) for point in points]
+    ends = dict(pairwise(entered)) if len(spans) > 1 else {}
     said = []
     for number, row in enumerate(_rows(result, spans[0], edit)):
         behind = []
@@ -100,17 +102,17 @@ def written_again(result: Record, edit: str) -> Iterator[str]:
             layer = int(span.partition("_L")[2] or after.layer or 0)
             if row.layer is None or layer >= row.layer:
                 times = points[f"L{layer}"]["times"]
-                again = (
-                    f"{times:,.0f} times or more again"
-                    if after.value >= times
-                    else f"below {times:,.0f} times"
+                side = "still a spike" if after.value >= times else "no spike"
+                end = ends.get(layer)
+                where = (
+                    f"from layer {layer} on" if end is None else f"in layers {layer} to {end - 1}"
                 )
                 behind.append(
-                    f"{after.value:,.0f} from layer {layer} on (clean run: "
-                    f"{after.baseline:,.0f}; {again})"
+                    f"{after.value:,.0f} {where} (clean run {after.baseline:,.0f}; {side}, by "
+                    f"{times:,.0f} times)"
                 )
-        where = f"at {place_of(row)}," if row.layer is not None else f"{row.condition},"
-        said.append(f"{where} {', '.join(behind)}")
+        at = f"at {place_of(row)}" if row.layer is not None else row.condition
+        said.append(f"{at} {', '.join(behind)}")
     if said:
         yield f"The largest entry over the median after {edit}: {'; '.join(said)}."
 

@@ -127,9 +127,9 @@ def compare_with_interaction(
             floors.append(f"{summed:.3g} of the clean run's {clean:.3g} ({metric.name})")
     if floors:
         run.note(
-            f"The effects of {CLAMP} and {DROP} alone sum to {' and '.join(floors)}. A share "
-            "cannot fall below 0, so that such an interaction cannot be much below 0 either, and "
-            "one above 0 may be a floor effect alone."
+            f"The effects of {table[CLAMP].condition} and {DROP} alone sum to "
+            f"{' and '.join(floors)}. A share cannot fall below 0, so that such an interaction "
+            "cannot be much below 0 either, and one above 0 may be a floor effect alone."
         )
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from ...core.labels import stage_name
 from ...functional.massive import rises
 from ...results.record import Record
-from ...results.wording import phrase
+from ...results.wording import null_verdict, number, phrase
 from ...stats.effects import EffectSize
 from ...stats.nulls import largest_share
 
@@ -165,9 +165,9 @@ def _named(shares: list[float], first: int) -> dict[str, float]:
 def steps_in_words(result: Record) -> Iterator[str]:
     """For each step its size, and the sub-blocks that write and remove it, as far as they do."""
     several = len(result.findings["steps"]) > 1
-    for number, step in enumerate(result.findings["steps"], 1):
+    for place, step in enumerate(result.findings["steps"], 1):
         yield (
-            f"{f'Step {number}: t' if several else 'T'}he leading entry stands out from "
+            f"{f'Step {place}: t' if several else 'T'}he leading entry stands out from "
             f"{step['from']} to {step['to']}, most after {step['peak_after']} "
             f"({step['peak_size']:,.4g}, {step['peak_ratio']:,.0f} times the median). "
             f"{_written(result, step)} {_removed(result, step)}"
@@ -190,9 +190,15 @@ def _removed(result: Record, step: Mapping[str, Any]) -> str:
     if row is None or -row.value < NAMED_SHARE:
         return f"No sub-block removes more than {NAMED_SHARE:.0%} of it."
     alone = "by" if -row.value >= STEP_SHARE else "by no single sub-block;"
-    besides = _besides(step["removers"], step["step_down"])
+    removed = {after: -share for after, share in step["removers"].items()}
+    besides = _besides(removed, step["step_down"])
     largest = f"{step['largest_size']:,.4g} after {step['largest_after']}"
-    return f"Removed {alone} {row.condition}: {phrase(result, row)}{besides} (of {largest})."
+    measure = result.measure(row.metric)
+    side = {"below": "more than", "above": "less than"}.get(null_verdict(row), null_verdict(row))
+    return (
+        f"Removed {alone} {row.condition}: {number(measure, -row.value)} of the largest size "
+        f"({largest}), {side} {measure.null} ({number(measure, -row.baseline)}){besides}."
+    )
 
 
 def _row_of(metric: str, step: Mapping[str, Any], result: Record) -> EffectSize:

@@ -110,7 +110,7 @@ def write_channels(
 
 def outliers_by_rule(result: Record) -> Iterator[str]:
     """Which channels each rule names, and how many its null expects."""
-    shuffled = f"; with every norm's channels shuffled {result.findings['gain_shuffled']:.2g}"
+    shuffled = f", shuffled channels {result.findings['gain_shuffled']:.2g}"
     for rule, places, more in (("gain", "norms", shuffled), ("size", "places", "")):
         row = result.find(metric=f"{rule}_outliers")
         channels = result.findings[f"{rule}_channels"]
@@ -120,9 +120,9 @@ def outliers_by_rule(result: Record) -> Iterator[str]:
         yield (
             f"Outliers by {rule} in at least {result.settings['share']:.0%} of {places}: "
             f"{len(channels)} of {result.findings['channels']} channels"
-            f"{listed and f' ({listed})'}, against {number(measure, row.baseline)} expected of "
-            f"{measure.null}"
-            f"{listed and f', of which {len(channels)} or more have probability {chance}'}{more}."
+            f"{listed and f' ({listed})'}; {measure.null} would give "
+            f"{number(measure, row.baseline)}"
+            f"{listed and f' ({len(channels)} or more with probability {chance})'}{more}."
         )
 
 
@@ -151,7 +151,7 @@ MEASURES = {
     "gain_outliers": Measure("channels", "Gaussian parameters", ".2g"),
     "size_outliers": Measure("channels", "Gaussian sizes", ".2g"),
     "size_ratio": Measure("times the median channel", "channels of equal size", ",.3g"),
-    "frequency_correlation": Measure("|rho|", "permuted counts", ".3f"),
+    "frequency_correlation": Measure("|rho|", "the expectation for permuted counts", ".3f"),
 }
 SAYS = (
     outliers_by_rule,

@@ -118,12 +118,13 @@ def interaction(result: Record) -> Iterator[str]:
         if (row.metric, row.condition, row.kind) == ("loss", INTERACTION, "treatment"):
             alone = result.find(metric="loss", condition=result.findings["clamp"], kind="treatment")
             controls = "".join(
-                f"; {beside_control(result, row, *pair)}" for pair in result.references(row)
+                f"; it is {beside_control(result, row, *pair)}" for pair in result.references(row)
             )
+            tested = "not tested" if row.p_value is None else f"{control_verdict(row)} alone"
             yield (
-                f"Clamping changes the loss by {effect_of(alone)} nats alone and by "
-                f"{written(alone.effect + row.effect, '+.3g')} once the edges are dropped: "
-                f"{control_verdict(row)} alone (interaction {describe(row)}){controls}."
+                f"{alone.condition} changes the loss by {effect_of(alone)} nats alone and by "
+                f"{written(alone.effect + row.effect, '+.3g')} once the edges are dropped "
+                f"({tested}). The interaction is {describe(row)}{controls}."
             )
 
 

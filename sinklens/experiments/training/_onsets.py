@@ -118,6 +118,7 @@ def order_of_onsets(result: Record) -> Iterator[str]:
             orders.append(f"{second} {verdict} {first} ({describe(row)})")
     if orders:
         yield f"Order of onsets: {'; '.join(orders)}."
+        yield "One training run; another seed may order them otherwise."
 
 
 def traits_over_training(result: Record) -> Iterator[str]:
@@ -133,8 +134,9 @@ def traits_over_training(result: Record) -> Iterator[str]:
 def _when(rows: list[EffectSize], onset_steps: Mapping[str, Any] | None) -> str:
     """An onset in words, or why there is none."""
     if onset_steps is None:
-        few = min(len(rows), rows[-1].n_prompts) < 3
-        return f"No onset: {'too few checkpoints or prompts' if few else 'it does not appear'}"
+        if min(len(rows), rows[-1].n_prompts) < 3:
+            return f"No onset: too few {'checkpoints' if len(rows) < 3 else 'prompts'}"
+        return "No onset: it does not appear"
     low, high = (onset_steps[end] for end in ("ci_low", "ci_high"))
     before, after = onset_steps["between"]
     return (

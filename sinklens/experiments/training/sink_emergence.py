@@ -76,7 +76,6 @@ class SinkEmergenceConfig(ExperimentConfig):
     measures={**TRAIT_MEASURES, **ONSET_MEASURES},
     says=(
         order_of_onsets,
-        "One training run; another seed may order them otherwise.",
         traits_over_training,
         "The later-position control of spike is compared with position 0, where the largest entry "
         "is {spike_at_position0:.3g} times the median.",

@@ -77,7 +77,8 @@ class Prompts:
         """Number and length in words, such as `3 prompts of 5 to 9 tokens`."""
         shortest, longest = self.length, self.longest
         several = "" if shortest == longest else f"{shortest} to "
-        return f"{len(self)} prompts of {several}{longest} tokens"
+        count = f"{len(self)} prompt{'' if len(self) == 1 else 's'}"
+        return f"{count} of {several}{longest} tokens"
 
     @property
     def hash(self) -> str:

@@ -121,7 +121,7 @@ def test_a_planted_spike_is_found_exactly(model: Any, prompts: Prompts) -> None:
     ] or [e["per_prompt"] for e in entries] == [11.0, 1.0]
     sentences = {
         "Written by L1 MLP: 100% of the peak, above": up,
-        "Removed by L3 MLP: -80% of the largest size, below": down,
+        "Removed by L3 MLP: 80% of the largest size": down,
     }
     for sentence, row in sentences.items():
         (line,) = (line for line in result.summary if sentence in line)
