@@ -1,5 +1,7 @@
 """The default battery: `diagnose` runs four experiments and writes one page.
 
+What is printed is its first screen (`results.first_screen`); `full()` is the whole page.
+
 16 prompts of 64 tokens, `draws=3`: the sink profile on its four inputs; BOS replaced with the mean
 embedding, zero and random tokens; all sink heads mean-ablated, and their edges to the sink dropped;
 position 0 patched with the residual stream of another token at six evenly spaced layers. At most 60
@@ -21,7 +23,7 @@ from .models.capabilities import check
 from .models.prompts import Prompts, as_prompts, require_several
 from .models.prompts import prompts as make_prompts
 from .results.diagnosis import Diagnosis
-from .results.effect_sentences import does_more, effect_sentence
+from .results.effect_lists import effect_lists
 from .results.result import ExperimentResult
 from .runner import registry
 from .runner.keeping import in_few_lines
@@ -62,7 +64,7 @@ def diagnose(
             if name == "sink_profile":
                 raise
             refused[name] = str(error)
-    return Diagnosis(results, _findings(bridge, prompts, results, refused))
+    return Diagnosis(results, _findings(bridge, prompts, results, refused), refused)
 
 
 def plans(model: HookedModel, prompts: Prompts, **settings: Any) -> list[Plan]:
@@ -151,16 +153,8 @@ def _findings(
 
 
 def _causal(result: ExperimentResult, what: str) -> list[str]:
-    """The effects on loss and sink mass, those that are larger than their control's first."""
+    """The effects on loss and sink mass beside their controls."""
     metrics = {row.metric for row in result.effects}
     shown = ("loss" if "loss" in metrics else "kl", "sink_mass")
-    leading: list[str] = []
-    others: list[str] = []
-    for row in result.effects:
-        if row.kind != "treatment" or row.metric not in shown:
-            continue
-        star = " *" if row.condition in result.settings["footnotes"] else ""
-        lines = leading if does_more(result, row) else others
-        lines.append(effect_sentence(result, what, row) + star)
     first = result.summary[:1] if result.experiment == "sink_head_ablation" else []
-    return [*first, *leading, *others]
+    return [*first, *effect_lists(result, what, shown)]

@@ -10,9 +10,10 @@ import typer
 
 from ..core.errors import SinklensError, UsageError
 from .app import app, one_line_errors
-from .request import Device, Dtype, Model, ModelSeed, Overwrite, Quiet, Revision, Source, Step
+from .request import Device, Dtype, Full, Model, ModelSeed, Overwrite, Quiet, Revision, Source, Step
 
 if TYPE_CHECKING:
+    from ..results.diagnosis import Diagnosis
     from ..results.result import ExperimentResult
 
 
@@ -85,11 +86,17 @@ def check(
 
 
 @app.command()
-def show(folder: Annotated[Path, typer.Argument(help="A folder written by --out.")]) -> None:
-    """Print the table of a saved result, or the page of a saved diagnosis."""
+def show(
+    folder: Annotated[Path, typer.Argument(help="A folder written by --out.")],
+    full: Full = False,
+) -> None:
+    """Print the table of a saved result, or the first screen of a saved diagnosis."""
     with one_line_errors():
-        page = _page(folder)
-        print("\n".join(page) if page else "\n\n".join(map(str, _saved(folder).values())))
+        card = _diagnosis(folder)
+        if card is not None:
+            print(card.full() if full else card)
+        else:
+            print("\n\n".join(map(str, _saved(folder).values())))
 
 
 @app.command()
@@ -104,14 +111,16 @@ def report(
         _require_writable(output, overwrite)
         folder = Path(source)
         if folder.is_dir() and not (folder / "config.json").exists():
-            results, findings = _saved(folder), _page(folder)
+            card = _diagnosis(folder)
+            results = _saved(folder) if card is None else card.results
         else:
             from ..diagnosis import diagnose as run_battery
 
             card = run_battery(Source(source).load(quiet), progress=False if quiet else None)
-            results, findings = card.results, card.findings
+            results = card.results
         from ..results.report import write_report
 
+        findings = [] if card is None else card.full().split("\n")
         write_report(results, output, findings=findings, overwrite=overwrite)
 
 
@@ -125,10 +134,11 @@ def _require_writable(output: Path, overwrite: bool) -> None:
         raise UsageError(f"there is no folder {output.parent} to write {output.name} into")
 
 
-def _page(folder: Path) -> list[str]:
-    """The page of a saved diagnosis; empty for a single result."""
-    page = folder / "findings.txt"
-    return page.read_text("utf-8").splitlines() if page.is_file() else []
+def _diagnosis(folder: Path) -> Diagnosis | None:
+    """A saved diagnosis; None where the folder holds single results."""
+    from ..results.diagnosis import PAGE, Diagnosis
+
+    return Diagnosis.load(folder) if (folder / PAGE).is_file() else None
 
 
 def _saved(folder: Path) -> dict[str, ExperimentResult]:

@@ -36,6 +36,7 @@ Set = Annotated[
     typer.Option("--set", help="A setting, KEY=VALUE; commas separate list items."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Full = Annotated[bool, typer.Option("--full", help="The whole page of a diagnosis.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say how many forward passes and how long, and stop.")
 ]

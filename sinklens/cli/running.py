@@ -15,6 +15,7 @@ from .request import (
     Device,
     DryRun,
     Dtype,
+    Full,
     Length,
     Model,
     ModelSeed,
@@ -55,8 +56,9 @@ def diagnose(
     set_: Set = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
+    full: Full = False,
 ) -> None:
-    """Diagnose a model: its sinks, and the effects of removing them, on one page."""
+    """Diagnose a model: its sinks, and the effects of removing them, on one screen."""
     source = Source(model, device, dtype, revision, step, model_seed)
     request = Request(
         "diagnose", source, text, n_prompts, length, bos, seed, set_ or [], out, overwrite, quiet
@@ -66,11 +68,11 @@ def diagnose(
         if dry_run:
             _plan_diagnosis(request)
         else:
-            _diagnose(request)
+            _diagnose(request, full)
 
 
-def _diagnose(request: Request) -> None:
-    """Print the page, and save what it rests on."""
+def _diagnose(request: Request, full: bool) -> None:
+    """Print the first screen or the whole page, and save what it rests on."""
     with request.kept():
         settings = request.settings()
         with request.imports():
@@ -80,7 +82,7 @@ def _diagnose(request: Request) -> None:
             configure(settings)
         model, prompts = request.load()
         card = run_battery(model, prompts, **request.shared, **settings)
-        print(card)
+        print(card.full() if full else card)
         if request.out is not None:
             card.save(request.out, overwrite=request.overwrite)
 

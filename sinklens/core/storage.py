@@ -13,7 +13,7 @@ from .errors import SinklensError
 
 UNFINISHED = "unfinished"
 COMMAND = "command.json"
-FILES = ("result.json", "run.json", "values.safetensors", "findings.txt")
+FILES = ("result.json", "run.json", "values.safetensors", "findings.txt", "diagnosis.json")
 
 
 def require_free(folder: Path, overwrite: bool) -> None:

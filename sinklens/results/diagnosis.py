@@ -1,20 +1,23 @@
-"""The results of a diagnosis, and its page of findings."""
+"""The results of a diagnosis, its first screen and its page of findings."""
 
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ..core.errors import SinklensError, unknown_name
-from ..core.storage import require_free, write_files
+from ..core.storage import json_bytes, read_json, require_free, write_files
+from .claims import claims, named
 from .comparison import concat
+from .first_screen import first_screen
 from .result import ExperimentResult
 
-PAGE = "findings.txt"
+PAGE, ABOUT = "findings.txt", "diagnosis.json"
+PROFILE = "sink_profile"
 
 
 @dataclass(frozen=True)
@@ -24,25 +27,41 @@ class Diagnosis:
     Attributes:
         results: Results by experiment.
         findings: One page of sentences.
+        refused: By experiment why it was not run.
     """
 
     results: dict[str, ExperimentResult]
     findings: list[str]
+    refused: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """The findings, one a line."""
-        return "\n".join(self.findings)
+        """The first screen: at most 12 lines, a verdict and what it rests on."""
+        return "\n".join(first_screen(self.results, self.refused))
 
     __repr__ = __str__
 
+    def full(self) -> str:
+        """The first screen, the rows of its claims, and all findings."""
+        return "\n".join([str(self), "", "Rows of the claims", *self._rows(), *self.findings[1:]])
+
+    def _rows(self) -> list[str]:
+        """By claim the rows that it rests on."""
+        made = enumerate(claims(self.results, self.refused), 1)
+        return [f"  {number} {'; '.join(named(claim))}" for number, claim in made if claim.rows]
+
     def _repr_html_(self) -> str:
-        """The findings, and the tables behind them, for Jupyter."""
-        lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.findings)
+        """The first screen; folded, all findings and the tables behind them, for Jupyter."""
+        verdict, *lines = (html.escape(line) for line in str(self).split("\n"))
+        rest = html.escape("\n".join(["Rows of the claims", *self._rows(), *self.findings[1:]]))
         tables = "".join(
             f"<details><summary>{html.escape(name)}</summary>{result._repr_html_()}</details>"
             for name, result in self.results.items()
         )
-        return f"<ul>{lines}</ul>{tables}"
+        style = "style='white-space: pre-wrap'"
+        return (
+            f"<h4>{verdict}</h4><pre {style}>{chr(10).join(lines)}</pre>"
+            f"<details><summary>All findings</summary><pre {style}>{rest}</pre></details>{tables}"
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """All rows of all experiments in long form, as of `ExperimentResult`."""
@@ -59,14 +78,15 @@ class Diagnosis:
         return self.results[experiment].plot()
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `findings.txt` and one result folder an experiment.
+        """Write `findings.txt`, `diagnosis.json` and one result folder an experiment.
 
         Raises:
             SinklensError: The folder holds something, or cannot be written.
         """
         target = Path(folder)
         require_free(target, overwrite)
-        files = {PAGE: f"{self}\n".encode()}
+        files = {PAGE: "\n".join([*self.findings, ""]).encode()}
+        files[ABOUT] = json_bytes({"refused": self.refused})
         for name, result in self.results.items():
             files |= {f"{name}/{file}": content for file, content in result._files().items()}
         write_files(target, files)
@@ -81,14 +101,16 @@ class Diagnosis:
         """
         source = Path(folder)
         page, parts = source / PAGE, sorted(path.parent for path in source.glob("*/result.json"))
-        if not (page.is_file() and parts):
+        if not (page.is_file() and (source / PROFILE / "result.json").is_file()):
             raise SinklensError(
-                f"{source} holds no diagnosis, which is a {PAGE} and a folder for each experiment; "
-                "ExperimentResult.load reads a single result"
+                f"{source} holds no diagnosis, which is a {PAGE} and a folder for each experiment, "
+                f"{PROFILE} among them; ExperimentResult.load reads a single result"
             )
         results = [ExperimentResult.load(part) for part in parts]
         try:
             findings = page.read_text("utf-8").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise SinklensError(f"{page} is damaged: {error}") from error
-        return cls({result.experiment: result for result in results}, findings)
+        about = read_json(source / ABOUT) if (source / ABOUT).is_file() else {}
+        refused = about.get("refused", {})
+        return cls({result.experiment: result for result in results}, findings, refused)

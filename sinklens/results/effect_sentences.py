@@ -104,7 +104,7 @@ def beside_control(
     models = result.of_random_models(contrast)
     side = HIGHER.get(control_verdict(contrast, models), control_verdict(contrast, models))
     if models is None:
-        aside = _interval_or_q(result, contrast)
+        aside = interval_or_q(result, contrast)
         return f"{side} {name} ({its}; {difference}{aside})"
     expected = "that of models with random weights"
     if not result.measure(contrast.metric).signed:
@@ -115,7 +115,7 @@ def beside_control(
     )
 
 
-def _interval_or_q(result: Record, contrast: EffectSize) -> str:
+def interval_or_q(result: Record, contrast: EffectSize) -> str:
     """Where the interval of a contrast and its q-value disagree, both of them."""
     if contrast.ci_low is None or contrast.ci_high is None or contrast.p_value is None:
         return ""
