@@ -38,8 +38,11 @@ def test_the_shipped_model_has_sinks_and_loses_them() -> None:
             condition=condition, metric="sink_mass", kind="contrast"
         )
         assert row.ci_high is not None and row.ci_high < -0.1
-    page = str(card)
-    assert page.startswith("rope: 6 layers of 4 heads, 16 prompts of 64 tokens with BOS from sotu.")
+    assert str(card).startswith("rope: a BOS sink that the model uses\n")
+    assert card.findings[0] == (
+        "rope: 6 layers of 4 heads, 16 prompts of 64 tokens with BOS from sotu."
+    )
+    page = card.full()
     assert "uniform attention" in page and "its later-position control" in page
     assert len(card.to_dataframe()) == sum(len(r.effects) for r in card.results.values())
 
@@ -50,13 +53,60 @@ def test_other_families_get_a_page_with_reasons(boot_family: Any, name: str) -> 
     model = boot_family(name)
     text = "the quick brown fox jumps over the lazy dog. " * 30
     prompts = sinklens.prompts(model, text, n=8, length=24)
-    page = str(sinklens.diagnose(model, prompts, progress=False))
+    card = sinklens.diagnose(model, prompts, progress=False)
+    _is_a_screen(card)
+    page = card.full()
     if name == "opt":
         assert "drop_edge" in page and "does nothing" in page
     if name == "bert":
         assert "Not run: position0_patching needs a causal model" in page
     if name == "neox":  # no BOS by default
         assert "Not run: bos_replacement needs prompts that start with BOS" in page
+        assert "These prompts have no BOS" in str(card) or "No sink" in str(card)
+        assert "Replacing BOS was not run: bos_replacement needs prompts that start" in str(card)
+
+
+def _is_a_screen(card: sinklens.Diagnosis) -> None:
+    lines = str(card).splitlines()
+    assert len(lines) <= 12 and max(map(len, lines)) <= 100, lines
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("rope", "rope: a BOS sink that the model uses"),
+        ("learned-sink", "learned-sink: no sink at position 0; learned sinks take the attention"),
+        ("encoder", "encoder: no sink"),
+    ],
+)
+def test_the_first_screen_says_what_the_rows_say(name: str, verdict: str) -> None:
+    prompts = sinklens.prompts(sinklens.load(name), n=8, length=48)
+    card = sinklens.diagnose(name, prompts, draws=2, null_models=2, progress=False)
+    _is_a_screen(card)
+    assert str(card).splitlines()[0] == verdict
+    assert "..." not in str(card)
+    text = " ".join(line.strip() for line in str(card).splitlines())
+    mass = card.results["sink_profile"].find(condition="position0", metric="sink_mass")
+    assert f" takes {mass.value:.1%} of later attention, uniform {mass.baseline:.1%}" in text
+    heads = card.results["sink_profile"].array("sink_mass").to_numpy()
+    assert f"{(heads > 0.3).sum() or 'no'} " in text and f"({heads.max():.1%})" in text
+    metric = "kl" if name == "encoder" else "loss"
+    replaced = {"metric": metric, "condition": "random_token"}
+    cost = card.results["bos_replacement"].find(**replaced, kind="treatment")
+    beyond = card.results["bos_replacement"].find(**replaced, kind="contrast", layers=None)
+    assert f"{cost.effect:+.3g} nats [{cost.ci_low:.3g}, {cost.ci_high:.3g}]" in text
+    assert f"(difference {beyond.effect:+.3g} [" in text
+    rows = card.full().split("Rows of the claims\n")[1].splitlines()
+    for line in rows[: rows.index("")]:
+        for part in line.strip().split(" ", 1)[1].split("; "):
+            experiment, _, names = part.partition(": ")
+            for row in names.split(", "):
+                wanted, condition, *place = row.split(" ")
+                layer = {"layer": int(place[0][1:])} if place else {}
+                card.results[experiment].find(
+                    metric=wanted, condition=condition, against=None, **layer
+                )
+    assert "All findings" in card._repr_html_() and f"<h4>{verdict}</h4>" in card._repr_html_()
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +121,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.slow
 def test_the_command_writes_what_show_prints(written: tuple[Path, str]) -> None:
     (folder, printed), runner = written, CliRunner()
-    assert (folder / "findings.txt").read_text() == printed
     shown = runner.invoke(app, ["show", str(folder)])
     assert shown.exit_code == 0 and shown.stdout == printed
+    full = runner.invoke(app, ["show", str(folder), "--full"])
+    assert full.exit_code == 0 and full.stdout.startswith(printed)
+    first, *findings = (folder / "findings.txt").read_text().splitlines(keepends=True)
+    assert first.startswith("rope: 6 layers of 4 heads, 3 prompts") and first not in full.stdout
+    assert full.stdout.endswith("".join(findings))
+    sentences = [line for line in full.stdout.splitlines() if line.strip()]
+    assert len(sentences) == len(set(sentences))
     table = runner.invoke(app, ["show", str(folder / "sink_head_ablation")])
     assert table.exit_code == 0 and table.stdout.startswith("sink_head_ablation")
     again = runner.invoke(app, ["diagnose", "rope", *SMALL, "--out", str(folder)])
@@ -93,6 +149,21 @@ def test_a_diagnosis_is_loaded_again(written: tuple[Path, str], tmp_path: Path) 
     assert loaded.plot("bos_replacement").data
     with pytest.raises(sinklens.SinklensError, match="did you mean bos_replacement"):
         loaded.plot("bos_replacment")
+
+
+def test_a_diagnosis_without_its_refusals_is_shown(
+    written: tuple[Path, str], tmp_path: Path
+) -> None:
+    """As version 0.1 saved it."""
+    folder = Path(shutil.copytree(written[0], tmp_path / "out"))
+    (folder / "diagnosis.json").unlink()
+    assert f"{sinklens.Diagnosis.load(folder)}\n" == written[1]
+    shutil.rmtree(folder / "bos_replacement")
+    card = sinklens.Diagnosis.load(folder)
+    assert "Replacing BOS was not run: the whole page says why." in str(card)
+    (folder / "diagnosis.json").write_text("{")
+    with pytest.raises(sinklens.SinklensError, match="damaged"):
+        sinklens.Diagnosis.load(folder)
 
 
 def test_what_is_no_diagnosis_is_refused(written: tuple[Path, str], tmp_path: Path) -> None:

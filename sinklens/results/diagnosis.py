@@ -11,9 +11,8 @@ import pandas as pd
 
 from ..core.errors import SinklensError, unknown_name
 from ..core.storage import json_bytes, read_json, require_free, write_files
-from .claims import claims, named
 from .comparison import concat
-from .first_screen import first_screen
+from .first_screen import claims, first_screen
 from .result import ExperimentResult
 
 PAGE, ABOUT = "findings.txt", "diagnosis.json"
@@ -42,17 +41,18 @@ class Diagnosis:
 
     def full(self) -> str:
         """The first screen, the rows of its claims, and all findings."""
-        return "\n".join([str(self), "", "Rows of the claims", *self._rows(), *self.findings[1:]])
+        return "\n".join([str(self), "", *self._below()])
 
-    def _rows(self) -> list[str]:
-        """By claim the rows that it rests on."""
+    def _below(self) -> list[str]:
+        """What the whole page has below the first screen; that says what the first finding does."""
         made = enumerate(claims(self.results, self.refused), 1)
-        return [f"  {number} {'; '.join(named(claim))}" for number, claim in made if claim.rows]
+        rows = [f"  {number} {claim.names()}" for number, claim in made if claim.rows]
+        return ["Rows of the claims", *rows, *self.findings[1:]]
 
     def _repr_html_(self) -> str:
         """The first screen; folded, all findings and the tables behind them, for Jupyter."""
         verdict, *lines = (html.escape(line) for line in str(self).split("\n"))
-        rest = html.escape("\n".join(["Rows of the claims", *self._rows(), *self.findings[1:]]))
+        rest = html.escape("\n".join(self._below()))
         tables = "".join(
             f"<details><summary>{html.escape(name)}</summary>{result._repr_html_()}</details>"
             for name, result in self.results.items()

@@ -1,20 +1,21 @@
 """Effects beside their controls as lists: what all lines share is said once, above them.
 
-Replacing BOS by: loss against the clean run in nats; its later-position control; the difference
-between the two where both count
-  mean: +0.242 [0.142, 0.341]; control +0.0678 [-0.0344, 0.17]; difference +0.119 [0.008, 0.229],
-    higher
+A list is a heading and a line for each row:
+
+    Replacing BOS by: loss against the clean run in nats; its later-position control; ...
+        mean: +0.242 [0.142, 0.341]; control +0.0678 [-0.034, 0.17]; difference ..., higher
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ..stats.effects import EffectSize
 from .effect_sentences import HIGHER, interval_or_q
 from .record import Record
 from .table import with_interval
-from .wording import control_verdict, place_of
+from .wording import control_verdict, effect_of, place_of
 
 INDENT = "  "
 VERDICTS = {
@@ -68,8 +69,10 @@ def _line(result: Record, row: EffectSize) -> str:
         models = result.of_random_models(contrast)
         verdict = VERDICTS[control_verdict(contrast, models)]
         aside = f" ({with_interval(models)})" if models else interval_or_q(result, contrast)
+        own = effect_of(replace(contrast, effect=contrast.value))
+        there = "" if own == effect_of(row) else f" from {own} there"
         parts += [
             f"control {with_interval(control)}",
-            f"difference {with_interval(contrast)}, {verdict}{aside}",
+            f"difference {with_interval(contrast)}{there}, {verdict}{aside}",
         ]
     return "; ".join(parts) + (" *" if star else "")

@@ -1,11 +1,14 @@
 """The first screen of a diagnosis: a verdict, what was run, and five claims with their numbers.
 
-At most 12 lines of at most 100 characters. What each claim rests on, and the rules by which it is
-made, are in `claims`; the heading is put together from their verdicts:
+At most 12 lines of at most 100 characters. By which rules a claim is made is written in
+`sink_claims` (1, 2) and `effect_claims` (3 to 5); on which rows it rests, in `Claim.rows` and in
+the whole page. The heading is put together from their verdicts:
 
     a BOS sink | a sink at position 0, whatever token it holds | a sink at position 0, in part of
         BOS | a sink at position 0                                          from claims 1 and 2
-    that the model uses | whose removal costs no more than its control      from claim 4, else 3
+    that the model uses | whose removal costs less, not significantly more than its control | too
+        few prompts to tell        from claim 4; where it was not run, from claim 3 if replacing BOS
+        removes the sink; nothing where it is not tested
     no sink at position 0, with what takes the attention instead            from claim 1
 """
 
@@ -14,11 +17,15 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from .claims import Claim, Results, claims
+from .claim import Claim
+from .effect_claims import by_layer, cutting_the_edge, replacing_bos
+from .record import Record
+from .sink_claims import sink_heads, the_sink, what_it_follows
 
 WIDTH, LONGEST, LINES_OF_A_CLAIM = 100, 12, 2
-NAME = 30
+NAME = 28
 GLUE = "\N{NO-BREAK SPACE}"
 SINKS = {
     "bos": "a BOS sink",
@@ -34,9 +41,18 @@ NO_SINK = {
 }
 USES = {
     "more than": "that the model uses",
-    "less than": "whose removal costs no more than its control",
-    "not significantly different from": "whose removal costs no more than its control",
+    "less than": "whose removal costs less than its control",
+    "not significantly different from": (
+        "whose removal costs not significantly more than its control"
+    ),
+    "too few": "(too few prompts to tell whether the model uses it)",
 }
+NOT_RUN = {
+    "bos_replacement": "Replacing BOS",
+    "sink_head_ablation": "Cutting the sink heads' attention to position 0",
+    "position0_patching": "Patching position 0 by layer",
+}
+Results = Mapping[str, Record]
 MORE = "The rows of each claim, and all others: --full, or .full() in Python."
 
 
@@ -52,6 +68,32 @@ def first_screen(results: Results, refused: Mapping[str, str]) -> list[str]:
     for number, claim in enumerate(made, 1):
         lines += _wrapped(number, claim.text)
     return [*lines, MORE] if len(lines) < LONGEST else lines
+
+
+def claims(results: Results, refused: Mapping[str, str]) -> list[Claim]:
+    """The five claims in their order; what was not run says why.
+
+    Args:
+        results: Results of the diagnosis by experiment.
+        refused: By experiment why it was not run.
+    """
+    profile = results["sink_profile"]
+    made = {
+        "bos_replacement": partial(replacing_bos, sink=bool(sink_heads(profile))),
+        "sink_head_ablation": cutting_the_edge,
+        "position0_patching": by_layer,
+    }
+    effects = [
+        make(results[name]) if name in results else _not_run(name, refused)
+        for name, make in made.items()
+    ]
+    return [the_sink(profile), what_it_follows(profile), *effects]
+
+
+def _not_run(name: str, refused: Mapping[str, str]) -> Claim:
+    """What was refused, with the first clause of the reason."""
+    why = re.split(r"; |\. ", refused.get(name, "the whole page says why"))[0].rstrip(".")
+    return Claim(f"{NOT_RUN[name]} was not run: {why}.")
 
 
 def _wrapped(number: int, text: str) -> list[str]:
@@ -92,10 +134,11 @@ def what_was_run(results: Results) -> str:
     prompts = known["prompts"]
     longest = f" to {prompts['longest']}" if "longest" in prompts else ""
     bos = "with" if known["bos"] else "without"
+    number = "1 prompt" if prompts["n"] == 1 else f"{prompts['n']} prompts"
     source = _cut(str(prompts["source"]), NAME // 2)
     return _cut(
-        f"{layers} layers x {heads} heads; {prompts['n']} prompt{'s' * (prompts['n'] != 1)} x {prompts['length']}{longest} "
-        f"tokens of {source}, {bos} BOS; seed {known.get('seed', 0)}; "
+        f"{layers} layers x {heads} heads; {number} x {prompts['length']}{longest} tokens"
+        f" of {source}, {bos} BOS; seed {known.get('seed', 0)}; "
         f"weights {str(known['model']['weights'])[:8]}",
         WIDTH,
     )

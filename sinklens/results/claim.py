@@ -1,0 +1,51 @@
+"""A claim of a diagnosis: a sentence, the rows that it rests on, and its verdict in a word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..stats.effects import EffectSize
+from .record import Record
+from .wording import place_of, written
+
+UNTESTED = ("", "not tested against")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the first screen and what it rests on.
+
+    Attributes:
+        text: The sentence.
+        rows: The rows, each with its experiment.
+        verdict: In a word, what the heading is made of; empty where there is none.
+    """
+
+    text: str
+    rows: tuple[tuple[str, EffectSize], ...] = ()
+    verdict: str = ""
+
+    def names(self) -> str:
+        """The rows by experiment: `sink_profile: sink_mass position0, sink_mass learned_sink`."""
+        by_experiment: dict[str, list[str]] = {}
+        for experiment, row in self.rows:
+            name = f"{row.metric} {row.condition} {place_of(row)}".rstrip()
+            by_experiment.setdefault(experiment, []).append(name)
+        return "; ".join(f"{name}: {', '.join(rows)}" for name, rows in by_experiment.items())
+
+
+def row_of(result: Record, metric: str, condition: str) -> EffectSize | None:
+    """The row of a metric and condition, not of its control."""
+    wanted = metric, condition, None
+    rows = (row for row in result.effects if (row.metric, row.condition, row.against) == wanted)
+    return next(rows, None)
+
+
+def cited(result: Record, rows: list[EffectSize]) -> tuple[tuple[str, EffectSize], ...]:
+    """Rows with their experiment, each once."""
+    return tuple((result.experiment, row) for row in dict.fromkeys(rows))
+
+
+def percent(value: float) -> str:
+    """A share: `35.5%`."""
+    return written(value, ".1%")

@@ -1,0 +1,159 @@
+"""What a diagnosis claims of interventions, made from the rows of its experiments by these rules.
+
+3  Replacing BOS. `bos_replacement`: `sink_mass` and `loss` (else `kl`) of `random_token`, else of
+   `mean`, else `zero`. If the sink changes significantly more than under its control (`does_more`),
+   it is removed where its mass falls by half or more, weakened where by less, strengthened where it
+   rises, and hardly changed within a tenth either way.
+4  Cutting the edge. `sink_head_ablation`: `loss` (else `kl`) of `drop_edge`.
+5  By layer. `position0_patching`: `loss` (else `kl`) of `other_token:residual` by layer. It matters
+   most where its difference from the control is largest of those that are significantly larger
+   (`does_more`), and least where it is smallest.
+
+Each effect is said against the clean run, then whether it is more than its control
+(`control_verdict`), with the difference where both count. It costs something if its interval lies
+above 0.
+"""
+
+from __future__ import annotations
+
+from ..stats.effects import LEVEL, EffectSize, smallest_p
+from .claim import UNTESTED, Claim, cited, percent, row_of
+from .effect_sentences import does_more
+from .record import Record
+from .wording import control_verdict, describe, effect_of, interval_of, null_verdict
+
+HALF, HARDLY = 0.5, 0.1
+REPLACEMENTS = {
+    "random_token": "random tokens",
+    "mean": "the mean embedding",
+    "zero": "zero",
+}
+CHANGES = {
+    "removes": "removes the sink",
+    "weakens": "weakens the sink",
+    "strengthens": "strengthens the sink",
+    "hardly": "hardly changes the sink",
+    "no more": "changes the sink no more than its control",
+    "untested": "changes the sink, untested,",
+}
+
+
+def replacing_bos(result: Record, sink: bool) -> Claim:
+    """Claim 3: what another token in place of BOS does to the sink and to the loss."""
+    treated = {row.condition for row in result.effects if row.kind == "treatment"}
+    condition = next((name for name in REPLACEMENTS if name in treated), None)
+    cost = None if condition is None else _cost(result, condition)
+    if condition is None or cost is None:
+        return Claim("bos_replacement has no row of another token.")
+    mass = row_of(result, "sink_mass", condition)
+    said, rows, verdict = f"Replacing BOS by {REPLACEMENTS[condition]} ", [cost], ""
+    if sink and mass is not None:
+        verdict = changing(result, mass)
+        at = f" over {mass.layers}" if mass.layers else ""
+        values = f"{percent(mass.baseline)} -> {percent(mass.value)}{at}"
+        said += f"{CHANGES[verdict]} ({values}) and "
+        rows.insert(0, mass)
+    said += _costs(result, cost, "replacing a later token")
+    if verdict == "removes":
+        verdict = f"removes, {_use(result, cost)}"
+    return Claim(f"{said}.", cited(result, rows), verdict)
+
+
+def changing(result: Record, mass: EffectSize) -> str:
+    """What an intervention does to the sink, by its mass before and after and its control."""
+    if _side(result, mass) in UNTESTED:
+        return "untested"
+    if not does_more(result, mass):
+        return "no more"
+    if abs(mass.effect) < HARDLY * mass.baseline:
+        return "hardly"
+    if mass.effect > 0:
+        return "strengthens"
+    return "removes" if mass.value <= HALF * mass.baseline else "weakens"
+
+
+def cutting_the_edge(result: Record) -> Claim:
+    """Claim 4: what the attention of the sink heads to position 0 is worth."""
+    cost = _cost(result, "drop_edge")
+    if cost is None:
+        return Claim("sink_head_ablation has no row of a cut edge.")
+    heads = len(result.draws.get("heads", ()))
+    of = f"in {heads} sink heads" if heads else "in the sink heads"
+    said = _costs(result, cost, "cutting that to a later key")
+    text = f"Cutting the attention to position 0 {of} {said}."
+    return Claim(text, cited(result, [cost]), _use(result, cost))
+
+
+def by_layer(result: Record) -> Claim:
+    """Claim 5: entering which layer it matters what position 0 holds."""
+    rows = [
+        row
+        for row in result.effects
+        if (row.kind, row.condition) == ("treatment", "other_token:residual")
+        and row.metric == _loss_of(result)
+    ]
+    compared = [(row, pair[1]) for row in rows for pair in result.references(row)[:1]]
+    if not compared:
+        return Claim("What position 0 holds was not compared with a later position by layer.")
+    compared.sort(key=lambda pair: pair[1].effect)
+    larger = [pair for pair in compared if does_more(result, pair[0]) and pair[1].effect > 0]
+    if larger:
+        return _largest_layer(result, larger[-1], compared[0])
+    most, difference = compared[-1]
+    largest = f"{describe(difference)} (L{most.layer})"
+    if _side(result, most) in UNTESTED:
+        said = f"Patching position 0 is not tested; of {len(rows)} layers the largest difference"
+        return Claim(f"{said} from a later position is {largest}.", cited(result, [most]))
+    said = f"What position 0 holds matters entering none of {len(rows)} layers more than at a later"
+    text = f"{said} position; the largest difference is {largest}."
+    return Claim(text, cited(result, [most]), "none")
+
+
+def _largest_layer(
+    result: Record, largest: tuple[EffectSize, EffectSize], smallest: tuple[EffectSize, EffectSize]
+) -> Claim:
+    """Claim 5 where it matters: the layers with the largest and smallest difference."""
+    (most, difference), (least, other) = largest, smallest
+    said = (
+        f"What position 0 holds matters most entering L{most.layer}: {describe(most)}, "
+        f"{effect_of(difference)}{interval_of(difference)} beyond its control"
+    )
+    if least is not most:
+        more = "" if does_more(result, least) else ", not significantly more"
+        beyond = f"{effect_of(other)}{interval_of(other)}"
+        said += f"; least entering L{least.layer}: {beyond}{more}"
+    return Claim(f"{said}.", cited(result, [most, least]), f"L{most.layer}")
+
+
+def _costs(result: Record, row: EffectSize, control: str) -> str:
+    """An effect on loss or KL against the clean run, then beside its control."""
+    what = "loss" if row.metric == "loss" else "KL"
+    costs = null_verdict(row) == "above" and row.metric == "loss"
+    said = f"costs {describe(row)}" if costs else f"changes {what} by {describe(row)}"
+    for _, contrast in result.references(row)[:1]:
+        difference = f"difference {effect_of(contrast)}{interval_of(contrast)}"
+        return f"{said}, {_side(result, row)} {control} ({difference})"
+    return f"{said}, without a control"
+
+
+def _side(result: Record, row: EffectSize) -> str:
+    """On which side of its control an effect is; empty where it has none."""
+    for _, contrast in result.references(row)[:1]:
+        return control_verdict(contrast, result.of_random_models(contrast))
+    return ""
+
+
+def _use(result: Record, row: EffectSize) -> str:
+    """The verdict on a cost; `too few` where no result of that many prompts is significant."""
+    side = _side(result, row)
+    if side == "not significantly different from" and smallest_p(row.n_prompts) > LEVEL:
+        return "too few"
+    return side
+
+
+def _cost(result: Record, condition: str) -> EffectSize | None:
+    return row_of(result, _loss_of(result), condition)
+
+
+def _loss_of(result: Record) -> str:
+    return "loss" if any(row.metric == "loss" for row in result.effects) else "kl"
