@@ -1,7 +1,7 @@
 """What a diagnosis claims of interventions, made from the rows of its experiments by these rules.
 
-3  Replacing BOS. `bos_replacement`: `sink_mass` and `loss` (else `kl`) of `random_token`, else of
-   `mean`, else `zero`. If the sink changes significantly more than under its control (`does_more`),
+3  Replacing BOS. `bos_replacement`: `sink_mass` and `loss` (else `kl`) of `random_token`; of
+   `mean`, else `zero`, where that was not run, which is then said. If the sink changes significantly more than under its control (`does_more`),
    it is removed where its mass falls by half or more, weakened where by less, strengthened where it
    rises, and hardly changed within a tenth either way.
 4  Cutting the edge. `sink_head_ablation`: `loss` (else `kl`) of `drop_edge`.
@@ -24,9 +24,9 @@ from .wording import control_verdict, describe, effect_of, interval_of, null_ver
 
 HALF, HARDLY = 0.5, 0.1
 REPLACEMENTS = {
-    "random_token": "random tokens",
-    "mean": "the mean embedding",
-    "zero": "zero",
+    "random_token": "",
+    "mean": " by the mean embedding",
+    "zero": " by zero",
 }
 CHANGES = {
     "removes": "removes the sink",
@@ -46,14 +46,14 @@ def replacing_bos(result: Record, sink: bool) -> Claim:
     if condition is None or cost is None:
         return Claim("bos_replacement has no row of another token.")
     mass = row_of(result, "sink_mass", condition)
-    said, rows, verdict = f"Replacing BOS by {REPLACEMENTS[condition]} ", [cost], ""
+    said, rows, verdict = f"Replacing BOS{REPLACEMENTS[condition]} ", [cost], ""
     if sink and mass is not None:
         verdict = changing(result, mass)
         at = f" over {mass.layers}" if mass.layers else ""
         values = f"{percent(mass.baseline)} -> {percent(mass.value)}{at}"
         said += f"{CHANGES[verdict]} ({values}) and "
         rows.insert(0, mass)
-    said += _costs(result, cost, "replacing a later token")
+    said += _costs(result, cost, "a later token's")
     if verdict == "removes":
         verdict = f"removes, {_use(result, cost)}"
     return Claim(f"{said}.", cited(result, rows), verdict)
@@ -79,7 +79,7 @@ def cutting_the_edge(result: Record) -> Claim:
         return Claim("sink_head_ablation has no row of a cut edge.")
     heads = len(result.draws.get("heads", ()))
     of = f"in {heads} sink heads" if heads else "in the sink heads"
-    said = _costs(result, cost, "cutting that to a later key")
+    said = _costs(result, cost, "that to a later key")
     text = f"Cutting the attention to position 0 {of} {said}."
     return Claim(text, cited(result, [cost]), _use(result, cost))
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from .claim import Claim
@@ -78,7 +78,7 @@ def claims(results: Results, refused: Mapping[str, str]) -> list[Claim]:
         refused: By experiment why it was not run.
     """
     profile = results["sink_profile"]
-    made = {
+    made: dict[str, Callable[[Record], Claim]] = {
         "bos_replacement": partial(replacing_bos, sink=bool(sink_heads(profile))),
         "sink_head_ablation": cutting_the_edge,
         "position0_patching": by_layer,
@@ -97,18 +97,15 @@ def _not_run(name: str, refused: Mapping[str, str]) -> Claim:
 
 
 def _wrapped(number: int, text: str) -> list[str]:
-    """A claim on at most two lines; intervals are not torn."""
-    kept = re.sub(r"\[[^\]]*\]", lambda interval: interval[0].replace(" ", GLUE), text)
-    lines = textwrap.wrap(
-        kept,
-        WIDTH,
-        initial_indent=f"{number} ",
-        subsequent_indent="  ",
-        max_lines=LINES_OF_A_CLAIM,
-        placeholder=" ...",
-        break_on_hyphens=False,
+    """A claim on at most two lines; intervals are torn only where it does not fit otherwise."""
+    glued = re.sub(r"\[[^\]]*\]", lambda interval: interval[0].replace(" ", GLUE), text)
+    fill = textwrap.TextWrapper(
+        WIDTH, initial_indent=f"{number} ", subsequent_indent="  ", break_on_hyphens=False
     )
-    return [line.replace(GLUE, " ") for line in lines]
+    if len(fill.wrap(glued)) > LINES_OF_A_CLAIM:
+        glued = text
+    fill.max_lines, fill.placeholder = LINES_OF_A_CLAIM, " ..."
+    return [line.replace(GLUE, " ") for line in fill.wrap(glued)]
 
 
 def heading(results: Results, made: Sequence[Claim]) -> str:

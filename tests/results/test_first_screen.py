@@ -161,10 +161,10 @@ def test_without_bos_or_inputs_or_a_sink_nothing_is_said_to_follow() -> None:
 def test_replacing_bos(mass: float, control: float | None, words: str, expected: str) -> None:
     rows = effects(("sink_mass", "random_token", mass, control), ("loss", "random_token", 0.2, 0.1))
     claim = replacing_bos(record(rows), sink=True)
-    assert claim.text.startswith(f"Replacing BOS by random tokens {words}")
+    assert claim.text.startswith(f"Replacing BOS {words}")
     assert claim.verdict == expected
     assert "and costs +0.2 nats [" in claim.text
-    assert ", more than replacing a later token (difference +0.1 [" in claim.text
+    assert ", more than a later token's (difference +0.1 [" in claim.text
     without = replacing_bos(record(rows), sink=False)
     assert "sink" not in without.text and len(without.rows) == 1
 
@@ -189,7 +189,7 @@ def test_cutting_the_edge(size: float, control: float, words: str, expected: str
     rows = effects(("loss", "drop_edge", size, control))
     claim = cutting_the_edge(record(rows, draws={"heads": ["L0H0", "L1H1"]}))
     assert claim.text.startswith(f"Cutting the attention to position 0 in 2 sink heads {words}")
-    assert f"{expected} cutting that to a later key (difference " in claim.text
+    assert f"{expected} that to a later key (difference " in claim.text
     assert claim.verdict == expected
 
 
