@@ -1,9 +1,10 @@
 """What a diagnosis claims of interventions, made from the rows of its experiments by these rules.
 
 3  Replacing BOS. `bos_replacement`: `sink_mass` and `loss` (else `kl`) of `random_token`; of
-   `mean`, else `zero`, where that was not run, which is then said. If the sink changes significantly more than under its control (`does_more`),
-   it is removed where its mass falls by half or more, weakened where by less, strengthened where it
-   rises, and hardly changed within a tenth either way.
+   `mean`, else `zero`, where that was not run, which is then said. If the sink changes
+   significantly more than under its control (`does_more`), it is removed where its mass falls
+   by half or more, weakened where by less, strengthened where it rises, and hardly changed
+   within a tenth either way.
 4  Cutting the edge. `sink_head_ablation`: `loss` (else `kl`) of `drop_edge`.
 5  By layer. `position0_patching`: `loss` (else `kl`) of `other_token:residual` by layer. It matters
    most where its difference from the control is largest of those that are significantly larger
