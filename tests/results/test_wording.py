@@ -197,8 +197,8 @@ def test_rows_over_different_layers_are_compared_by_their_sums(record: Record) -
     result = replace(record, effects=rows, arrays=arrays)
     (line,) = say(result, [Compared("Patching with", "loss")])
     assert line.startswith(
-        "Patching with patch at L0 (the largest of 2 rows summed over layers; its interval ignores "
-        "that choice): loss +0.2 nats"
+        "Patching with patch at L0 (of 2 rows the largest when summed over layers; its interval "
+        "ignores that choice): loss +0.2 nats"
     )
 
 

@@ -574,7 +574,7 @@ def test_the_sweep_counts_tokens_that_spike() -> None:
         assert (row.n_prompts, row.resampled) == (ordinary, "token")
         assert 0 <= row.baseline <= gaussian_exceeds(WIDTH, 1000 / median) + 1e-12
     (line,) = (line for line in result.summary if "first token" in line)
-    assert line.count("above Gaussian entries") == 2
+    assert line.count("beside Gaussian entries") == 2
     assert any("The embedding already holds the peak." in line for line in result.summary)
 
 

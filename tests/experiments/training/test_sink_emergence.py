@@ -21,6 +21,7 @@ import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
 from sinklens.core.errors import UsageError
+from sinklens.experiments.training import _followed
 from sinklens.experiments.training._checkpoints import _number_in
 from sinklens.experiments.training._onsets import onset_values
 from sinklens.experiments.training._traits import largest_column, read_traits, references
@@ -340,21 +341,31 @@ def test_rows_of_another_experiment_are_followed(rope: Any, prompts: Prompts) ->
     assert refused.measure("loss:zero:matched").null == "no difference from its control"
 
 
-def test_a_row_that_becomes_another_kind_is_left_out(rope: Any, prompts: Prompts) -> None:
-    """At step 1024 as many other heads exist as sink heads, at step 4000 they do not."""
-    kinds = {}
-    for step in (1024, 4000):
-        model = sinklens.load("rope", **({} if step == 4000 else {"step": step}))
-        settings = {"progress": False, "null_models": 0, "draws": 1, "conditions": ("zero",)}
-        ablation = sinklens.run("sink_head_ablation", model, prompts, **settings)
-        kinds[step] = {row.kind for row in ablation.effects if row.condition == "zero"}
-    assert "contrast" in kinds[1024] and "contrast" not in kinds[4000]
-    edits = {"experiment": "sink_head_ablation", "rows": ("loss:zero",)}
-    steps = {"checkpoints": ("0", "1024", "4000"), "conditions": ("sink_mass",)}
-    result = run(rope, prompts, **edits, **steps)
+def test_a_row_that_becomes_another_kind_is_left_out(
+    rope: Any, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A contrast at step 0; at step 4000 there is no control, as where nothing can be matched."""
+    draws = iter((2, 0))
+    plain = registry.run
+
+    def without_a_control_later(name: str, *given: Any, **settings: Any) -> Any:
+        return plain(name, *given, **{**settings, "draws": next(draws), "null_models": 0})
+
+    monkeypatch.setattr(_followed.registry, "run", without_a_control_later)
+    edits = {"experiment": "bos_replacement", "rows": ("loss:zero",)}
+    result = plain(
+        "sink_emergence",
+        rope,
+        prompts,
+        checkpoints=("0", "4000"),
+        conditions=("sink_mass",),
+        progress=False,
+        **edits,
+    )
     assert "loss:zero at step 4000" in result.settings["left_out"]
     followed = {row.condition for row in result.effects if row.metric == "loss:zero"}
-    assert "step1024" in followed and "step4000" not in followed
+    assert followed == {"step0"}
+    assert result.measure("loss:zero").null == "no difference from its control"
 
 
 def test_folders_are_checkpoints_of_any_model(prompts: Prompts, tmp_path: Path) -> None:
