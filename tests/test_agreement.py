@@ -154,6 +154,7 @@ def test_bos_replacement(smollm2: Any, prompts: sinklens.Prompts, plain_smollm2:
         prompts,
         draws=2,
         seed=1,
+        null_models=0,
         conditions=["mean", "zero", "random_token", "gaussian"],
     )
     drawn = result.draws
@@ -182,7 +183,7 @@ def test_bos_replacement(smollm2: Any, prompts: sinklens.Prompts, plain_smollm2:
 
 
 def test_sink_head_ablation(smollm2: Any, prompts: sinklens.Prompts, plain_smollm2: Any) -> None:
-    result = sinklens.run("sink_head_ablation", smollm2, prompts, draws=1, seed=2)
+    result = sinklens.run("sink_head_ablation", smollm2, prompts, draws=1, seed=2, null_models=0)
     heads = plain_hf.sink_heads(plain_smollm2, prompts.tokens)
     drawn = result.draws
     assert drawn["heads"] == [f"L{layer}H{head}" for layer, head in heads]

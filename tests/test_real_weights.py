@@ -24,7 +24,17 @@ EXPERIMENTS = (
     "absolute_position",
     "spike_sink_decoupling",
 )
-SMALL = ("--n-prompts", "3", "--length", "16", "--set", "draws=1", "--quiet")
+SMALL = (
+    "--n-prompts",
+    "3",
+    "--length",
+    "16",
+    "--set",
+    "draws=1",
+    "--set",
+    "null_models=0",
+    "--quiet",
+)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -57,7 +67,7 @@ def test_the_notebook(smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.Mo
         f"model = sinklens.load(Path({str(smollm2_gguf)!r}))\n"
         "prompts = sinklens.prompts(model, n=3, length=16, bos=True)",
         *(
-            f"result = sinklens.run({name!r}, model, prompts, draws=1)\n"
+            f"result = sinklens.run({name!r}, model, prompts, draws=1, null_models=0)\n"
             "from IPython.display import display\ndisplay(result)\nresult.plot()"
             for name in EXPERIMENTS
         ),

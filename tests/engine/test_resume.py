@@ -30,7 +30,16 @@ pytestmark = pytest.mark.slow
 
 COMMAND = [
     *("position0_patching", "rope", "--n-prompts", "8", "--length", "48", "--quiet"),
-    *("--set", "conditions=other_token,zero", "--set", "batch_size=2", "--set", "draws=2"),
+    *(
+        "--set",
+        "conditions=other_token,zero",
+        "--set",
+        "batch_size=2",
+        "--set",
+        "draws=2",
+        "--set",
+        "null_models=1",
+    ),
 ]
 FILES = ("result.json", "values.safetensors")
 
@@ -93,6 +102,7 @@ def ablate() -> Callable[[], sinklens.ExperimentResult]:
         sinklens.prompts(model, n=4, length=24),
         each=True,
         draws=2,
+        null_models=0,
         batch_size=2,
         conditions=("zero", "mean"),
         metrics=("loss", "sink_mass"),

@@ -71,7 +71,8 @@ def planted() -> transformers.GPT2LMHeadModel:
 
 
 def run(model: Any, prompts: Prompts, **settings: Any) -> Any:
-    return sinklens.run("massive_activations", model, prompts, progress=False, **settings)
+    settings = {"null_models": 0, "progress": False, **settings}
+    return sinklens.run("massive_activations", model, prompts, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,8 @@ CHANNEL, WIDTH = 7, families.D_MODEL
 
 
 def run(model: Any, prompts: Prompts, **settings: Any) -> Any:
-    return sinklens.run("outlier_dimensions", model, prompts, progress=False, **settings)
+    settings = {"null_models": 0, "progress": False, **settings}
+    return sinklens.run("outlier_dimensions", model, prompts, **settings)
 
 
 def norms_of(plain: Any) -> list[Any]:

@@ -45,7 +45,8 @@ CONDITIONS = ("clamp_spikes", "drop_edge", "both")
 
 
 def run(model: Any, prompts: Prompts, **settings: Any) -> Any:
-    return sinklens.run("spike_sink_decoupling", model, prompts, progress=False, **settings)
+    settings = {"null_models": 0, "progress": False, **settings}
+    return sinklens.run("spike_sink_decoupling", model, prompts, **settings)
 
 
 @pytest.fixture(scope="module")
