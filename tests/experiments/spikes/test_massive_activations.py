@@ -126,7 +126,7 @@ def test_a_planted_spike_is_found_exactly(model: Any, prompts: Prompts) -> None:
     }
     for sentence, row in sentences.items():
         (line,) = (line for line in result.summary if sentence in line)
-        assert f"the broken-stick expectation ({row.baseline:.0%})" in line
+        assert f"the broken-stick expectation ({abs(row.baseline):.0%})" in line
 
 
 def test_criteria_and_kurtosis() -> None:
