@@ -600,7 +600,7 @@ def test_every_family_works_or_refuses(name: str) -> None:
         with pytest.raises(SinklensError, match="norms the stream itself"):
             sinklens.evaluate(model, prompts, [], [], probes=[PeakTrace(model, [])], progress=False)
         return
-    result = run(model, prompts, scale_free=3.0, draws=2)
+    result = run(model, prompts, scale_free=3.0, draws=2, null_models=2)
     assert {row.kind for row in result.effects} == {
         "measurement",
         "treatment",
