@@ -72,7 +72,8 @@ def test_a_planted_outlier_is_found_exactly(draws: int) -> None:
     assert result.find(metric="size_outliers").baseline == pytest.approx(WIDTH * tail / 2)
     # Such a channel is found in one of 24 models of Gaussian sizes, and it is large by its choice.
     chance = 1 - (1 - tail / 2) ** WIDTH
-    assert f"Gaussian sizes, of which 1 or more have probability {chance:.2g}." in result.summary[1]
+    assert "; Gaussian sizes would give " in result.summary[1]
+    assert f" (1 or more with probability {chance:.2g})." in result.summary[1]
     size = result.find(metric="size_ratio", condition="size", kind="measurement")
     assert (
         f"by size: {size.value:,.3g} times the median channel (chosen for it" in result.summary[2]
