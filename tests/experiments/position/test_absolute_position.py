@@ -138,7 +138,7 @@ def test_families(family: Any) -> None:
     change = checks["shifted_positions"]["change"]
     assert change > 0.1 if name == "tiny-gpt2" else change < 1e-3
     notes = " ".join(result.notes())
-    assert ("window and causal mask are the same" in notes) == (
+    assert ("attention window shorter than the prompts" in notes) == (
         name not in ("tiny-mistral", "tiny-gemma2")
     )
     assert (
@@ -218,7 +218,7 @@ def test_no_share_of_nothing(rope: Any, prompts: Prompts) -> None:
     missing = "without key 0 the component at queries 1:8 is not distinguishable from its null with"
     said = " ".join(result.summary)
     assert said.count(f"{missing} 5 prompts, so that nothing can be said of a share that is") == 1
-    assert "no change of the component itself is distinguishable from 0" in said
+    assert "no replacement changes this component distinguishably from 0" in said
     assert not any(line.startswith("From layer 1 to the last") for line in result.summary)
     (checks,) = (note for note in result.notes() if note.startswith("Checks:"))
     assert "only through differences (content may still carry position)" in checks
@@ -244,7 +244,7 @@ def test_where_zeroing_bos_leaves_a_stream_and_raises_the_component() -> None:
     assert max(norms) > 0.1 and "zero" not in result.settings["footnotes"]
     row = result.find(metric="component_all_keys", condition="zero", kind="treatment")
     (line,) = (line for line in result.summary if line.startswith("Replacing BOS"))
-    rise = f"under zero with key 0 from {row.baseline:.3g} to {row.value:.3g} ({row.effect:+.3g}"
+    rise = f"under zero, with key 0, it rises from {row.baseline:.3g} to {row.value:.3g} nats^2 ("
     assert row.ci_low > 0 and rise in line
     (line,) = (line for line in result.summary if line.startswith("A nearest-centroid"))
     accuracy = result.find(
