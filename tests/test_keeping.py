@@ -114,7 +114,10 @@ def test_without_a_folder_it_says_how(ablate: Run, groups: Groups) -> None:
 
 
 SCRIPT = """
-import sys, time, sinklens
+import signal, sys, time, sinklens
+
+# A process that was started in the background hands on that it ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 model, call = sinklens.load("rope"), sinklens.{name}
 
 def wait(*_):
@@ -145,7 +148,10 @@ def test_ctrl_c_gives_at_most_ten_lines(name: str, arguments: str, tmp_path: Pat
     )
     assert process.stdout is not None and process.stdout.readline() == "in a forward pass\n"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode != 0
     assert len(errors.strip().splitlines()) <= 10, errors
     assert "Interrupted: stopped; " in errors
