@@ -47,11 +47,12 @@ class CausalMask:
         return CausalMask(moved, self._windows, self._sink_logit)
 
     def flat(self) -> CausalMask:
-        """The component of flat logits, which give uniform attention."""
-        return CausalMask(torch.zeros_like(self.offsets[:1]), self._windows)
+        """The component of flat logits, which give uniform attention, a learned sink included."""
+        sink = None if self._sink_logit is None else torch.zeros_like(self._sink_logit)
+        return CausalMask(torch.zeros_like(self.offsets[:1]), self._windows, sink)
 
     def slope(self) -> Float[Tensor, "n layer head"]:
-        """Slope of C_i against log(i + 1): 1 for flat logits."""
+        """Slope of C_i against log(i + 1): 1 for flat logits without a learned sink."""
         centred = self._log_keys - self._log_keys.mean()
         return (self.log_z @ centred) / (centred @ centred)
 

@@ -27,6 +27,11 @@ def test_uniform_attention_by_hand() -> None:
     # A window of 2: query 2 no longer sees key 0.
     assert uniform_sink_scores(3, window=2)[0] == pytest.approx((1 + 1 / 2 + 0) / 3)
     assert uniform_sink_mass(4, causal=False) == pytest.approx(1 / 4)
+    # A learned sink takes as much as a key does.
+    assert uniform_sink_mass(3, learned_sink=True) == pytest.approx((1 / 3 + 1 / 4) / 2)
+    assert uniform_sink_scores(3, learned_sink=True)[0] == pytest.approx(
+        (1 / 2 + 1 / 3 + 1 / 4) / 3
+    )
 
 
 def test_control_positions_leave_a_prediction_to_count() -> None:

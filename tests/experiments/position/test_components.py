@@ -166,6 +166,15 @@ def test_uniform_attention_has_slope_1() -> None:
     assert float(flat.extra_r2()[0, 0, 0]) == pytest.approx(r2)
 
 
+def test_flat_logits_give_a_learned_sink_as_much_as_a_key() -> None:
+    """log Z is log(i + 2) then, and log(i + 1) without a sink."""
+    offsets = torch.randn(1, 2, 3, 9, generator=torch.Generator().manual_seed(4))
+    for sink, more in ((torch.full((2, 3), 5.0), 2), (None, 1)):
+        flat = CausalMask(offsets, [9, 9], sink).flat()
+        expected = (torch.arange(9).double() + more).log()
+        torch.testing.assert_close(flat.log_z, expected.expand(flat.log_z.shape))
+
+
 def test_the_mask_costs_what_the_divergence_says() -> None:
     """KL(A_win || A) from the distributions themselves, with a learned sink in log Z."""
     g = torch.from_numpy(np.random.default_rng(2).standard_normal(SIZE))
