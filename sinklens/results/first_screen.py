@@ -43,7 +43,7 @@ USES = {
     "more than": "that the model uses",
     "less than": "whose removal costs less than its control",
     "not significantly different from": (
-        "whose removal costs not significantly more than its control"
+        "whose removal does not cost significantly more than its control"
     ),
     "too few": "(too few prompts to tell whether the model uses it)",
 }

@@ -187,7 +187,10 @@ def references(result: Record, row: EffectSize) -> Iterator[tuple[str, str]]:
     for reference, contrast in result.references(row):
         words = f"{reference.against}".replace("_", "-")
         value = number(measure, reference.value)
-        side = verdict(reference, contrast, result.of_random_models(contrast))
+        models = result.of_random_models(contrast)
+        side = verdict(reference, contrast, models)
+        if models is not None and contrast.p_value is not None:
+            value += ", tested against models with random weights"
         if number(measure, reference.baseline) != number(measure, row.baseline):
             # What is compared is the distance from the null, with its sign.
             side = f"relative to {measure.null} {RELATIVE.get(side, side)}"

@@ -238,8 +238,8 @@ def test_by_layer() -> None:
         ),
         (
             ("sink", "part", "weakens", "not significantly different from"),
-            "a sink at position 0, in part of BOS, whose removal costs not significantly more than "
-            "its control",
+            "a sink at position 0, in part of BOS, whose removal does not cost significantly more "
+            "than its control",
         ),
         (("sink", "", "", "less than"), "a sink at position 0 whose removal costs less than its c"),
         (("sink", "bos", "removes, more than", ""), "a BOS sink that the model uses"),
