@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..stats.effects import EffectSize
+from .drawing import error_bars
 from .wording import place_of
 
 if TYPE_CHECKING:
@@ -79,12 +80,7 @@ def _trace(
     return graph_objects.Scatter(
         x=[row.effect for row in rows],
         y=heights,
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [0 if row.ci_high is None else row.ci_high - row.effect for row in rows],
-            "arrayminus": [0 if row.ci_low is None else row.effect - row.ci_low for row in rows],
-        },
+        error_x=error_bars(rows),
         mode="markers",
         name=result,
         legendgroup=result,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -198,7 +198,7 @@ def _interaction(figure: Interaction, result: Record) -> Figure:
                 textposition="top center",
                 marker={"size": 11},
                 showlegend=False,
-                **{f"error_{axis}": _error(row) for axis, row in mine.items() if row},
+                **{f"error_{axis}": error_bars([row]) for axis, row in mine.items() if row},
             )
         )
     drawn.update_layout(
@@ -218,15 +218,13 @@ def _stored(figure: Plotly) -> Figure:
     return graph_objects.Figure(figure.content)
 
 
-def _error(effect: EffectSize) -> dict[str, Any]:
-    """The interval of an effect as an error bar around its value."""
-    if effect.ci_low is None or effect.ci_high is None:
-        return {}
+def error_bars(effects: Sequence[EffectSize]) -> dict[str, Any]:
+    """The intervals of effects as plotly's error bars; no bar where there is no interval."""
     return {
         "type": "data",
         "symmetric": False,
-        "array": [effect.ci_high - effect.effect],
-        "arrayminus": [effect.effect - effect.ci_low],
+        "array": [0 if e.ci_high is None else e.ci_high - e.effect for e in effects],
+        "arrayminus": [0 if e.ci_low is None else e.effect - e.ci_low for e in effects],
     }
 
 
@@ -237,12 +235,7 @@ def _points(effects: list[EffectSize], kind: str, heights: dict[str, int], in_le
     return graph_objects.Scatter(
         x=[e.effect for e in effects],
         y=[heights[_label(e)] + OFFSETS.get(kind, 0) for e in effects],
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [0 if e.ci_high is None else e.ci_high - e.effect for e in effects],
-            "arrayminus": [0 if e.ci_low is None else e.effect - e.ci_low for e in effects],
-        },
+        error_x=error_bars(effects),
         mode="markers",
         name=kind,
         legendgroup=kind,
