@@ -1,17 +1,10 @@
-"""Wrong calls of the Python API: each gives one typed line that says what would work.
-
-A call, the type of its error, and words of its message. Raw errors of torch, pandas and
-transformers never reach the user.
-"""
+"""Wrong calls with prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-import jaxtyping
-import pytest
 import torch
 
 import sinklens
@@ -19,8 +12,7 @@ from sinklens import Prompts, SinklensError
 from sinklens.core.errors import UsageError
 from tests import families
 from tests.families import BOS, EOS, PAD
-
-Call = tuple[Callable[[], Any], type[Exception], tuple[str, ...]]
+from tests.wrong_calls import Call
 
 
 @cache
@@ -348,23 +340,3 @@ PROMPTS: dict[str, Call] = {
         ("resample", "differ in length"),
     ),
 }
-CALLS = {**PROMPTS}
-
-
-@pytest.fixture(autouse=True)
-def as_a_user_calls() -> Iterator[None]:
-    """Without the checks of types that only tests have."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_a_wrong_call_gives_one_line(name: str) -> None:
-    call, kind, words = CALLS[name]
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    for word in words:
-        assert word in message, message

@@ -1,23 +1,13 @@
-"""Wrong calls of the Python API: each gives one typed line that says what would work.
-
-A call, the type of its error, and words of its message. Raw errors of torch, pandas and
-transformers never reach the user.
-"""
+"""Wrong calls with models and settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
-import jaxtyping
-import pytest
 import torch
 
 import sinklens
 from sinklens.core.errors import UsageError
 from tests import families
-
-Call = tuple[Callable[[], Any], type[Exception], tuple[str, ...]]
+from tests.wrong_calls import Call
 
 TOKENS = torch.full((2, 6), 7)
 PROMPTS = sinklens.Prompts(TOKENS, bos=False, source="tokens")
@@ -110,22 +100,3 @@ RUNS: dict[str, Call] = {
     ),
 }
 CALLS = {**MODELS, **RUNS}
-
-
-@pytest.fixture(autouse=True)
-def as_a_user_calls() -> Iterator[None]:
-    """Without the checks of types that only tests have."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_a_wrong_call_gives_one_line(name: str) -> None:
-    call, kind, words = CALLS[name]
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    for word in words:
-        assert word in message, message
