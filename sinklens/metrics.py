@@ -32,9 +32,9 @@ from torch import Tensor
 
 from .core.errors import UsageError, unknown_name
 from .core.protocol import HookedModel
-from .probes import Probe, ResidualNorms, SinkScores
+from .probes import Probe, ResidualNorms, SinkWeights
 from .probes.norms import NormValues
-from .probes.sinks import SinkScoreValues
+from .probes.sinks import SinkScoreValues, SinkWeightValues
 
 SINK_THRESHOLDS = {"gu": 0.3, "strict": 0.8}
 SINK_MASS = 0.3
@@ -205,12 +205,14 @@ def last_position(positions: Int[Tensor, " counted"], length: int) -> Int[Tensor
     return torch.tensor([length - 1])
 
 
-def sink_mass(values: SinkScoreValues) -> Float[Tensor, "prompt layer"]:
+def sink_mass(values: SinkScoreValues | SinkWeightValues) -> Float[Tensor, "prompt layer"]:
     """Sink mass by layer, averaged over heads."""
     return values.mass.mean(2)
 
 
-def sink_rate(values: SinkScoreValues, threshold: float = 0.3) -> Float[Tensor, "prompt layer"]:
+def sink_rate(
+    values: SinkScoreValues | SinkWeightValues, threshold: float = 0.3
+) -> Float[Tensor, "prompt layer"]:
     """Share of heads, by layer, whose score of key 0 exceeds the threshold."""
     return (values.scores[..., 0] > threshold).float().mean(2)
 
@@ -236,8 +238,8 @@ METRICS: dict[str, Metric] = {
         LogitMetric(
             "logit_diff", logit_diff, "logits", True, by_row=logit_diff_by_row, counts=last_position
         ),
-        ProbeMetric("sink_mass", SinkScores, sink_mass, "share of attention", reads="pattern"),
-        ProbeMetric("sink_rate", SinkScores, sink_rate, "share of heads", reads="pattern"),
+        ProbeMetric("sink_mass", SinkWeights, sink_mass, "share of attention", reads="pattern"),
+        ProbeMetric("sink_rate", SinkWeights, sink_rate, "share of heads", reads="pattern"),
         ProbeMetric(
             "position0_norm",
             ResidualNorms,

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import sinklens
 from sinklens.cli import app
-from sinklens.engine.evaluate import _Sweep
+from sinklens.engine.sweep import Sweep
 from sinklens.models.prompts import corpus
 from sinklens.runner.keeping import Interrupted
 
@@ -41,7 +41,7 @@ class Groups:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count, self.stop_at = 0, -1
-        original = _Sweep.run_group
+        original = Sweep.run_group
 
         def counted(sweep: Any, watches: Any) -> Any:
             if self.count == self.stop_at:
@@ -49,7 +49,7 @@ class Groups:
             self.count += 1
             return original(sweep, watches)
 
-        monkeypatch.setattr(_Sweep, "run_group", counted)
+        monkeypatch.setattr(Sweep, "run_group", counted)
 
     def restart(self, stop_at: int = -1) -> None:
         self.count, self.stop_at = 0, stop_at

@@ -1,13 +1,15 @@
-"""Attention left to Hugging Face: without patterns, or with patterns a slice of queries at a time.
+"""Attention left to Hugging Face: without patterns, or with no more of them than is read.
 
 TransformerLens makes the pattern of a whole layer at once, `batch x heads x T x T`, so that a hook
 can edit it. Where no hook does, that is not needed:
 
 - `without_patterns`: patterns are not needed; `sdpa` never materialises them.
+- `with_key0_weights`: of the patterns, only the weights on key 0 are read. `sdpa` sums values with
+  the weights, so a channel of the values that is 1 at key 0 and 0 elsewhere comes out as them.
 - `in_slices`: probes read patterns but nothing changes them. The family's own eager function is
   called for some queries at a time, the probes read these rows, and the rows are discarded.
 
-In both, hooks on projections, values, keys, z and the residual stream stay in place. The result is
+In all, hooks on projections, values, keys, z and the residual stream stay in place. The result is
 equal within rounding error; whether a family allows it is found by trying (`shortcuts`).
 """
 
@@ -22,11 +24,14 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, cat
+from torch.nn.functional import pad
 
 from ..core.protocol import HookedModel
 
-SLICED = "sinklens_in_slices"
+SLICED, WITH_KEY0 = "sinklens_in_slices", "sinklens_with_key0"
+CHANNELS = 8  # kernels of sdpa want sizes of heads that 8 divides
 Reader = Callable[..., None]
+Key0Reader = Callable[..., None]
 
 
 class _Reading(NamedTuple):
@@ -37,6 +42,7 @@ class _Reading(NamedTuple):
 
 
 _reading: ContextVar[_Reading | None] = ContextVar("sinklens_reading", default=None)
+_key0: ContextVar[Sequence[Key0Reader]] = ContextVar("sinklens_key0", default=())
 
 
 @contextmanager
@@ -44,6 +50,57 @@ def without_patterns(model: HookedModel) -> Iterator[None]:
     """Leave attention to Hugging Face's `sdpa`."""
     with _left_to_hugging_face(model, "sdpa"):
         yield
+
+
+@contextmanager
+def with_key0_weights(model: HookedModel, readers: Sequence[Key0Reader]) -> Iterator[None]:
+    """Leave attention to `sdpa` and have the weights on key 0 read.
+
+    Args:
+        model: The model.
+        readers: Called as `reader(weights, layer=)` with `[batch, head, query]`, once a layer.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(WITH_KEY0, _attend_with_key0)
+    AttentionMaskInterface.register(WITH_KEY0, sdpa_mask)
+    token = _key0.set(readers)
+    try:
+        with _left_to_hugging_face(model, WITH_KEY0):
+            yield
+    finally:
+        _key0.reset(token)
+
+
+def _attend_with_key0(
+    module: Any,
+    query: Float[Tensor, "batch head pos d_head"],
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **how: Any,
+) -> tuple[Float[Tensor, "batch pos head d_head"], None]:
+    """In place of `sdpa`, on values with one more channel; all get as many, which some need."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    own = value.shape[-1]
+    wider = pad(value, (0, CHANNELS))
+    wider[:, :, 0, own] = 1
+    output, _ = sdpa_attention_forward(
+        module,
+        pad(query, (0, CHANNELS)),
+        pad(key, (0, CHANNELS)),
+        wider,
+        attention_mask,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        **how,
+    )
+    weights = output[..., own].transpose(1, 2)
+    for reader in _key0.get():
+        reader(weights, layer=int(module.layer_idx))
+    return output[..., :own], None
 
 
 @contextmanager

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..hooks.forms import as_interventions
 from ..hooks.intervention import Intervention
 from ..metrics import Metric, resolve_metrics
-from ..models import origin, require_eval_mode
+from ..models import require_eval_mode
 from ..models.prompts import Prompts, as_prompts
 from ..probes import Probe
-from ..probes.base import Sliceable
-from .attention import in_slices, without_patterns
 from .fitting import require_fitting
-from .forward import Attention, Outcome, forward, repeat_output
-from .hook_calls import CannotShareError, failures_of
 from .layers import ByLayer, over_layers, split_by_layer
 from .metric_reader import MetricReader
 from .progress import forwards_bar
 from .resume import Call, current_call
-from .shortcuts import NO_SHORTCUTS, is_before_unembedding, is_free_of, shortcuts
-from .sizes import Sizes, choose_sizes, require_room
-from .user_hooks import has_own_hooks
-from .verify import Watch, shared_hooks
+from .sizes import choose_sizes
+from .sweep import Sweep
+from .verify import Watch
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ def evaluate(
     order = None if probes else prompts.by_length()
     batches = prompts.batches(sizes.prompts, order)
     forwards = len(batches) * (1 + len(watches))
-    sweep = _Sweep(model, prompts, watches, measure, sizes, probes)
+    sweep = Sweep(model, prompts, watches, measure, sizes, probes)
     values, baselines, clean = [], [], []
     with torch.no_grad(), forwards_bar(forwards, progress) as advance:
         for batch, index in enumerate(batches):
@@ -194,129 +187,6 @@ def _watches(
         (number[one.run], watches[number[one.run]].places.index(one.last_uncounted))
         for one in interventions
     ]
-
-
-class _Sweep:
-    """Runs one batch of prompts after another, clean and edited."""
-
-    def __init__(
-        self,
-        model: HookedModel,
-        prompts: Prompts,
-        watches: Sequence[Watch],
-        measure: MetricReader,
-        sizes: Sizes,
-        probes: Sequence[Probe],
-    ) -> None:
-        self._model, self._prompts, self._measure = model, prompts, measure
-        self._watches = watches
-        own = has_own_hooks(model)  # which may count on the batch, and must not act twice
-        self._allowed = NO_SHORTCUTS if own else shortcuts(model)
-        self._from_blocks = self._allowed.prefix and measure.resumable
-        self._starts = [w.first_layer if self._from_blocks else 0 for w in watches]
-        shared = measure.resumable and not own
-        self._together = sizes.interventions if shared else 1
-        self._reading = [hook for probe in probes for hook in probe.fwd_hooks]
-        self._attention = self._how_to_attend(probes, sizes)
-        require_room(model, prompts.longest, self._matrices())
-        self._rows = self._allowed.unembedding and is_before_unembedding(model, self._names())
-        self._index, self._batch = torch.zeros(0, dtype=torch.long), prompts
-        self._kept: dict[int, Any] = {}
-
-    def _names(self) -> list[Any]:
-        """Every hook point that something is attached to."""
-        hooks = [*self._reading, *self._measure.hooks(clean=True)]
-        return [*(name for name, _ in hooks), *(n for watch in self._watches for n in watch.names)]
-
-    def _how_to_attend(self, probes: Sequence[Probe], sizes: Sizes) -> Attention | None:
-        """Without patterns, in slices where probes only read large ones, else as usual."""
-        sites, sliced = self._allowed.sites, self._allowed.sliced_sites
-        if sites and is_free_of(self._model, sites, self._names()):
-            return without_patterns
-        queries = sizes.queries
-        if self._watches or queries >= self._prompts.longest or not self._allowed.slices:
-            return None
-        sliceable = [probe for probe in probes if isinstance(probe, Sliceable)]
-        hooks = [h for p in probes if not isinstance(p, Sliceable) for h in p.fwd_hooks]
-        names = [name for name, _ in [*hooks, *self._measure.hooks(clean=True)]]
-        if not is_free_of(self._model, sliced, names):
-            return None
-        self._reading = hooks
-        readers = [probe.read_queries for probe in sliceable]
-        return partial(in_slices, readers=readers, queries=queries)
-
-    def _matrices(self) -> int:
-        """How many matrices of query by key a layer makes: none, the mask, or one for each head."""
-        if self._attention is without_patterns:
-            return 0
-        return 1 if self._attention else int(self._model.cfg.n_heads)
-
-    def used(self) -> dict[str, bool]:
-        """What was spared."""
-        return {
-            "prefix": self._from_blocks,
-            "unembedding": self._rows,
-            "patterns": self._attention is not None,
-        }
-
-    def run_clean(self, index: Int[Tensor, " batch"]) -> None:
-        """The clean run of a batch."""
-        self._index, self._batch = index, self._prompts.take(index)
-        self._kept = {}  # before those of this batch are there
-        keep = {start - 1 for start in self._starts if start}
-        hooks = [*self._reading, *self._measure.hooks(clean=True)]
-        outcome = self._forward(self._batch.tokens, hooks, keep=keep)
-        self._kept = outcome.kept
-        if not bool(torch.isfinite(outcome.last).all()):
-            raise SinklensError(
-                f"{origin(self._model).name} gives NaN or infinite activations in the clean run; "
-                "check its weights and its dtype"
-            )
-        self._measure.start(self._batch, outcome)
-
-    def groups(self) -> Iterator[list[int]]:
-        """Numbers of interventions that share a forward."""
-        for start in sorted(set(self._starts)):
-            same = [number for number, other in enumerate(self._starts) if other == start]
-            for first in range(0, len(same), self._together):
-                yield same[first : first + self._together]
-
-    def run_group(self, watches: Sequence[Watch]) -> Float[Tensor, "reading column batch"]:
-        """Interventions of the same first block, together if their hooks allow it."""
-        before = [list(watch.fired) for watch in watches]
-        try:
-            return self._run_together(watches)
-        except CannotShareError:
-            for watch, fired in zip(watches, before, strict=True):
-                watch.fired = fired
-            return torch.cat([self._run_together([watch]) for watch in watches])
-
-    def _run_together(self, watches: Sequence[Watch]) -> Float[Tensor, "reading column batch"]:
-        start = watches[0].first_layer if self._from_blocks else 0
-        times = len(watches)
-        with failures_of([watch.intervention.name for watch in watches]):
-            outcome = self._forward(
-                self._batch.tokens.repeat(times, 1),
-                [*shared_hooks(watches, self._index), *self._measure.hooks(clean=False)],
-                start=start,
-                below=repeat_output(self._kept[start - 1], times) if start else None,
-            )
-        return self._measure.edited(outcome, watches)
-
-    def _forward(self, tokens: Int[Tensor, "batch pos"], hooks: Any, **how: Any) -> Outcome:
-        try:
-            tokens = tokens.to(self._model.cfg.device)
-            how |= {"attention": self._attention, "rows": self._rows}
-            how |= {"tuple_length": self._allowed.tuple_length}
-            return forward(self._model, tokens, hooks, **how)
-        except IndexError as error:
-            context = self._model.cfg.n_ctx
-            if self._batch.length <= context:
-                raise
-            raise SinklensError(
-                f"prompts of {self._batch.length} tokens are longer than the context of "
-                f"{origin(self._model).name}, {context}; use shorter ones (--length)"
-            ) from error
 
 
 def _keep(

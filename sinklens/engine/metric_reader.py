@@ -20,7 +20,9 @@ from ..core.protocol import HookedModel
 from ..metrics import METRICS, LogitMetric, Metric, ProbeMetric, counted_positions
 from ..models import origin
 from ..models.prompts import Prompts
-from ..probes.base import Resumable
+from ..probes import Probe
+from ..probes.base import ReadsKey0, Resumable
+from .attention import Key0Reader
 from .forward import Outcome
 from .hook_calls import METRIC_FORM, failures_of_metric
 from .layers import is_by_layer
@@ -33,6 +35,8 @@ class MetricReader:
     """Reads every metric of one batch of prompts, in the clean run and in edited ones.
 
     Attributes:
+        beside_sdpa: Whether probes that need no more of a pattern than the weights on key 0 get
+            these from `key0_readers` instead of by hook.
         widths: By metric, how many columns a reading has: one, or one for each layer; known once
             something was read.
     """
@@ -72,6 +76,7 @@ class MetricReader:
         # need no look of their own.
         telling = (METRICS["loss"], METRICS["kl"])
         self._tell = all(metric in telling for metric in self._by_row.values())
+        self.beside_sdpa = False
         self.widths: list[int] = []
         self._tokens = torch.zeros(0, 0, dtype=torch.long)
         self._answers: Tensor | None = None
@@ -87,10 +92,18 @@ class MetricReader:
 
     def hooks(self, *, clean: bool) -> list[tuple[str, Any]]:
         """The hooks of the probes, after a reset."""
-        probes = self._clean_probes if clean else self._probes
-        for probe in probes.values():
+        probes = self._of_run(clean)
+        for probe in probes:
             probe.reset()
-        return [hook for probe in probes.values() for hook in probe.fwd_hooks]
+        by_hook = [p for p in probes if not (self.beside_sdpa and isinstance(p, ReadsKey0))]
+        return [hook for probe in by_hook for hook in probe.fwd_hooks]
+
+    def key0_readers(self, clean: bool) -> list[Key0Reader]:
+        """What takes the weights on key 0 of each layer, while attention is left to `sdpa`."""
+        return [probe.read_key0 for probe in self._of_run(clean) if isinstance(probe, ReadsKey0)]
+
+    def _of_run(self, clean: bool) -> list[Probe]:
+        return list((self._clean_probes if clean else self._probes).values())
 
     def start(self, batch: Prompts, clean: Outcome) -> None:
         """Take in the clean run of a batch, of prompts of one length."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core.protocol import HookedModel
 from ..models import ordinary_tokens, weights_state
 from ..models.capabilities import hook_name
-from .attention import in_slices, without_patterns
+from .attention import in_slices, with_key0_weights, without_patterns
 from .forward import UNEMBED, keep_input, keeping, replaced, unembed, without_cache
 
 SITES = ("residual", "z", "key", "value", "attn_out", "mlp_out", "resid_post")
@@ -38,6 +38,7 @@ class Shortcuts:
         unembedding: Whether logits can be computed by rows.
         sites: Kinds of site with the same values and effects when patterns are not materialised;
             empty where attention has to stay as TransformerLens computes it.
+        key0: Whether the weights on key 0 can be read then.
         slices: Whether patterns can be read some queries at a time.
         sliced_sites: Kinds of site with the same values while patterns are read in slices.
         tuple_length: Length of the tuple that a block returns; None where it is a tensor.
@@ -46,12 +47,13 @@ class Shortcuts:
     prefix: bool
     unembedding: bool
     sites: frozenset[str]
+    key0: bool
     slices: bool
     sliced_sites: frozenset[str]
     tuple_length: int | None
 
 
-NO_SHORTCUTS = Shortcuts(False, False, frozenset(), False, frozenset(), None)
+NO_SHORTCUTS = Shortcuts(False, False, frozenset(), False, False, frozenset(), None)
 _known: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Shortcuts]] = WeakKeyDictionary()
 
 
@@ -118,9 +120,11 @@ def _try_all(model: HookedModel) -> Shortcuts:
         # In half precision sdpa differs by more than some interventions.
         exact = whole.dtype in (torch.float32, torch.float64)
         sites = _alike(model, tokens, without_patterns) if exact else frozenset()
-        slices = _works(_try_slices, model, tokens, whole)
+        patterns = _patterns(model, tokens)
+        key0 = bool(sites) and _works(_try_key0, model, tokens, whole, patterns)
+        slices = _works(_try_slices, model, tokens, whole, patterns)
         sliced = _alike(model, tokens, _in_some_slices) if slices else frozenset()
-    return Shortcuts(prefix, unembedding, sites, slices, sliced, form)
+    return Shortcuts(prefix, unembedding, sites, key0, slices, sliced, form)
 
 
 def _alike(model: HookedModel, tokens: Tensor, attention: Callable[..., Any]) -> frozenset[str]:
@@ -187,13 +191,38 @@ def _try_attention(
     return all(_close(free, usual) for usual, free in zip(*runs, strict=True))
 
 
-def _try_slices(model: HookedModel, tokens: Tensor, whole: Tensor) -> bool:
+def _patterns(model: HookedModel, tokens: Tensor) -> dict[int, list[Tensor]]:
+    """Every layer's pattern as TransformerLens makes it; fewer where it does not."""
+    kept: dict[int, list[Tensor]] = {layer: [] for layer in range(len(model.blocks))}
+    known = model.hook_dict
+    names = {n: hook_name("pattern", n) for n in kept}
+    hooks = [(at, partial(_keep_pattern, kept=kept[n])) for n, at in names.items() if at in known]
+    model.run_with_hooks(tokens, fwd_hooks=hooks)
+    return kept
+
+
+def _try_key0(
+    model: HookedModel, tokens: Tensor, whole: Tensor, patterns: dict[int, list[Tensor]]
+) -> bool:
+    """Read every layer's weights on key 0."""
+    found: dict[int, Tensor] = {}
+
+    def keep(weights: Tensor, *, layer: int) -> None:
+        found[layer] = weights
+
+    with with_key0_weights(model, [keep]):
+        logits = model.run_with_hooks(tokens, fwd_hooks=[])
+    return _close(logits, whole) and all(
+        _close(found[layer], pattern[..., 0]) for layer, (pattern,) in patterns.items()
+    )
+
+
+def _try_slices(
+    model: HookedModel, tokens: Tensor, whole: Tensor, patterns: dict[int, list[Tensor]]
+) -> bool:
     """Read every layer's pattern some queries at a time."""
     layers = range(len(model.blocks))
-    patterns: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     rows: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    hooks = [(hook_name("pattern", n), partial(_keep_pattern, kept=patterns[n])) for n in layers]
-    model.run_with_hooks(tokens, fwd_hooks=hooks)
 
     def keep(part: Tensor, *, layer: int, first: int) -> None:
         rows[layer].append(part)

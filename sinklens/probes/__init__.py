@@ -20,6 +20,7 @@ from .residual_trace import Written as Written
 from .sink_logit import LogitGaps as LogitGaps
 from .sinks import KeyMass as KeyMass
 from .sinks import SinkScores as SinkScores
+from .sinks import SinkWeights as SinkWeights
 from .sinks import sink_scores as sink_scores
 from .spikes import ResidualPeaks as ResidualPeaks
 from .stream_entries import Entries as Entries

@@ -70,6 +70,14 @@ class Sliceable(Probe, Protocol):
         """
 
 
+@runtime_checkable
+class ReadsKey0(Probe, Protocol):
+    """A probe that needs no more of attention patterns than the weights on key 0."""
+
+    def read_key0(self, weights: Float[Tensor, "batch head query"], *, layer: int) -> None:
+        """Read the attention of every query to key 0, in place of the hook on the pattern."""
+
+
 class SiteProbe(ABC, Generic[Values]):
     """Reduces what some layers hold to a few numbers a prompt, and gathers these by layer.
 

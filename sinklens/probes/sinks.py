@@ -64,6 +64,36 @@ class SinkScores(SliceableProbe[SinkScoreValues], ResumableProbe[SinkScoreValues
         return SinkScoreValues(sums.scores / queries, *(total / (length - 1) for total in sums[1:]))
 
 
+class SinkWeightValues(NamedTuple):
+    """What `SinkWeights` computes."""
+
+    scores: Float[Tensor, "prompt layer head 1"]
+    mass: Float[Tensor, "prompt layer head"]
+
+
+class SinkWeights(ResumableProbe[SinkWeightValues]):
+    """The sink score of key 0 and sink mass, for which the weights on key 0 suffice."""
+
+    def __init__(self, model: HookedModel) -> None:
+        """Read the pattern of every layer of `model`."""
+        super().__init__("pattern", range(int(model.cfg.n_layers)))
+
+    def reduce(
+        self, pattern: Float[Tensor, "batch head query key"], layer: int, /
+    ) -> SinkWeightValues:
+        """The means over queries."""
+        return self._means(pattern[..., 0])
+
+    def read_key0(self, weights: Float[Tensor, "batch head query"], *, layer: int) -> None:
+        """Read a layer without its pattern (`ReadsKey0`)."""
+        self._gather(layer, self._means(weights), len(weights))
+
+    @staticmethod
+    def _means(weights: Float[Tensor, "batch head query"]) -> SinkWeightValues:
+        weights = weights.float()
+        return SinkWeightValues(weights.mean(-1, keepdim=True), weights[..., 1:].mean(-1))
+
+
 class KeyMass(SliceableProbe[dict[int, Tensor]]):
     """The mean weight that later queries give to some keys, `[prompt, layer, head]` for each.
 

@@ -22,7 +22,7 @@ import sinklens
 from sinklens.core.storage import require_free
 from sinklens.engine import kept
 from sinklens.engine import resume as journal
-from sinklens.engine.evaluate import _Sweep
+from sinklens.engine.sweep import Sweep
 from sinklens.experiments.position._reader import Reader
 from sinklens.runner import registry
 
@@ -114,7 +114,7 @@ def test_what_is_done_is_not_done_again(
     ablate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[int] = []
-    original = _Sweep.run_group
+    original = Sweep.run_group
 
     def counted(self: Any, watches: Any, stop_after: int | None = None) -> Any:
         if stop_after is not None and len(done) == stop_after:
@@ -122,18 +122,18 @@ def test_what_is_done_is_not_done_again(
         done.append(len(watches))
         return original(self, watches)
 
-    monkeypatch.setattr(_Sweep, "run_group", counted)
+    monkeypatch.setattr(Sweep, "run_group", counted)
     plain = ablate()
     everything = len(done)
     done.clear()
     monkeypatch.setattr(
-        _Sweep, "run_group", lambda self, watches: counted(self, watches, stop_after=10)
+        Sweep, "run_group", lambda self, watches: counted(self, watches, stop_after=10)
     )
     with pytest.raises(KeyboardInterrupt), kept(tmp_path, ["ablate"]):
         ablate()
     assert groups(tmp_path) == 10
     done.clear()
-    monkeypatch.setattr(_Sweep, "run_group", counted)
+    monkeypatch.setattr(Sweep, "run_group", counted)
     with kept(tmp_path, ["ablate"]):
         resumed = ablate()
     assert len(done) == everything - 10 > 10
@@ -266,7 +266,7 @@ def stop(logits: Any, tokens: Any, **_: Any) -> Any:
 def stopped(ablate: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Leave an unfinished run with `after` groups."""
     done: list[int] = []
-    original = _Sweep.run_group
+    original = Sweep.run_group
 
     def count(self: Any, watches: Any) -> Any:
         if len(done) == after:
@@ -275,7 +275,7 @@ def stopped(ablate: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, after: i
         return original(self, watches)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(_Sweep, "run_group", count)
+        patched.setattr(Sweep, "run_group", count)
         with kept(folder, ["ablate"]):
             ablate()
     assert groups(folder) == after

@@ -25,7 +25,7 @@ import sinklens
 from sinklens.cli import app
 from sinklens.core.errors import UsageError
 from sinklens.engine import kept
-from sinklens.engine.evaluate import _Sweep
+from sinklens.engine.sweep import Sweep
 from sinklens.models.prompts import corpus
 from sinklens.runner import registry
 from tests import families
@@ -280,7 +280,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     """Stopped in the middle of its interventions; what only reads starts again."""
     expected = bytes_of(subject.run(batch_size=2))
     groups: list[int] = []
-    whole_run = _Sweep.run_group
+    whole_run = Sweep.run_group
 
     def counted(self: Any, watches: Any) -> Any:
         groups.append(len(watches))
@@ -289,7 +289,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
         return whole_run(self, watches)
 
     stop_at: int | None = None
-    monkeypatch.setattr(_Sweep, "run_group", counted)
+    monkeypatch.setattr(Sweep, "run_group", counted)
     subject.run(batch_size=2)
     every, stop_at = len(groups), len(groups) // 2
     groups.clear()

@@ -88,12 +88,12 @@ def test_what_is_announced_is_counted(
 def test_a_plan_does_not_run_the_interventions(
     model: Any, prompts: sinklens.Prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sinklens.engine.evaluate import _Sweep
+    from sinklens.engine.sweep import Sweep
 
     def run_group(*_: Any) -> None:
         raise AssertionError("an intervention was run")
 
-    monkeypatch.setattr(_Sweep, "run_group", run_group)
+    monkeypatch.setattr(Sweep, "run_group", run_group)
     planned = sinklens.plan("sink_head_ablation", model, prompts, heads="all", each=True)
     # 24 heads under 5 conditions and 5 draws of controls: at least one pass each.
     assert planned.forwards > 24 * 5
