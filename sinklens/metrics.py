@@ -160,9 +160,21 @@ def kl(
 def kl_by_row(
     logits: Float[Tensor, "row d_vocab"], *, clean_log_probs: Float[Tensor, "row d_vocab"], **_: Any
 ) -> Float[Tensor, " row"]:
-    """KL(clean || intervened) in nats of each prediction."""
-    edited = logits.float().log_softmax(-1)
-    return (clean_log_probs.exp() * (clean_log_probs - edited)).sum(-1)
+    """KL(clean || intervened) in nats of each prediction.
+
+    With x the change of the logits less its mean under the clean prediction p, this is
+    log(sum p e^x), and since that mean is 0, log(1 + sum p (e^x - 1 - x)). A difference of
+    log-probabilities has an error of 1e-7 nats in float32, which is more than many edits do to a
+    model with random weights.
+    """
+    clean = clean_log_probs.exp()
+    change = logits.float() - clean_log_probs
+    change -= (torch.linalg.vecdot(clean, change) / clean.sum(-1))[:, None]
+    divergence = torch.linalg.vecdot(clean, torch.expm1(change).sub_(change)).log1p_()
+    beyond = ~divergence.isfinite()  # e^x overflows
+    if bool(beyond.any()):
+        divergence[beyond] = (clean_log_probs[beyond] + change[beyond]).logsumexp(-1)
+    return divergence
 
 
 def logit_diff(
