@@ -75,8 +75,12 @@ def _is_a_screen(card: sinklens.Diagnosis) -> None:
     ("name", "verdict"),
     [
         ("rope", "rope: a BOS sink that the model uses"),
-        ("learned-sink", "learned-sink: no sink at position 0; learned sinks take the attention"),
-        ("encoder", "encoder: no sink"),
+        pytest.param(
+            "learned-sink",
+            "learned-sink: no sink at position 0; learned sinks take the attention",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("encoder", "encoder: no sink", marks=pytest.mark.slow),
     ],
 )
 def test_the_first_screen_says_what_the_rows_say(name: str, verdict: str) -> None:
