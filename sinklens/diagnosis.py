@@ -2,10 +2,12 @@
 
 What is printed is its first screen (`results.first_screen`); `full()` is the whole page.
 
-16 prompts of 64 tokens, `draws=3`: the sink profile on its four inputs; BOS replaced with the mean
-embedding, zero and random tokens; all sink heads mean-ablated, and their edges to the sink dropped;
-position 0 patched with the residual stream of another token at six evenly spaced layers. At most 60
-forward passes of the batch, besides those of two prompts on models with random weights.
+The sink profile on its four inputs; BOS replaced with the mean embedding, zero and random tokens;
+all sink heads mean-ablated, and their edges to the sink dropped; position 0 patched with the
+residual stream of another token at six evenly spaced layers. `full`: 16 prompts of 64 tokens, 3
+draws, 3 models with random weights; at most 60 forward passes of the batch, besides those of two
+prompts on the models with random weights. `quick`: 8 prompts, none of those models, heads not
+mean-ablated, and position 0 at four layers; the default for large models (`runner.precision`).
 """
 
 from __future__ import annotations
@@ -28,9 +30,13 @@ from .results.result import ExperimentResult
 from .runner import registry
 from .runner.keeping import in_few_lines
 from .runner.planning import plan
+from .runner.precision import FULL, QUICK, by_size
 
-SHARED = ("draws", "null_models", "seed", "progress", "batch_size", "memory")
-N_PROMPTS, LENGTH, DRAWS, NULL_MODELS, PATCHED_LAYERS = 16, 64, 3, 3, 6
+SHARED = ("draws", "null_models", "precision", "seed", "progress", "batch_size", "memory")
+LENGTH, DRAWS, NULL_MODELS = 64, 3, 3
+N_PROMPTS = {FULL: 16, QUICK: 8}
+PATCHED_LAYERS = {FULL: 6, QUICK: 4}
+ABLATIONS = {FULL: ("mean", "drop_edge"), QUICK: ("drop_edge",)}
 
 
 @in_few_lines
@@ -41,10 +47,11 @@ def diagnose(
 
     Args:
         model: A bridge, or anything that `sinklens.load` takes.
-        prompts: Prompts, or what `sinklens.run` takes for them; by default 16 windows of 64 tokens
-            of the shipped corpus.
+        prompts: Prompts, or what `sinklens.run` takes for them; by default windows of 64 tokens of
+            the shipped corpus, 16 or, in a quick diagnosis, 8.
         **settings: Settings shared by all experiments (`draws`, `seed`, `batch_size`,
-            `progress`, ...).
+            `progress`, ...). `precision` is `quick` by default where the model has more than 20
+            million parameters, else `full`.
 
     Raises:
         SinklensError: The model or the prompts cannot be used.
@@ -53,7 +60,7 @@ def diagnose(
     require_several(prompts)
     bridge: Any = load(model)
     if prompts is None:
-        prompts = make_prompts(bridge, n=N_PROMPTS, length=LENGTH)
+        prompts = make_prompts(bridge, n=default_prompts(bridge, settings), length=LENGTH)
     prompts = as_prompts(bridge, prompts)
     results: dict[str, ExperimentResult] = {}
     refused: dict[str, str] = {}
@@ -65,6 +72,11 @@ def diagnose(
                 raise
             refused[name] = str(error)
     return Diagnosis(results, _findings(bridge, prompts, results, refused), refused)
+
+
+def default_prompts(model: HookedModel, settings: Mapping[str, Any]) -> int:
+    """How many prompts a diagnosis has where nobody says it."""
+    return N_PROMPTS[settings.get("precision") or by_size(model)]
 
 
 def plans(model: HookedModel, prompts: Prompts, **settings: Any) -> list[Plan]:
@@ -91,13 +103,17 @@ def plans(model: HookedModel, prompts: Prompts, **settings: Any) -> list[Plan]:
 
 def _battery(model: HookedModel, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The experiments with their settings."""
-    shared = {"draws": DRAWS, "null_models": NULL_MODELS, **settings}
+    precision = settings.get("precision") or by_size(model)
+    own = {"draws": DRAWS, "null_models": NULL_MODELS} if precision == FULL else {}
+    shared = {**own, **settings, "precision": precision}
     last = check(model).n_layers - 1
-    layers = sorted({int(layer) for layer in np.linspace(0, last, PATCHED_LAYERS).round()})
+    layers = sorted(
+        {int(layer) for layer in np.linspace(0, last, PATCHED_LAYERS[precision]).round()}
+    )
     battery: dict[str, dict[str, Any]] = {
         "sink_profile": {},
         "bos_replacement": {"conditions": ("mean", "zero", "random_token")},
-        "sink_head_ablation": {"conditions": ("mean", "drop_edge")},
+        "sink_head_ablation": {"conditions": ABLATIONS[precision]},
         "position0_patching": {"conditions": ("other_token:residual",), "layers": layers},
     }
     return {name: {**shared, **own} for name, own in battery.items()}

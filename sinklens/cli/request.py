@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="A shipped model, a folder, a .gguf file or a Hub id.")]
 Text = Annotated[Path | None, typer.Option(help="A text file instead of the shipped corpus.")]
-Number = Annotated[int, typer.Option("--n-prompts", "--n", help="Number of prompts.")]
+Number = Annotated[
+    int | None, typer.Option("--n-prompts", "--n", help="Number of prompts; 64, of a diagnosis 16.")
+]
+Precision = Annotated[
+    str | None, typer.Option(help="full, or quick for a first answer (8 prompts, fewer draws).")
+]
 Length = Annotated[int, typer.Option(help="Tokens in each prompt, BOS included.")]
 Bos = Annotated[bool | None, typer.Option("--bos/--no-bos", help="Whether prompts start with BOS.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
@@ -89,11 +94,12 @@ class Request:
         what: The experiment, or `diagnose`.
         source: The model.
         text: A text file instead of the shipped corpus.
-        n_prompts: Number of prompts.
+        n_prompts: Number of prompts, if the user says it.
         length: Tokens in each prompt.
         bos: Whether prompts start with BOS.
         seed: Seed of every random draw.
         pairs: Settings as `KEY=VALUE`.
+        precision: `full` or `quick`, if the user says it.
         out: The output folder.
         overwrite: Whether existing output is replaced.
         quiet: Whether no progress is shown.
@@ -102,11 +108,12 @@ class Request:
     what: str
     source: Source
     text: Path | None
-    n_prompts: int
+    n_prompts: int | None
     length: int
     bos: bool | None
     seed: int
     pairs: list[str] = field(default_factory=list)
+    precision: str | None = None
     out: Path | None = None
     overwrite: bool = False
     quiet: bool = False
@@ -133,10 +140,10 @@ class Request:
                     f"--set {key}={settings[key]},{value}"
                 )
             settings[key] = value
-        for fixed in {"seed", "progress", "out", "overwrite"} & settings.keys():
+        for fixed in {"seed", "progress", "out", "overwrite", "precision"} & settings.keys():
             option = "quiet" if fixed == "progress" else fixed
             raise UsageError(f"use --{option} instead of --set")
-        return settings
+        return settings if self.precision is None else {**settings, "precision": self.precision}
 
     def require_inputs(self) -> None:
         """Refuse an output folder that is in use and a text that is not there, before any work.
@@ -148,9 +155,10 @@ class Request:
             from ..core.storage import require_free
 
             require_free(self.out, self.overwrite)
-        if self.n_prompts < 1 or self.length < 2:
+        number = 1 if self.n_prompts is None else self.n_prompts
+        if number < 1 or self.length < 2:
             raise UsageError(
-                f"prompts need n >= 1 and length >= 2, not n={self.n_prompts}, length={self.length}"
+                f"prompts need n >= 1 and length >= 2, not n={number}, length={self.length}"
             )
         if self.text is not None and not (self.text.is_file() or self.text.is_dir()):
             what = "is no regular file" if self.text.exists() else "does not exist"
@@ -160,12 +168,17 @@ class Request:
         """Say what is going on while torch is imported, which takes seconds."""
         return status(f"loading sinklens for {self.source.model}", False if self.quiet else None)
 
-    def load(self) -> tuple[Any, Prompts]:
-        """The model and its prompts."""
+    def load(self, by_default: Callable[[Any], int]) -> tuple[Any, Prompts]:
+        """The model and its prompts.
+
+        Args:
+            by_default: How many prompts a model gets where the user does not say it.
+        """
         model = self.source.load(self.quiet)
         from ..models.prompts import prompts
 
-        size = {"n": self.n_prompts, "length": self.length}
+        number = by_default(model) if self.n_prompts is None else self.n_prompts
+        size = {"n": number, "length": self.length}
         with status("cutting prompts", False if self.quiet else None):
             return model, prompts(model, self.text, bos=self.bos, **size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from .request import (
     Number,
     Out,
     Overwrite,
+    Precision,
     Quiet,
     Request,
     Revision,
@@ -42,7 +44,7 @@ EXPERIMENT = "sinklens.experiment"
 def diagnose(
     model: Model = "rope",
     text: Text = None,
-    n_prompts: Number = 16,
+    n_prompts: Number = None,
     length: Length = 64,
     bos: Bos = None,
     seed: Seed = 0,
@@ -54,6 +56,7 @@ def diagnose(
     out: Out = None,
     overwrite: Overwrite = False,
     set_: Set = None,
+    precision: Precision = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
     full: Full = False,
@@ -61,7 +64,18 @@ def diagnose(
     """Diagnose a model: its sinks, and the effects of removing them, on one screen."""
     source = Source(model, device, dtype, revision, step, model_seed)
     request = Request(
-        "diagnose", source, text, n_prompts, length, bos, seed, set_ or [], out, overwrite, quiet
+        "diagnose",
+        source,
+        text,
+        n_prompts,
+        length,
+        bos,
+        seed,
+        set_ or [],
+        precision,
+        out,
+        overwrite,
+        quiet,
     )
     with one_line_errors():
         request.require_inputs()
@@ -76,11 +90,11 @@ def _diagnose(request: Request, full: bool) -> None:
     with request.kept():
         settings = request.settings()
         with request.imports():
-            from ..diagnosis import configure
+            from ..diagnosis import configure, default_prompts
             from ..diagnosis import diagnose as run_battery
 
             configure(settings)
-        model, prompts = request.load()
+        model, prompts = request.load(partial(default_prompts, settings=settings))
         card = run_battery(model, prompts, **request.shared, **settings)
         print(card.full() if full else card)
         if request.out is not None:
@@ -91,10 +105,10 @@ def _plan_diagnosis(request: Request) -> None:
     """Print what each experiment of the diagnosis takes."""
     settings = request.settings()
     with request.imports():
-        from ..diagnosis import configure, plans
+        from ..diagnosis import configure, default_prompts, plans
 
         configure(settings)
-    model, prompts = request.load()
+    model, prompts = request.load(partial(default_prompts, settings=settings))
     print_plans(plans(model, prompts, seed=request.seed, **settings))
 
 
@@ -119,7 +133,7 @@ def run(
     experiment: Annotated[str, typer.Argument(help="Experiment name; `sinklens list` prints all.")],
     model: Model = "rope",
     text: Text = None,
-    n_prompts: Number = 64,
+    n_prompts: Number = None,
     length: Length = 64,
     bos: Bos = None,
     seed: Seed = 0,
@@ -131,13 +145,25 @@ def run(
     out: Out = None,
     overwrite: Overwrite = False,
     set_: Set = None,
+    precision: Precision = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Run one experiment and print its table."""
     source = Source(model, device, dtype, revision, step, model_seed)
     request = Request(
-        experiment, source, text, n_prompts, length, bos, seed, set_ or [], out, overwrite, quiet
+        experiment,
+        source,
+        text,
+        n_prompts,
+        length,
+        bos,
+        seed,
+        set_ or [],
+        precision,
+        out,
+        overwrite,
+        quiet,
     )
     with one_line_errors():
         request.require_inputs()
@@ -151,8 +177,9 @@ def _run(request: Request) -> None:
     """Print the table, and save the result."""
     with request.kept():
         settings = _configured(request)
-        model, prompts = request.load()
-        from ..runner.registry import run
+        from ..runner.registry import default_prompts, run
+
+        model, prompts = request.load(partial(default_prompts, settings=settings))
 
         result = run(request.what, model, prompts, **request.shared, **settings)
         print(result)
@@ -163,8 +190,10 @@ def _run(request: Request) -> None:
 def _plan(request: Request) -> None:
     """Print what the experiment takes."""
     settings = _configured(request)
-    model, prompts = request.load()
     from ..runner.planning import plan
+    from ..runner.registry import default_prompts
+
+    model, prompts = request.load(partial(default_prompts, settings=settings))
 
     print_plans([plan(request.what, model, prompts, seed=request.seed, **settings)])
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .loading import load_like as load_like
     from .origins import Origin as Origin
     from .origins import bos_token_id as bos_token_id
+    from .origins import count_parameters as count_parameters
     from .origins import ordinary_tokens as ordinary_tokens
     from .origins import origin as origin
     from .origins import require_eval_mode as require_eval_mode
@@ -24,6 +25,7 @@ _HOMES = {
     "load_like": "loading",
     "Origin": "origins",
     "bos_token_id": "origins",
+    "count_parameters": "origins",
     "ordinary_tokens": "origins",
     "origin": "origins",
     "require_eval_mode": "origins",

@@ -104,6 +104,11 @@ def ordinary_tokens(model: HookedModel) -> Int[Tensor, " token"]:
     return torch.tensor([token for token in range(size) if token not in special])
 
 
+def count_parameters(model: HookedModel) -> int:
+    """How many parameters a model has; tied ones count once."""
+    return sum(weight.numel() for weight in model.original_model.parameters())
+
+
 def weights_state(model: HookedModel) -> tuple[Any, ...]:
     """A value that changes when a weight is written, replaced or moved.
 

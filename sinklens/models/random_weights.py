@@ -9,6 +9,7 @@ import torch
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from .loading import load
+from .origins import count_parameters
 
 RANDOM_WEIGHTS = "random_weights"
 """The name of its rows and arrays."""
@@ -31,8 +32,7 @@ def random_twin(
     """
     if wanted is False:
         return None, ""
-    parameters = sum(p.numel() for p in model.original_model.parameters())
-    if wanted is None and parameters > LARGEST:
+    if wanted is None and count_parameters(model) > LARGEST:
         return None, (
             "the model is large and a random model would need as much memory; "
             "random_weights=True requests it"

@@ -4,7 +4,8 @@
    `mean`, else `zero`, where that was not run, which is then said. If the sink changes
    significantly more than under its control (`does_more`), it is removed where its mass falls
    by half or more, weakened where by less, strengthened where it rises, and hardly changed
-   within a tenth either way.
+   within a tenth either way. Without models with random weights (a quick run) none of these is
+   tested: a change of a tenth or more is given, and said to be untested.
 4  Cutting the edge. `sink_head_ablation`: `loss` (else `kl`) of `drop_edge`.
 5  By layer. `position0_patching`: `loss` (else `kl`) of `other_token:residual` by layer. It matters
    most where its difference from the control is largest of those that are significantly larger
@@ -35,7 +36,7 @@ CHANGES = {
     "strengthens": "strengthens the sink",
     "hardly": "hardly changes the sink",
     "no more": "changes the sink no more than its control",
-    "untested": "changes the sink, untested,",
+    "untested": "changes the sink",
 }
 
 
@@ -52,7 +53,8 @@ def replacing_bos(result: Record, sink: bool) -> Claim:
         verdict = changing(result, mass)
         at = f" over {mass.layers}" if mass.layers else ""
         values = f"{percent(mass.baseline)} -> {percent(mass.value)}{at}"
-        said += f"{CHANGES[verdict]} ({values}) and "
+        untested = "; not tested" if verdict == "untested" else ""
+        said += f"{CHANGES[verdict]} ({values}{untested}) and "
         rows.insert(0, mass)
     said += _costs(result, cost, "a later token's")
     if verdict == "removes":
@@ -62,11 +64,12 @@ def replacing_bos(result: Record, sink: bool) -> Claim:
 
 def changing(result: Record, mass: EffectSize) -> str:
     """What an intervention does to the sink, by its mass before and after and its control."""
+    small = abs(mass.effect) < HARDLY * mass.baseline
     if _side(result, mass) in UNTESTED:
-        return "untested"
+        return "hardly" if small else "untested"
     if not does_more(result, mass):
         return "no more"
-    if abs(mass.effect) < HARDLY * mass.baseline:
+    if small:
         return "hardly"
     if mass.effect > 0:
         return "strengthens"

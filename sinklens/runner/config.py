@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin
 
 from ..core.errors import UsageError, unknown_name
 from ..metrics import resolve_metrics
+from .precision import FULL, PRECISIONS
 
 
 def setting(
@@ -58,6 +59,8 @@ class ExperimentConfig:
         null_models: How many models with random weights judge the contrasts of measures without
             sign (`kl`) and of those about position 0 (`sink_mass`); fewer than 2 leave these
             untested.
+        precision: `full`, or `quick` for a first answer: fewer draws and no models with random
+            weights where the call does not say how many (`runner.precision`).
         screen: Rank the rows of a condition by a gradient estimate and run only the `top` largest.
         top: How many rows of each condition to run after screening.
     """
@@ -71,6 +74,7 @@ class ExperimentConfig:
     memory: int | None = setting(None, least=1)
     positions: tuple[int, ...] | None = None
     null_models: int = setting(5, least=0)
+    precision: str = setting(FULL, choices=PRECISIONS)
     screen: bool = False
     top: int = setting(30, least=1)
 

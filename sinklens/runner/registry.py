@@ -38,6 +38,7 @@ from .declaration import Experiment
 from .keeping import in_few_lines, kept_for
 from .needs import Need
 from .plugins import left_out, load_plugins
+from .precision import DEFAULTS, FULL, PRECISIONS, PROMPTS
 from .run import Run
 
 HOME = "sinklens.experiments"
@@ -164,7 +165,8 @@ def run(
         model: A bridge, as `sinklens.load` returns it; it is left unchanged. Anything else that
             `load` takes is loaded.
         prompts: Prompts; strings, one a prompt; conversations; token ids or what a tokenizer
-            returned. By default 64 windows of 64 tokens of the shipped corpus.
+            returned. By default 64 windows of 64 tokens of the shipped corpus (8 with
+            `precision="quick"`).
         seed: Seed of every random draw.
         progress: Whether to show progress; None shows it in a terminal or a notebook.
         out: A folder, absent or empty, that the result is saved to. Until then it keeps what is
@@ -183,7 +185,9 @@ def run(
     bridge: HookedModel = load(model)
     began = time.perf_counter()
     with run_bar(chosen.name, progress):
-        prompts = as_prompts(bridge, make_prompts(bridge) if prompts is None else prompts)
+        if prompts is None:
+            prompts = make_prompts(bridge, n=default_prompts(bridge, settings))
+        prompts = as_prompts(bridge, prompts)
         command = [chosen.name, str(config.recorded()), origin(bridge).name, prompts.hash]
         with kept_for(out, command, overwrite=overwrite):
             with section(lambda: _kept_under(chosen, bridge, prompts, config)):
@@ -193,6 +197,11 @@ def run(
             if out is not None:
                 result.save(out, overwrite=overwrite)
     return result
+
+
+def default_prompts(model: HookedModel, settings: Mapping[str, Any]) -> int:
+    """How many prompts a run has where nobody says it."""
+    return PROMPTS[_precision(settings)]
 
 
 def _kept_under(
@@ -241,10 +250,16 @@ def configure(chosen: Experiment, settings: dict[str, Any]) -> ExperimentConfig:
         if key == "conditions":
             _require_names(chosen, value)
         values[key] = fit(key, value, hints[key])
-    config = chosen.config(**values)
+    config = chosen.config(**{**DEFAULTS[_precision(values)], **values})
     if chosen.conditions:
         chosen.require_known(config)
     return config
+
+
+def _precision(settings: Mapping[str, Any]) -> str:
+    """The precision that is asked for; one that does not exist is refused with the others."""
+    asked = settings.get("precision", FULL)
+    return asked if asked in PRECISIONS else FULL
 
 
 def _require_names(chosen: Experiment, conditions: Any) -> None:

@@ -47,6 +47,7 @@ from .counted import Config, Counted
 from .declaration import Experiment
 from .described import described, per_prompt
 from .null_models import few_prompts, judged_note, random_contrasts
+from .precision import QUICK, quick_note
 from .ranking import rank
 
 OWN_HOOKS = "The model carried hooks of its user's, under which everything was measured: {}."
@@ -83,6 +84,8 @@ class Run(Counted[Config], Generic[Config]):
         self.prompt_numbers = torch.arange(len(prompts))
         self.capabilities: Capabilities = check(model)
         self.note(*notes_on(model, prompts))
+        if config.precision == QUICK:
+            self.note(quick_note(config.draws, config.null_models))
         for need in experiment.needs:
             need.require(experiment.name, self.capabilities, prompts)
         self.conditions = list(config.conditions or experiment.default_conditions(config))

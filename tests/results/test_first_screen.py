@@ -155,7 +155,8 @@ def test_without_bos_or_inputs_or_a_sink_nothing_is_said_to_follow() -> None:
         (0.1, 0.0, "strengthens the sink", "strengthens"),
         (-0.1, -0.1, "changes the sink no more than its control", "no more"),
         (-0.1, -0.3, "changes the sink no more than its control", "no more"),
-        (-0.3, None, "changes the sink, untested, (40.0% -> 10.0%)", "untested"),
+        (-0.3, None, "changes the sink (40.0% -> 10.0%; not tested)", "untested"),
+        (-0.03, None, "hardly changes the sink (40.0% -> 37.0%) and", "hardly"),
     ],
 )
 def test_replacing_bos(mass: float, control: float | None, words: str, expected: str) -> None:
