@@ -109,13 +109,15 @@ def frame_label(result: Record) -> str:
     """The type of frame whose score is most above row-permuted attention, if by enough.
 
     Uniform attention has no scatter, and whatever scatters has a distributed score; so there is no
-    label without row-permuted attention.
+    label without row-permuted attention. A causal model is never labelled bidirectional: its last
+    key is seen by the last query alone.
     """
+    labels = set(FRAME_TYPES) - ({"bidirectional"} if result.findings.get("causal") else set())
     contrasts = [
         row
         for row in result.effects
         if (row.kind, row.against, row.condition) == ("contrast", ROW_PERMUTED, ATTENTION)
-        and row.metric in FRAME_TYPES
+        and row.metric in labels
     ]
     if not contrasts:
         return "not classified, for lack of row-permuted attention (draws is 0)"
@@ -247,6 +249,12 @@ def reference_frame(run: Run[ReferenceFrameConfig]) -> None:
         run.note(
             "The baseline is uniform attention over the visible keys (head_kl: all columns; "
             "stability: keys drawn at random)."
+        )
+    run.facts(causal=run.capabilities.causal)
+    if run.capabilities.causal and "frame" in parts:
+        run.note(
+            "bidirectional gives no label here: in a causal model the last key is seen by the last "
+            "query alone, whose weight on itself it reflects."
         )
     if config.draws == 0:
         run.note("No row-permuted nulls and no random or nearby columns: draws is 0.")

@@ -22,6 +22,7 @@ import sinklens
 from sinklens import SinklensError
 from sinklens.cli import app
 from sinklens.core.seeds import seeded
+from sinklens.experiments.geometry.reference_frame import frame_label
 from sinklens.functional.divergence import columns_nearby, head_divergence, sink_columns
 from sinklens.functional.frames import frame_metrics
 from sinklens.functional.graphs import (
@@ -444,6 +445,24 @@ def test_no_name_without_its_null(boot_family: Any) -> None:
     result = run(tiny, random_prompts(tiny, n=6, length=16), conditions=("frame",), draws=2)
     assert result.summary[0].startswith("Frame: none")
     assert "not distinguishable from its row-permuted null" in result.summary[0]
+
+
+def test_a_causal_model_is_never_called_bidirectional() -> None:
+    """Its last column is the last query's weight on itself."""
+    model = sinklens.load("rope")
+    result = run(model, sinklens.prompts(model, n=3, length=16), conditions=("frame",), draws=2)
+    large = [
+        replace(row, effect=0.5, ci_low=0.4, ci_high=0.6)
+        if (row.metric, row.kind, row.against) == ("bidirectional", "contrast", "row_permuted")
+        else row
+        for row in result.effects
+    ]
+    assert result.findings["causal"] and frame_label(replace(result, effects=large)) != (
+        "bidirectional"
+    )
+    encoder = replace(result, effects=large, findings={**result.findings, "causal": False})
+    assert frame_label(encoder) == "bidirectional"
+    assert any("gives no label here" in note for note in result.notes())
 
 
 def test_a_single_prompt_tells_nothing_apart() -> None:
