@@ -34,7 +34,7 @@ from ...runner.registry import experiment
 from ...runner.run import Run
 
 SATURATED = 0.999
-# Under an edge condition sink_mass falls by construction.
+# Under an edge condition sink_mass falls by construction, unless the edge is removed in z.
 SINK_CONDITIONS = (*OUTPUT_CONDITIONS, *(f"{name}{MATCHED}" for name in OUTPUT_CONDITIONS))
 
 
@@ -59,6 +59,12 @@ def ablated_heads(result: Record) -> list[str]:
     return [f"{len(heads)} of {total} heads are ablated{named}."]
 
 
+def effects_on_the_sink(result: Record) -> list[str]:
+    """The conditions whose effect on sink mass is not by construction."""
+    edges = EDGE_CONDITIONS if result.findings.get("edges_removed_in") == "z" else ()
+    return list(Compared("Ablating by", "sink_mass", (*SINK_CONDITIONS, *edges))(result))
+
+
 @experiment(
     paper="Gu et al. 2025 (2410.10781)",
     question="What does the model lose without its sink heads, or without their edge to the sink?",
@@ -67,7 +73,7 @@ def ablated_heads(result: Record) -> list[str]:
     says=(
         ablated_heads,
         Compared("Ablating by", "loss"),
-        Compared("Ablating by", "sink_mass", SINK_CONDITIONS),
+        effects_on_the_sink,
     ),
     smallest={"heads": ("L0H0", "L1H1")},
 )
@@ -163,9 +169,11 @@ def _warn(
 ) -> None:
     """Say what falls by construction, and where rows are scaled up by huge factors."""
     if set(EDGE_CONDITIONS) & set(run.conditions):
+        in_pattern = run.capabilities.edits["pattern"]
+        run.facts(edges_removed_in="pattern" if in_pattern else "z")
         run.note(
             "Under an edge condition sink_mass falls by construction: the dropped weight is gone."
-            if run.capabilities.edits["pattern"]
+            if in_pattern
             else "Under an edge condition sink_mass still counts the edge, which is removed in z."
         )
     saturated = sum(float(mass[head]) > SATURATED for head in heads)
