@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -98,6 +99,13 @@ def test_all_that_can_be_asked_of_an_experiment_is_printed(name: str) -> None:
         assert f"  {setting}={_value(getattr(config, setting))}" in page
         assert documented(declared.config)[setting].split()[0] in page
     assert ("screen=" in page) == bool(declared.metrics)
+    if name == "bos_replacement":  # the numbers that a run counts
+        model = sinklens.load("rope")
+        prompts = sinklens.prompts(model, n=4, length=32)
+        counted = sinklens.run(name, model, prompts, progress=False).provenance
+        said = f"Cost: {counted['forwards']} forward passes and "
+        assert f"{said}{counted['forwards_with_random_weights']} of two prompts" in page
+    assert re.search(r"Cost: \d+ forward passes", page)
 
 
 def test_help_behind_a_name_is_about_that_experiment() -> None:

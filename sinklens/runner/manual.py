@@ -9,16 +9,21 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from ..core.errors import SinklensError
+from ..models import load
+from ..models.prompts import prompts as make_prompts
 from .config import ExperimentConfig, limits_in_words
 from .declaration import Experiment
+from .planning import plan
 
 WIDTH = 96
+EXAMPLE, COST_PROMPTS, COST_LENGTH = "rope", 4, 32
 HIDDEN = ("conditions", "metrics", "seed", "progress")
 """Settings that have a part of the page, or an option of the command, of their own."""
 
 
 def manual(experiment: Experiment) -> str:
-    """Question, needs, conditions, metrics and settings, with defaults."""
+    """Question, needs, conditions, metrics, settings with defaults, and cost."""
     config = experiment.config()
     usual = set(experiment.default_conditions(config))
     stars = [f"{name}{'*' if name in usual else ''}" for name in _spelled(experiment.conditions)]
@@ -39,9 +44,26 @@ def manual(experiment: Experiment) -> str:
         "",
         f"In Python:  sinklens.run({experiment.name!r}, model, prompts, KEY=VALUE, ...)",
         f"In a shell: sinklens run {experiment.name} MODEL --set KEY=VALUE --set KEY=ITEM,ITEM",
-        f"Its cost:   sinklens run {experiment.name} MODEL --dry-run",
+        "",
+        *_wrapped(f"Cost: {cost(experiment)}On your model: the command with --dry-run."),
     ]
     return "\n".join(lines)
+
+
+def cost(experiment: Experiment) -> str:
+    """How many forward passes a default run takes on a shipped model; empty where it refuses."""
+    model: Any = load(EXAMPLE)
+    prompts = make_prompts(model, n=COST_PROMPTS, length=COST_LENGTH)
+    try:
+        needed = plan(experiment.name, model, prompts)
+    except SinklensError:
+        return ""
+    random = ""
+    if needed.random_forwards:
+        random = f" and {needed.random_forwards} of two prompts on models with random weights"
+    return (
+        f"{needed.forwards} forward passes{random} for {EXAMPLE}, where all prompts fit into one. "
+    )
 
 
 def _spelled(conditions: tuple[str, ...]) -> list[str]:
