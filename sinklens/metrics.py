@@ -170,7 +170,7 @@ def kl_by_row(
     clean = clean_log_probs.exp()
     change = logits.float() - clean_log_probs
     change -= (torch.linalg.vecdot(clean, change) / clean.sum(-1))[:, None]
-    divergence = torch.linalg.vecdot(clean, torch.expm1(change).sub_(change)).log1p_()
+    divergence: Tensor = torch.linalg.vecdot(clean, torch.expm1(change).sub_(change)).log1p_()
     beyond = ~divergence.isfinite()  # e^x overflows
     if bool(beyond.any()):
         divergence[beyond] = (clean_log_probs[beyond] + change[beyond]).logsumexp(-1)

@@ -25,6 +25,8 @@ from ..stats.models import OfModels, expected_contrasts, p_beside_models
 
 RANDOM_MODELS = "random_weights"
 """In `against`, before the name of a control: the contrast in models with random weights."""
+OF_PROMPTS = "share of prompts"
+"""The unit of what is so or not so of each prompt; such rows have Wilson's interval."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,11 @@ def rows_of(
         n_draws=sample.draws,
         **named,
     )
-    yield _without_spread(row) if np.ndim(sample.values) == 0 else row
+    if np.ndim(sample.values) == 0:
+        row = _without_spread(row)
+    elif measure.unit == OF_PROMPTS and np.isin(row.values, (0, 1)).all():
+        row = _with_wilson(row, int(row.values.sum()), len(row.values))
+    yield row
     for one in references:
         its, own = one.sample, one.own or sample
         named |= {"against": one.name, "layers": one.layers}
@@ -227,8 +233,15 @@ def share_row(metric: str, measure: Measure, condition: str, share: Share) -> Ro
         unit=measure.unit,
         resampled="token",
     )
-    ends = stats.binomtest(share.hits, share.of).proportion_ci(method="wilson")
-    low, high = float(ends.low) - share.null, float(ends.high) - share.null
+    return _with_wilson(row, share.hits, share.of)
+
+
+def _with_wilson(row: Row, hits: int, of: int) -> Row:
+    """A row of a share of prompts or tokens, with Wilson's interval instead of Student's t."""
+    if of < 2:
+        return row
+    ends = stats.binomtest(hits, of).proportion_ci(method="wilson")
+    low, high = (float(end) - row.effect.baseline for end in (ends.low, ends.high))
     return replace(row, effect=replace(row.effect, ci_low=low, ci_high=high))
 
 

@@ -21,7 +21,7 @@ from ..core.labels import head_label
 from ..stats.effects import EffectSize
 from .claim import Claim, cited, percent, row_of
 from .record import Record
-from .wording import null_verdict, written
+from .wording import interval_of, null_verdict, written
 
 SINK_HEAD, LATER_SHARE, KEEPS, LONGEST_TOKEN = 0.3, 0.25, 0.5, 12
 INPUTS = ("random", "repeated")
@@ -147,6 +147,5 @@ def keeping(natural: EffectSize, other: EffectSize) -> str:
 def _beside_uniform(row: EffectSize, whole: str = "") -> str:
     """A share of attention with its distance from uniform attention."""
     distance = written(row.effect, "+.1%")
-    if row.ci_low is not None and row.ci_high is not None:
-        distance += f" [{written(row.ci_low, '.1%')}, {written(row.ci_high, '.1%')}]"
-    return f"{percent(row.value)}{whole}, uniform {percent(row.baseline)} ({distance})"
+    beside = f"uniform {percent(row.baseline)} ({distance}{interval_of(row, '.1%')})"
+    return f"{percent(row.value)}{whole}, {beside}"

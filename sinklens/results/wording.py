@@ -31,6 +31,7 @@ from .record import Record
 
 ROUNDING = 1e-6
 SMALL_P = 1e-4
+NO_SPREAD = " [no spread]"
 RELATIVE = {"more than": "higher than", "less than": "lower than", "above": "higher than"}
 RELATIVE |= {"below": "lower than"}
 NOT_DIFFERENT = ("not distinguishable from", "not significantly different from")
@@ -256,12 +257,24 @@ def effect_of(effect: EffectSize) -> str:
 
 
 def interval_of(effect: EffectSize, form: str = ".3g") -> str:
-    """The interval of an effect, empty where there is none: ` [0.010, 0.032]`."""
+    """The interval of an effect, empty where there is none: ` [0.010, 0.032]`, ` [no spread]`."""
     if effect.ci_low is None or effect.ci_high is None:
         return ""
     measured = effect.baseline, effect.value
+    if within_rounding(effect.ci_high - effect.ci_low, *measured):
+        return NO_SPREAD
     low, high = (written(end, form, *measured) for end in (effect.ci_low, effect.ci_high))
     return f" [{low}, {high}]"
+
+
+def spread_notes(effects: Iterable[EffectSize]) -> list[str]:
+    """What `[no spread]` means, where a row has none."""
+    if not any(interval_of(effect) == NO_SPREAD for effect in effects):
+        return []
+    return [
+        "[no spread]: the same number for every prompt (what depends on BOS alone is, where all "
+        "prompts share it), so that there is no interval."
+    ]
 
 
 def place_of(effect: EffectSize) -> str:

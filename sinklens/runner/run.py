@@ -30,6 +30,7 @@ from ..models.prompts import Prompts, notes_on
 from ..probes import Probe
 from ..results.estimates import Place, Reference, Sample, Share, rows_of, share_row
 from ..results.result import ExperimentResult, identity
+from ..results.wording import spread_notes
 from ..stats.clusters import by_document
 from ..stats.effects import EffectSize, Row, with_q_values
 from ..stats.models import OfModels
@@ -313,7 +314,9 @@ class Run(Counted[Config], Generic[Config]):
                 "run.add(...) or run.compare(...), or keep arrays with run.keep(...)"
             )
         rows = with_q_values(self.rows)
+        effects = [row.effect for row in rows]
         notes = [*self._notes, *judged_note(rows, len(self.prompts)), *skewness_notes(rows)]
+        notes += spread_notes(effects)
         if not self.config.draws and self._experiment.draws_controls:
             notes.append("No controls and no contrasts with them: draws is 0.")
         settings = {
@@ -325,7 +328,7 @@ class Run(Counted[Config], Generic[Config]):
         metrics = {row.effect.metric for row in rows}
         result = ExperimentResult(
             experiment=self._experiment.name,
-            effects=[row.effect for row in rows],
+            effects=effects,
             summary=[],
             arrays=self._arrays,
             per_prompt=per_prompt(rows, len(self.prompts)),

@@ -9,7 +9,16 @@ import pytest
 import torch
 from scipy import stats
 
-from sinklens.results.estimates import Effect, Measure, Place, Reference, Sample, Share, share_row
+from sinklens.results.estimates import (
+    OF_PROMPTS,
+    Effect,
+    Measure,
+    Place,
+    Reference,
+    Sample,
+    Share,
+    share_row,
+)
 from sinklens.results.estimates import rows_of as rows
 from sinklens.results.wording import control_verdict, null_verdict, quantity, verdict
 from sinklens.stats.effects import EffectSize, Row, paired_row
@@ -82,6 +91,18 @@ def test_a_share_has_wilsons_interval_over_tokens() -> None:
     assert (effect.resampled, effect.n_prompts, effect.value) == ("token", 10, 0.9)
     assert effect.ci_low == pytest.approx(centre - half - 0.1)
     assert effect.ci_high == pytest.approx(centre + half - 0.1)
+
+
+def test_what_is_so_of_every_prompt_has_wilsons_interval() -> None:
+    """Student's t of twelve ones would be a point."""
+    measure = Measure(OF_PROMPTS, "a random position", ".0%")
+    (row,) = rows("at0", measure, "x", Sample(np.ones(12), 0.2), prompts=12, seed=0)
+    z = stats.norm.ppf(0.975)
+    assert row.effect.ci_low == pytest.approx(12 / (12 + z**2) - 0.2)
+    assert row.effect.ci_high == pytest.approx(0.8)
+    # Shares between are means of several, and have the interval of a mean.
+    (row,) = rows("at0", measure, "x", Sample(np.full(12, 0.5), 0.2), prompts=12, seed=0)
+    assert row.effect.ci_low == row.effect.ci_high
 
 
 def effect_with(low: float | None, high: float | None, q: float | None, size: float) -> EffectSize:

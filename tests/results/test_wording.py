@@ -19,6 +19,7 @@ from sinklens.results.wording import (
     null_verdict,
     probability,
     say,
+    spread_notes,
     written,
 )
 from sinklens.stats.effects import with_q_values
@@ -121,7 +122,7 @@ def test_rounding_is_that_of_what_was_measured(record: Record) -> None:
     """0.002 of 5,000 is what float32 rounds; 0.002 of 1 is not."""
     row = record.find(metric="loss", condition="zero", kind="contrast")
     rounded = replace(row, baseline=5000.0, effect=0.002, ci_low=0.001, ci_high=0.003)
-    assert describe(rounded) == "0 nats [0, 0]"
+    assert describe(rounded) == "0 nats [no spread]"
     assert null_verdict(rounded) == "not distinguishable from"
     exact = replace(rounded, baseline=0.0, value=0.002)
     assert describe(exact) == "+0.002 nats [0.001, 0.003]" and null_verdict(exact) == "above"
@@ -261,3 +262,16 @@ def test_lists_in_words() -> None:
         "A, B and C",
     ]
     assert grouped([("above", "A"), ("below", "B"), ("above", "C")]) == "above A and C; below B"
+
+
+def test_what_is_the_same_in_every_prompt_has_no_interval(record: Record) -> None:
+    same, other = (Sample(0.5 + 1e-8 * ONE, 0.1), Sample(0.5 + ONE, 0.1))
+    effects = [
+        next(rows_of("mass", MEASURES["mass"], "x", sample, prompts=12, seed=0)).effect
+        for sample in (same, other)
+    ]
+    assert describe(effects[0]) == "+0.4 share of attention [no spread]"
+    assert describe(effects[1]).startswith("+0.4 share of attention [0.3")
+    assert spread_notes(effects[1:]) == []
+    (said,) = spread_notes(effects)
+    assert said.startswith("[no spread]: the same number for every prompt")

@@ -38,7 +38,7 @@ from ...hooks.matching import control_positions
 from ...models.prompts import token_text
 from ...probes import PositionPeaks
 from ...probes.stream_entries import Entries, EntryValues
-from ...results.estimates import Measure, Reference, Sample
+from ...results.estimates import OF_PROMPTS, Measure, Reference, Sample
 from ...results.figures import Lines
 from ...results.record import Record
 from ...results.wording import listed, phrase
@@ -172,8 +172,8 @@ def zeroed(result: Record) -> Iterator[str]:
 MEASURES = {
     "peak_ratio": Measure("times the median", "Gaussian entries", ",.1f"),
     "kurtosis": Measure("", "Gaussian entries"),
-    "peak_at_position0": Measure("share of prompts", "a random position", ".0%"),
-    "massive": Measure("share of prompts", "Gaussian entries", ".0%"),
+    "peak_at_position0": Measure(OF_PROMPTS, "a random position", ".0%"),
+    "massive": Measure(OF_PROMPTS, "Gaussian entries", ".0%"),
     "step_up": Measure("share of the peak", "the broken-stick expectation", ".0%"),
     "step_down": Measure("share of the largest size", "the broken-stick expectation", ".0%"),
     "vocabulary_spikes": Measure("share of tokens", "Gaussian entries", ".2%"),
