@@ -13,7 +13,13 @@ pytestmark = pytest.mark.slow
 NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]\d+)?")
 
 
-@pytest.mark.parametrize(("experiment", "model", "n"), list(snapshots.cases()))
+CASES = [
+    *snapshots.cases(),
+    *(case for case in snapshots.real_cases() if case[0] in snapshots.CHECKED_ON_REAL),
+]
+
+
+@pytest.mark.parametrize(("experiment", "model", "n"), CASES)
 def test_the_words_are_the_stored_ones(experiment: str, model: str, n: int) -> None:
     """Numbers may differ by what another processor rounds otherwise."""
     expected = snapshots.file_of(experiment, model, n).read_text("utf-8")
