@@ -24,6 +24,8 @@ from .record import Record
 from .wording import interval_of, null_verdict, written
 
 SINK_HEAD, LATER_SHARE, KEEPS, LONGEST_TOKEN = 0.3, 0.25, 0.5, 12
+ROOM = 192
+"""Characters of a claim that two lines hold for sure."""
 INPUTS = ("random", "repeated")
 NOT_ABOVE = ("below", "not distinguishable from")
 FOLLOWS = {"removes": "bos", "keeps": "position", "weakens": "part"}
@@ -69,22 +71,25 @@ def the_sink(profile: Record) -> Claim:
             verdict = verdict if heads else condition
     later = _later_sinks(profile)
     if later is not None:
-        sentences.append(later)
-        verdict = "later" if verdict == "none" and not later.startswith("No ") else verdict
+        count, at = later
+        # Which token they are at is said where two lines have room for it.
+        fits = len(". ".join([*sentences, count + at])) < ROOM
+        sentences.append(count + at if fits else count)
+        verdict = "later" if verdict == "none" and not count.startswith("No ") else verdict
     return Claim(". ".join(sentences) + ".", cited(profile, rows), verdict)
 
 
-def _later_sinks(profile: Record) -> str | None:
+def _later_sinks(profile: Record) -> tuple[str, str] | None:
     """How many heads have a later sink, and the token that most of them are at."""
     if "some_later_sink_share" not in profile.arrays:
         return None
     shares = profile.arrays["some_later_sink_share"].values
     count = int((shares >= LATER_SHARE).sum())
     if not count:
-        return "No later sinks"
+        return "No later sinks", ""
     tokens = profile.findings.get("later_sinks", {}).get("tokens", [])
     at = f", most at {tokens[0]['token'][:LONGEST_TOKEN]!r}" if tokens else ""
-    return f"Later sinks in {count} of {shares.numel()} heads{at}"
+    return f"Later sinks in {count} of {shares.numel()} heads", at
 
 
 def what_it_follows(profile: Record) -> Claim:
