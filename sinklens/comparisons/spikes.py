@@ -43,7 +43,7 @@ from ..hooks.position0 import MEAN_TOKENS
 from ..hooks.spikes import replace_entries, shift_entries
 from ..models import ordinary_tokens
 from ..probes.positions import first_token_values
-from ..probes.stream_entries import Entries, EntryValues, SameEntries
+from ..probes.stream_entries import Entries, EntryValues, LargestEntries, SameEntries
 from ..runner.compare import NO_POSITION, Comparison, Control
 from ..runner.run import Run
 
@@ -66,7 +66,7 @@ class SpikeEdits:
     """
 
     def __init__(self, run: Run[Any], entries: Mapping[int, EntryValues]) -> None:
-        """Read what a run's stream holds at the entries.
+        """Read what a run's stream holds at the entries; on random weights at its largest ones.
 
         Args:
             run: The run, which records the drawn channels.
@@ -74,8 +74,9 @@ class SpikeEdits:
                 the massive entries, and those of median magnitude.
         """
         self._run = run
+        reading = LargestEntries if run.random_weights else SameEntries
         readers = {
-            layer: SameEntries(run.model, layer, own, run.prompt_numbers)
+            layer: reading(run.model, layer, own, run.prompt_numbers)
             for layer, own in entries.items()
         }
         run.read(*readers.values())

@@ -139,6 +139,22 @@ class SameEntries(StreamEntries):
         return there
 
 
+class LargestEntries(SameEntries):
+    """As many entries of each prompt as are given, the largest of another stream.
+
+    What a model with random weights has in the place of massive entries, which were chosen for
+    their size.
+    """
+
+    def massive(
+        self, stream: Float[Tensor, "batch pos channel"]
+    ) -> Bool[Tensor, "batch pos channel"]:
+        """The largest entries of the next prompts."""
+        count = super().massive(stream).flatten(1).sum(1)
+        order = stream.abs().flatten(1).argsort(1, descending=True).argsort(1)
+        return (order < count[:, None]).view_as(stream)
+
+
 def _listed(stream: Tensor, index: Int[Tensor, "entry 3"], first: int) -> Entries:
     """Entries at (row, position, channel), rows counted from prompt `first`."""
     row, position, channel = index.T

@@ -272,8 +272,8 @@ def spread_notes(effects: Iterable[EffectSize]) -> list[str]:
     if not any(interval_of(effect) == NO_SPREAD for effect in effects):
         return []
     return [
-        "[no spread]: the same number for every prompt (what depends on BOS alone is, where all "
-        "prompts share it), so that there is no interval."
+        "No spread: the number is the same for every prompt (as what depends on a shared BOS "
+        "alone), so that there is no interval."
     ]
 
 

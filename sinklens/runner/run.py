@@ -63,6 +63,7 @@ class Run(Counted[Config], Generic[Config]):
         model: The model.
         prompts: The prompts.
         prompt_numbers: Which of the run's prompts they are; some, on models with random weights.
+        random_weights: Whether this is the same run of a model with random weights.
         config: The settings.
         capabilities: What can be edited and measured on the model.
         conditions: The conditions to run.
@@ -82,7 +83,7 @@ class Run(Counted[Config], Generic[Config]):
         super().__init__(experiment.name, experiment.measures, model, prompts, config)
         experiment.require_known(config)
         self._experiment = experiment
-        self.prompt_numbers = torch.arange(len(prompts))
+        self.prompt_numbers, self.random_weights = torch.arange(len(prompts)), False
         self.capabilities: Capabilities = check(model)
         self.note(*notes_on(model, prompts))
         if config.precision == QUICK:
@@ -182,8 +183,7 @@ class Run(Counted[Config], Generic[Config]):
         Raises:
             UsageError: `screen` was asked for and there is nothing to rank.
         """
-        before = self._forwards
-        comparisons = make(self)
+        before, comparisons = self._forwards, make(self)
         reads = self._forwards - before
         metrics, ranking = list(self.metrics if metrics is None else metrics), None
         if self.config.screen:
@@ -225,14 +225,15 @@ class Run(Counted[Config], Generic[Config]):
     ) -> dict[ContrastKey, OfModels]:
         """The same contrasts of models with random weights, of the metrics that need them."""
         judged, count = self._judged(metrics), self.config.null_models
-        config = replace(self.config, null_models=0, screen=False, progress=False)
         if not (judged and count):
             return {}
+        config = replace(self.config, null_models=0, screen=False, progress=False)
         numbers = few_prompts(self.prompts, self.config.seed)
 
         def contrasts(model: HookedModel) -> dict[ContrastKey, float]:
             twin = Run(self._experiment, model, self.prompts.take(numbers), config)
             twin.conditions, twin.prompt_numbers = self.conditions, numbers
+            twin.random_weights = True
             comparisons = [one for one in make(twin) if one.place in chosen]
             found = twin.evaluate(in_order(comparisons), metrics=judged)
             self._random_forwards += twin._forwards
@@ -315,8 +316,8 @@ class Run(Counted[Config], Generic[Config]):
             )
         rows = with_q_values(self.rows)
         effects = [row.effect for row in rows]
-        notes = [*self._notes, *judged_note(rows, len(self.prompts)), *skewness_notes(rows)]
-        notes += spread_notes(effects)
+        judged = judged_note(rows, len(self.prompts))
+        notes = [*self._notes, *judged, *skewness_notes(rows), *spread_notes(effects)]
         if not self.config.draws and self._experiment.draws_controls:
             notes.append("No controls and no contrasts with them: draws is 0.")
         settings = {

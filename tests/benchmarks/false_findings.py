@@ -31,7 +31,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "reference_frame": {"column_sets": 20},
     "absolute_position": {},
     "outlier_dimensions": {"deviations": 1.0, "share": 0.5},
-    "spike_sink_decoupling": {"scale_free": 3.0},
+    "massive_activations": {"scale_free": 2.0, "sweep_tokens": 8},
+    "spike_sink_decoupling": {"scale_free": 2.0},
 }
 """With thresholds so low that random weights have outliers and spikes to intervene on."""
 N_PROMPTS, LENGTH = 8, 24

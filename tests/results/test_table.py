@@ -118,7 +118,7 @@ def test_nothing_is_printed_below_rounding(result: ExperimentResult) -> None:
     for text in (str(shown), shown._repr_html_(), shown.to_markdown(), shown.to_latex()):
         assert not re.search(r"e-\d\d|-0(?![.\d])", text), text
     assert (shown.table(full=True)["p"].dropna() == "<1e-4").all()
-    assert shown.table()["effect [95 %]"].dropna().unique().tolist() == ["0 [0, 0]"]
+    assert shown.table()["effect [95 %]"].dropna().unique().tolist() == ["0 [no spread]"]
     assert "unit" not in shown.table()
 
 

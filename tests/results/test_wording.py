@@ -274,4 +274,4 @@ def test_what_is_the_same_in_every_prompt_has_no_interval(record: Record) -> Non
     assert describe(effects[1]).startswith("+0.4 share of attention [0.3")
     assert spread_notes(effects[1:]) == []
     (said,) = spread_notes(effects)
-    assert said.startswith("[no spread]: the same number for every prompt")
+    assert said.startswith("No spread: the number is the same for every prompt")

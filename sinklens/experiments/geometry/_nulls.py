@@ -20,7 +20,7 @@ from ...core.protocol import HookedModel
 from ...core.seeds import seeded
 from ...models.random_weights import RANDOM_WEIGHTS, random_twin
 from ...probes.patterns import ATTENTION, ROW_PERMUTED, UNIFORM
-from ...results.estimates import Reference, Sample
+from ...results.estimates import NOT_TESTED, Reference, Sample
 from ...runner.run import Run
 
 RANDOM_UNIFORM = f"{RANDOM_WEIGHTS}:{UNIFORM}"
@@ -60,7 +60,10 @@ class BesideNulls:
         if RANDOM_WEIGHTS in values and (metric, condition) in self._headlines:
             random, its = values[RANDOM_WEIGHTS].double(), values[RANDOM_UNIFORM].double()
             nulls.append((RANDOM_WEIGHTS, Sample(random, its)))
-        references = [Reference(sample, name, kind="null") for name, sample in nulls]
+        references = [
+            Reference(sample, name, "null", models=NOT_TESTED if name == RANDOM_WEIGHTS else None)
+            for name, sample in nulls
+        ]
         self._run.add(metric, condition, Sample(values[ATTENTION].double(), uniform), *references)
 
     def add_mean(self, metric: str, condition: str, values: BySource) -> None:

@@ -46,7 +46,7 @@ from ...models import ordinary_tokens
 from ...models.prompts import corpus_tokens
 from ...probes.base import LayerProbe, stream_hook
 from ...results.effect_sentences import Compared
-from ...results.estimates import Measure, Reference, Sample
+from ...results.estimates import NOT_TESTED, Measure, Reference, Sample
 from ...results.figures import Lines
 from ...results.record import Record
 from ...results.wording import number, phrase, probability
@@ -277,12 +277,19 @@ def add_frequency_correlation(run: Run[Any], groups: Groups, places: Sequence[st
 def _add_beside(run: Run[Any], metric: str, rule: str, null: Any, *sides: Tensor) -> None:
     """The row of `[prompt, place]`, beside random channels `[prompt, place, draw]` and a null.
 
+    What channels were chosen for is not tested.
+
     Permutations differ from prompt to prompt, so that they come averaged within it. Without a draw
     the references are empty or NaN.
     """
     own, *others = (side.mean(1).movedim(-1, 0) for side in sides)
     references = [
-        Reference(Sample(values, null, run.config.draws), name, "null" if number else "control")
+        Reference(
+            Sample(values, null, run.config.draws),
+            name,
+            "null" if number else "control",
+            models=NOT_TESTED if (metric, rule) == ("size_ratio", "size") else None,
+        )
         for number, (name, values) in enumerate(zip((RANDOM, PERMUTED), others, strict=False))
         if values.numel() and not values.isnan().any()
     ]

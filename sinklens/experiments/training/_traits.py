@@ -38,7 +38,7 @@ from ...models.capabilities import Capabilities, check
 from ...probes import KeyMass, PositionValues, ResidualPeaks, SinkScores, ValueNorms
 from ...probes.patterns import ROW_PERMUTED, MeanPatterns, PatternReader
 from ...probes.positions import PartValues
-from ...results.estimates import Measure, Reference, Sample
+from ...results.estimates import NOT_TESTED, Measure, Reference, Sample
 from ...runner.run import Run
 from ...stats.nulls import gaussian_peak_ratio, uniform_sink_mass, uniform_sink_scores
 
@@ -114,7 +114,7 @@ def _at_later_positions(
 
     def control(values: list[Tensor], null: float, own: Sample | None = None) -> Reference:
         sample = Sample(torch.stack(values), null, len(places))
-        return Reference(sample, "later_position", own=own)
+        return Reference(sample, "later_position", own=own, models=NOT_TESTED)
 
     return {
         "sink_mass": control([received[p].mean((1, 2)) for p in places], float(mass_null)),

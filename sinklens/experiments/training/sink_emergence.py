@@ -25,7 +25,7 @@ from ...core.seeds import seeded
 from ...functional.onset import share_of_change
 from ...models import load_like, weights_hash
 from ...models.random_weights import RANDOM_WEIGHTS, random_twin
-from ...results.estimates import Measure, Reference, Sample
+from ...results.estimates import NOT_TESTED, Measure, Reference, Sample
 from ...results.figures import Lines
 from ...runner.config import ExperimentConfig
 from ...runner.needs import EQUAL_LENGTHS
@@ -107,7 +107,7 @@ def sink_emergence(run: Run[SinkEmergenceConfig]) -> None:
     )
     if random is not None:
         for name, untrained in read_traits(run, random).items():
-            beside[name].append(Reference(untrained, RANDOM_WEIGHTS, "null"))
+            beside[name].append(Reference(untrained, RANDOM_WEIGHTS, "null", models=NOT_TESTED))
     elif origin:
         run.left_out(RANDOM_WEIGHTS, origin)
     for name, curve in curves.items():
