@@ -26,7 +26,7 @@ from typing import Any
 
 from ..core.labels import head_label
 from ..stats.effects import EffectSize, is_significant
-from .estimates import Measure
+from .estimates import RANDOM_MODELS, Measure
 from .record import Record
 
 ROUNDING = 1e-6
@@ -189,6 +189,9 @@ def references(result: Record, row: EffectSize) -> Iterator[tuple[str, str]]:
         words = f"{reference.against}".replace("_", "-")
         value = number(measure, reference.value)
         models = result.of_random_models(contrast)
+        if reference.against == RANDOM_MODELS and contrast.ci_low is None:
+            yield "beside", f"one model with random weights ({value})"
+            continue
         side = verdict(reference, contrast, models)
         if models is not None and contrast.p_value is not None:
             value += ", tested against models with random weights"

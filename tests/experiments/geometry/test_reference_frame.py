@@ -435,7 +435,7 @@ def test_no_name_without_its_null(boot_family: Any) -> None:
     named, bare = (run(model, prompts, conditions=("frame",), draws=draws) for draws in (2, 0))
     assert named.summary[0].startswith("Frame: centralised")
     assert bare.summary[0].startswith("Frame: not classified, for lack of row-permuted")
-    assert "its random-weights null" in named.summary[1]
+    assert "beside one model with random weights (" in named.summary[1]
     row = {"metric": "largest_column", "against": "random_weights"}
     value = row_value(named, metric="largest_column", condition="attention", kind="measurement")
     differences = value - row_value(named, **row, kind="null")

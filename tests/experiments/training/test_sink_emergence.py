@@ -221,11 +221,12 @@ def test_the_last_checkpoint_stands_beside_random_weights(
         contrast = result.find(metric=name, against="random_weights", kind="contrast")
         assert null.value == pytest.approx(first.value, rel=0.25)
         assert contrast.effect == pytest.approx(last.effect - null.effect)
-        assert contrast.ci_low > 0 and contrast.p_value is not None
-    # Five prompts allow no significant contrast alone; an empirical null goes by the interval.
+        # One such model differs from the next, which an interval over prompts leaves out.
+        assert contrast.ci_low is None and contrast.p_value is None
     line = next(line for line in result.summary if line.startswith("sink_mass"))
     assert "its later-position control (" in line
-    assert "above uniform attention (" in line and ") and its random-weights null (" in line
+    assert "above uniform attention (" in line
+    assert "beside one model with random weights (" in line
     few = {"checkpoints": ("0", "256", "4000"), "conditions": ("sink_mass",)}
     bare = run(rope, prompts, **few, random_weights=False, draws=0)
     assert {row.kind for row in bare.effects} == {"measurement"}
