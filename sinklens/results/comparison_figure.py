@@ -2,91 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..stats.effects import EffectSize
-from .drawing import error_bars
+from .drawing.forests import MOST_ROWS, points
+from .drawing.panel import Panel, below_each_other
+from .drawing.style import COLOURS, SERIES, SYMBOLS
+from .drawing.words import in_two_lines, metric_words
 from .wording import place_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-# Okabe and Ito's colours, which colour-blind people can tell apart.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-MOST_ROWS = 40
+INTERVALS = "95 % intervals"
+Points = Sequence[tuple[str, EffectSize]]
 
 
-def draw_differences(title: str, points: Sequence[tuple[str, EffectSize]]) -> Figure:
+def draw_differences(title: str, differences: Points) -> Figure:
     """Differences with their 95 % intervals; the largest where there are too many to be read.
 
     Args:
         title: What is shown.
-        points: Of each difference the label of its result, and the row.
+        differences: Of each the label of its result, and the row.
     """
-    from plotly.subplots import make_subplots
-
-    every = list(dict.fromkeys(_label(row) for _, row in points))
-    chosen = set(_largest(points))
+    every = list(dict.fromkeys(_label(row) for _, row in differences))
+    chosen = set(_largest(differences))
     labels = [label for label in every if label in chosen]
-    metrics = list(dict.fromkeys(row.metric for _, row in points if _label(row) in chosen))
-    results = list(dict.fromkeys(result for result, _ in points))
-    drawn = make_subplots(rows=1, cols=len(metrics), subplot_titles=metrics, shared_yaxes=True)
-    for column, metric in enumerate(metrics, start=1):
-        for number, result in enumerate(results):
-            rows = [
-                row
-                for name, row in points
-                if (name, row.metric) == (result, metric) and _label(row) in chosen
-            ]
-            if rows:
-                shift = 0.5 * ((number + 0.5) / len(results) - 0.5)
-                heights = [-labels.index(_label(row)) - shift for row in rows]
-                drawn.add_trace(_trace(result, rows, heights, number, column == 1), 1, column)
-                drawn.update_xaxes(title_text=rows[0].unit, row=1, col=column)
-        drawn.add_vline(x=0, line_width=1, line_color="#888", row=1, col=column)
-    drawn.update_yaxes(
-        tickvals=[-place for place in range(len(labels))], ticktext=labels, zeroline=False
-    )
-    cut = f" (the largest {len(labels)} of {len(every)} rows)" if len(labels) < len(every) else ""
-    drawn.update_layout(
-        title=f"{title}{cut}",
-        height=240 + 24 * len(labels) * max(1, len(results) // 2),
-        legend={"orientation": "h", "yref": "container", "y": 0.01, "yanchor": "bottom"},
-        margin={"b": 110},
-        template="simple_white",
-    )
-    return drawn
+    shown = [(result, row) for result, row in differences if _label(row) in chosen]
+    cut = f"the largest {len(labels)} of {len(every)} rows" if len(labels) < len(every) else ""
+    metrics = dict.fromkeys(row.metric for _, row in shown)
+    results = list(dict.fromkeys(result for result, _ in differences))
+    panels = [
+        _panel([(name, row) for name, row in shown if row.metric == metric], labels, results, cut)
+        for metric in metrics
+    ]
+    return below_each_other(panels, title, INTERVALS)
 
 
-def _largest(points: Sequence[tuple[str, EffectSize]]) -> list[str]:
+def _panel(rows: Points, labels: Sequence[str], results: Sequence[str], cut: str) -> Panel:
+    """The differences in one metric, each result at its own height."""
+    mine = [label for label in labels if label in {_label(row) for _, row in rows}]
+    first = rows[0][1]
+    unit = f" ({first.unit})" if first.unit else ""
+    return Panel(
+        metric_words(first.metric),
+        list(_traces(rows, mine, results)),
+        x={"title": {"text": f"difference{unit}"}, "nticks": 6},
+        y={
+            "tickvals": [-place for place in range(len(mine))],
+            "ticktext": [in_two_lines(*label.partition(" ")[::2]) for label in mine],
+            "range": [0.6 - len(mine), 0.6],
+            "showgrid": False,
+        },
+        height=max(60, len(mine) * (14 + 10 * len(results))),
+        zero=0.0,
+        cut=cut,
+    )
+
+
+def _traces(rows: Points, labels: Sequence[str], results: Sequence[str]) -> Iterator[Any]:
+    for number, result in enumerate(results):
+        own = [row for name, row in rows if name == result]
+        shift = 0.6 * ((number + 0.5) / len(results) - 0.5)
+        heights = [-labels.index(_label(row)) - shift for row in own]
+        marker = {"color": COLOURS[number % SERIES], "symbol": SYMBOLS[number % SERIES]}
+        if own:
+            yield points(result, own, heights, value=False, marker=marker)
+
+
+def _largest(differences: Points) -> list[str]:
     """The labels of the rows whose difference is largest beside others of the same metric."""
     most: dict[str, float] = {}
-    for _, row in points:
+    for _, row in differences:
         most[row.metric] = max(most.get(row.metric, 0.0), abs(row.effect))
     sizes: dict[str, float] = {}
-    for _, row in points:
+    for _, row in differences:
         size = abs(row.effect) / most[row.metric] if most[row.metric] else 0.0
         sizes[_label(row)] = max(sizes.get(_label(row), 0.0), size)
     return sorted(sizes, key=lambda label: -sizes[label])[:MOST_ROWS]
-
-
-def _trace(
-    result: str, rows: Sequence[EffectSize], heights: Sequence[float], number: int, in_legend: bool
-) -> object:
-    """The differences of one result in one metric."""
-    from plotly import graph_objects
-
-    return graph_objects.Scatter(
-        x=[row.effect for row in rows],
-        y=heights,
-        error_x=error_bars(rows),
-        mode="markers",
-        name=result,
-        legendgroup=result,
-        showlegend=in_legend,
-        marker={"color": COLOURS[number % len(COLOURS)], "size": 8},
-    )
 
 
 def _label(row: EffectSize) -> str:

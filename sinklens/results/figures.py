@@ -1,8 +1,9 @@
 """Figures as data: declared by the experiment, stored in the result, drawn from there.
 
 A declaration names arrays and rows of the result; `drawing` never imports an experiment. The
-default is a forest of effects with their intervals. A custom figure is a function of the result,
-called once, when the result is assembled; what it returns is stored.
+default is `Effects`: rows by head as a map, rows by layer as curves, others as a forest. A custom
+figure is a function of the result, called once, when the result is assembled; what it returns is
+stored.
 """
 
 from __future__ import annotations
@@ -21,7 +22,82 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forest:
-    """Effects with their 95 % confidence intervals, one panel per metric."""
+    """Rows with their 95 % confidence intervals beside controls and nulls, a panel a metric.
+
+    Attributes:
+        metrics: Which, in this order, as far as there are rows; empty takes all.
+        title: What is shown; the model's name is added.
+        queries: Rows about these queries only, such as `1:8`; empty takes all.
+    """
+
+    metrics: tuple[str, ...] = ()
+    title: str = ""
+    queries: str = ""
+
+
+@dataclass(frozen=True)
+class ByLayer:
+    """Rows about one layer as curves, with intervals as bands and controls beside them.
+
+    Attributes:
+        metrics: Which, in this order, as far as there are such rows; empty takes all.
+        title: What is shown; the model's name is added.
+    """
+
+    metrics: tuple[str, ...] = ()
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class ByStep:
+    """Rows about one training step (`step256`) as a curve, beside its null and control.
+
+    Attributes:
+        metrics: Which, in this order, as far as there are such rows; empty takes all.
+        title: What is shown; the model's name is added.
+    """
+
+    metrics: tuple[str, ...] = ()
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class ByHead:
+    """Rows about one head as a map over layers and heads, one for each condition.
+
+    Attributes:
+        metrics: Which, in this order, as far as there are such rows; empty takes all.
+        title: What is shown; the model's name is added.
+    """
+
+    metrics: tuple[str, ...] = ()
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class ByPosition:
+    """Rows about one layer and position (`zero:residual@5`) as a map, one for each condition.
+
+    Attributes:
+        metrics: Which, in this order, as far as there are such rows; empty takes all.
+        title: What is shown; the model's name is added.
+    """
+
+    metrics: tuple[str, ...] = ()
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Rows as a map or as curves where they are about heads, positions or layers; else a forest.
+
+    Attributes:
+        metrics: Which, in this order, as far as there are rows; empty takes all.
+        title: What is shown; the model's name is added.
+    """
+
+    metrics: tuple[str, ...] = ()
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +129,8 @@ class Lines:
         y: What the values are.
         log: Whether the values have a logarithmic axis.
         from_zero: Whether their axis starts at 0.
+        names: The curves of each array in words; empty takes the names of arrays and labels.
+        curves: The most curves that are drawn of each array, the first ones.
     """
 
     arrays: tuple[str, ...]
@@ -61,6 +139,8 @@ class Lines:
     y: str
     log: bool = False
     from_zero: bool = False
+    names: tuple[str, ...] = ()
+    curves: int = 8
 
 
 @dataclass(frozen=True)
@@ -71,19 +151,26 @@ class Interaction:
         across: The metric on the horizontal axis, which is logarithmic.
         up: The other one.
         conditions: In the order of drawing.
+        title: What is shown; the model's name is added.
     """
 
     across: str
     up: str
     conditions: tuple[str, ...]
+    title: str = ""
 
 
 @dataclass(frozen=True)
-class Panels:
-    """Two figures side by side."""
+class Stack:
+    """Several figures below each other.
 
-    left: Heatmap
-    right: Lines
+    Attributes:
+        parts: The figures; one whose rows or arrays are missing is left out.
+        title: What they show; the model's name is added.
+    """
+
+    parts: tuple[Declared, ...]
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,9 +184,25 @@ class Plotly:
     content: dict[str, Any]
 
 
-Declared = Forest | Heatmap | Lines | Interaction | Panels | Plotly
+Rows = Forest | ByLayer | ByStep | ByHead | ByPosition | Effects
+Declared = Rows | Heatmap | Lines | Interaction | Stack | Plotly
 Figured = Declared | Callable[[Record], "Declared | Figure"]
-KINDS: dict[str, Any] = {k.__name__: k for k in (Forest, Heatmap, Lines, Interaction, Plotly)}
+KINDS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        Effects,
+        Forest,
+        ByLayer,
+        ByStep,
+        ByHead,
+        ByPosition,
+        Heatmap,
+        Lines,
+        Interaction,
+        Stack,
+        Plotly,
+    )
+}
 
 
 def figure_of(result: Record, figure: Figured) -> Declared:
@@ -112,26 +215,30 @@ def figure_of(result: Record, figure: Figured) -> Declared:
     if isinstance(shown, Declared):
         return shown
     if not hasattr(shown, "to_plotly_json"):
-        kinds = ", ".join([*KINDS, "Panels"])
         raise SinklensError(
             f"the figure of {result.experiment} is a function that returned a "
-            f"{type(shown).__name__}; it has to return one of {kinds}, or a plotly figure"
+            f"{type(shown).__name__}; it has to return one of {', '.join(KINDS)}, or a plotly "
+            "figure"
         )
     return Plotly(json.loads(shown.to_json()))
 
 
 def to_json(figure: Declared) -> dict[str, Any]:
     """A declaration as `result.json` holds it."""
-    if isinstance(figure, Panels):
-        return {"kind": "Panels", "left": to_json(figure.left), "right": to_json(figure.right)}
-    return {"kind": type(figure).__name__, **asdict(figure)}
+    if isinstance(figure, Stack):
+        parts = [to_json(part) for part in figure.parts]
+        return {"kind": "Stack", "parts": parts, "title": figure.title}
+    fields = {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(figure).items()}
+    return {"kind": type(figure).__name__, **fields}
 
 
 def from_json(content: Mapping[str, Any]) -> Declared:
-    """What `to_json` made."""
+    """What `to_json` made; `Panels`, which two figures side by side were, gives a `Stack`."""
     fields = {name: value for name, value in content.items() if name != "kind"}
     if content["kind"] == "Panels":
-        return Panels(*(from_json(fields[side]) for side in ("left", "right")))  # type: ignore[arg-type]
+        return Stack(tuple(from_json(fields[side]) for side in ("left", "right")))
+    if content["kind"] == "Stack":
+        return Stack(tuple(from_json(part) for part in fields["parts"]), fields["title"])
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     made: Declared = KINDS[content["kind"]](**{**fields, **lists})
     return made

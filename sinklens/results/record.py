@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from ..stats.effects import OVER_PROMPTS, EffectSize
 from .estimates import RANDOM_MODELS, Measure
 from .lookup import the_row
 
+CHECKPOINT = ("revision", "step", "seed")
 OF_A_ROW = ("metric", "condition", "kind", "against", "layer", "head", "queries", "layers", "unit")
 
 
@@ -121,7 +124,7 @@ class Record:
     findings: dict[str, Any] = field(default_factory=dict)
     draws: dict[str, Any] = field(default_factory=dict)
     measures: dict[str, Measure] = field(default_factory=dict)
-    figure: dict[str, Any] = field(default_factory=lambda: {"kind": "Forest"})
+    figure: dict[str, Any] = field(default_factory=lambda: {"kind": "Effects"})
     run: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __eq__(self, other: object) -> bool:
@@ -133,6 +136,12 @@ class Record:
             for part in fields(self)
             if part.compare
         )
+
+    def model_name(self) -> str:
+        """The model with its revision, training step and seed, as far as they are known."""
+        model = self.provenance["model"]
+        parts = (f"{name} {model[name]}" for name in CHECKPOINT if model.get(name) is not None)
+        return ", ".join([str(model["name"]), *parts])
 
     def source(self) -> dict[str, Any]:
         """Experiment, model and prompts, the first columns of every data frame."""
@@ -202,7 +211,7 @@ class Record:
 
     def references(self, row: EffectSize) -> list[tuple[EffectSize, EffectSize]]:
         """Each control or null that a row is compared with, and the contrast."""
-        mine = [other for other in self.effects if _same_row(other, row) and other.against]
+        mine = [other for other in self._by_place[_place(row)] if other.against]
         contrasts = {other.against: other for other in mine if other.kind == "contrast"}
         return [
             (other, contrasts[other.against])
@@ -210,10 +219,18 @@ class Record:
             if other.kind != "contrast" and other.against in contrasts
         ]
 
+    @cached_property
+    def _by_place(self) -> dict[tuple[Any, ...], list[EffectSize]]:
+        """The rows that differ in their reference alone, by what they have in common."""
+        places: dict[tuple[Any, ...], list[EffectSize]] = defaultdict(list)
+        for row in self.effects:
+            places[_place(row)].append(row)
+        return places
+
     def of_random_models(self, contrast: EffectSize) -> EffectSize | None:
         """The same contrast of models with random weights, if it is judged by these."""
         name = f"{RANDOM_MODELS}:{contrast.against}"
-        rows = (row for row in self.effects if row.against == name and _same_row(row, contrast))
+        rows = (row for row in self._by_place[_place(contrast)] if row.against == name)
         return next(rows, None)
 
     def measure(self, metric: str, condition: str = "") -> Measure:
@@ -224,12 +241,9 @@ class Record:
         return Measure(next(row.unit for row in self.effects if row.metric == metric))
 
 
-def _same_row(one: EffectSize, other: EffectSize) -> bool:
-    """Whether two rows differ in their reference alone."""
-    return all(
-        getattr(one, name) == getattr(other, name)
-        for name in ("metric", "condition", "layer", "head", "queries")
-    )
+def _place(row: EffectSize) -> tuple[Any, ...]:
+    """What a row has in common with its references and contrasts."""
+    return row.metric, row.condition, row.layer, row.head, row.queries
 
 
 def _are_same(one: Any, other: Any) -> bool:

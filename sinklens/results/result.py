@@ -85,9 +85,27 @@ class ExperimentResult(Record):
         draws = self.settings.get("draws", 0)
         return f"; {_counted(draws, 'draw')} of what is random" if draws else ""
 
-    def plot(self) -> Any:
-        """The experiment's figure (plotly)."""
-        return draw(from_json(self.figure), self)
+    def plot(
+        self,
+        kind: str | None = None,
+        metric: str | None = None,
+        width: int | None = None,
+        title: str | None = None,
+    ) -> Any:
+        """The experiment's figure, a plotly figure that can be changed and written to files.
+
+        Args:
+            kind: How rows are drawn: `forest`, `layers` or `steps` (curves), `heads` or `positions`
+                (maps over layers); None draws what the experiment declares.
+            metric: Whose rows; None takes those of the declared figure, or with a kind all.
+            width: In pixels; None fits the page.
+            title: None says what is shown and of which model.
+
+        Raises:
+            UsageError: There is no such kind or metric, or the rows cannot be drawn as that.
+        """
+        figure = from_json(self.figure)
+        return draw(figure, self, kind=kind, metric=metric, width=width, title=title)
 
     def __str__(self) -> str:
         """Summary, table and notes as plain text."""

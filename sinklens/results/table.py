@@ -7,7 +7,7 @@ stands beside the effect. `table` writes lines for a reader, with p, d_z and dra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,30 @@ def lines_of(result: Record) -> Iterator[Line]:
             yield Line(row, number == 0, reference, contrast, models, star)
 
 
+def rows_with_lines(result: Record) -> list[list[Line]]:
+    """Of each row its lines."""
+    rows: list[list[Line]] = []
+    for line in lines_of(result):
+        if line.leads:
+            rows.append([line])
+        else:
+            rows[-1].append(line)
+    return rows
+
+
+def by_size(result: Record) -> list[Line]:
+    """The lines with the largest effects of each metric first; measurements in their order."""
+    rows = rows_with_lines(result)
+    metrics = list(dict.fromkeys(lines[0].row.metric for lines in rows))
+
+    def place(lines: list[Line]) -> tuple[int, float]:
+        row = lines[0].row
+        size = abs(row.effect) if row.kind == "treatment" else 0.0
+        return metrics.index(row.metric), -size
+
+    return [line for lines in sorted(rows, key=place) for line in lines]
+
+
 def table(result: Record, *, full: bool = False) -> pd.DataFrame:
     """The lines as text, in the order in which they are read.
 
@@ -81,7 +105,17 @@ def table(result: Record, *, full: bool = False) -> pd.DataFrame:
         result: Its rows.
         full: With p of effects and differences, d_z and the number of draws.
     """
-    lines = pd.DataFrame([_words(line) for line in lines_of(result)])
+    return text_of(list(lines_of(result)), full=full)
+
+
+def text_of(chosen: Sequence[Line], *, full: bool = False) -> pd.DataFrame:
+    """Lines as text, without columns that are empty.
+
+    Args:
+        chosen: Which, in this order.
+        full: With p of effects and differences, d_z and the number of draws.
+    """
+    lines = pd.DataFrame([_words(line) for line in chosen])
     if not full:
         lines = lines.drop(columns=[name for name in ON_DEMAND if name in lines])
     return lines.replace("", None).dropna(axis="columns", how="all")

@@ -10,7 +10,7 @@ from typing import Any
 from ..core.errors import UsageError, unknown_name
 from ..metrics import Metric, resolve_metrics
 from ..results.estimates import Measure
-from ..results.figures import Figured, Forest
+from ..results.figures import Effects, Figured
 from ..results.result import ExperimentResult
 from ..results.wording import Says
 from .config import ExperimentConfig
@@ -52,7 +52,7 @@ class Experiment:
     metrics: tuple[str, ...] = ()
     measures: Mapping[str, Measure] = field(default_factory=dict)
     says: Says = ()
-    figure: Figured = field(default_factory=Forest)
+    figure: Figured = field(default_factory=Effects)
     draws_controls: bool = True
     smallest: Mapping[str, Any] = field(default_factory=dict)
     own_hooks: bool = False

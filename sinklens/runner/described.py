@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.errors import in_one_line
 from ..results.effect_sentences import every_row
-from ..results.figures import Forest, figure_of, to_json
+from ..results.figures import Effects, figure_of, to_json
 from ..results.result import ExperimentResult
 from ..results.wording import at_most, say
 from ..stats.effects import OVER_PROMPTS, Row
@@ -32,7 +32,7 @@ def described(result: ExperimentResult, experiment: Experiment) -> ExperimentRes
     """
     failed: list[str] = []
     lines = at_most(list(_sentences(result, experiment, failed)))
-    figure = to_json(Forest())
+    figure = to_json(Effects())
     try:
         figure = to_json(figure_of(result, experiment.figure))
     except Exception as error:

@@ -30,7 +30,7 @@ from ..models import load, origin
 from ..models.prompts import Prompts, as_prompts, require_several
 from ..models.prompts import prompts as make_prompts
 from ..results.estimates import Measure
-from ..results.figures import Figured, Forest
+from ..results.figures import Effects, Figured
 from ..results.result import ExperimentResult, identity
 from ..results.wording import Says
 from .config import ExperimentConfig, fit
@@ -113,7 +113,7 @@ def experiment(
             tuple(metrics),
             dict(measures or {}),
             says,
-            figure or Forest(),
+            figure or Effects(),
             draws_controls,
             dict(smallest or {}),
         )

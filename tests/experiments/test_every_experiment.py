@@ -27,6 +27,8 @@ from sinklens.core.errors import UsageError
 from sinklens.engine import kept
 from sinklens.engine.sweep import Sweep
 from sinklens.models.prompts import corpus
+from sinklens.results.drawing.choice import kinds_of
+from sinklens.results.drawing.forests import MOST_ROWS
 from sinklens.runner import registry
 from tests import families
 
@@ -156,6 +158,38 @@ def test_the_result_is_whole(subject: Subject, tmp_path: Path) -> None:
     assert loaded.plot().to_json() == result.plot().to_json() and result.plot().data
     assert "<table" in result._repr_html_()
     json.dumps(result.findings), json.dumps(result.draws)
+
+
+def test_every_number_of_the_figure_is_a_number_of_the_result(subject: Subject) -> None:
+    """Of the declared figure and of every other kind; and none of the rows is left out of it."""
+    result = subject.result
+    rows, sides = result.effects, ("value", "effect", "baseline")
+    known = [getattr(row, side) for row in rows for side in sides]
+    known += [
+        row.value - row.effect + end for row in rows for end in (row.ci_low, row.ci_high) if end
+    ]
+    known += [end for row in rows for end in (row.ci_low, row.ci_high) if end is not None]
+    known += [number for array in result.arrays.values() for number in np.ravel(array).tolist()]
+    known = np.array(known, float)
+    for drawn in (result.plot(), *(result.plot(kind) for kind in kinds_of(result))):
+        assert drawn.layout.title.text and drawn.data
+        for trace in drawn.data:
+            sides = [trace.z] if trace.type == "heatmap" else [trace.x, trace.y]
+            shown = [_numbers(side) for side in sides]
+            assert any(np.isin(side.round(9), known.round(9)).all() for side in shown), trace
+    forest = result.plot("forest")
+    marks = np.concatenate([_numbers(trace.x) for trace in forest.data]).round(9)
+    for metric in {row.metric for row in rows}:
+        mine = [row for row in rows if (row.metric, row.against) == (metric, None)]
+        at = [row.effect if row.kind == "treatment" else row.value for row in mine]
+        assert len(mine) > MOST_ROWS or np.isin(np.round(at, 9), marks).all(), metric
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """What of a trace are numbers; labels are none."""
+    known = np.ravel(np.array(values, dtype=object))
+    numbers = [float(n) for n in known if isinstance(n, int | float | np.number) and n == n]
+    return np.array(numbers if len(numbers) else [np.nan])
 
 
 def _same_place(row: sinklens.EffectSize, lead: sinklens.EffectSize) -> bool:

@@ -79,7 +79,7 @@ def test_a_function_gives_a_declaration(
     result = run_own(chosen_heatmap, boot_family, monkeypatch)
     assert result.figure["kind"] == "Heatmap" and result.figure["array"] == "grid"
     drawn = drawn_elsewhere(result.save(tmp_path / "out"))
-    assert drawn.layout.title.text.startswith("2 rows") and drawn.data[0].type == "heatmap"
+    assert drawn.layout.title.text.startswith("<b>2 rows<") and drawn.data[0].type == "heatmap"
 
 
 def test_a_function_gives_a_plotly_figure(
@@ -98,7 +98,7 @@ def test_anything_else_leaves_the_result_with_a_note(
     result = run_own(lambda result: "a drawing", boot_family, monkeypatch)
     (note,) = (note for note in result.notes() if "figure" in note)
     assert re.search("drawn_by_hand .* returned a str.*Heatmap", note) and "\n" not in note
-    assert result.figure == {"kind": "Forest"} and result.plot() is not None
+    assert result.figure["kind"] == "Effects" and result.plot() is not None
     assert len(result.effects) == 2
 
 

@@ -26,7 +26,7 @@ from ...models.random_weights import RANDOM_WEIGHTS
 from ...probes.divergences import HeadDivergences
 from ...probes.patterns import ATTENTION, ROW_PERMUTED, UNIFORM, PatternReader
 from ...probes.reference_points import SPACES
-from ...results.figures import Heatmap, Lines, Panels
+from ...results.figures import Heatmap, Lines, Stack
 from ...results.record import Record
 from ...results.wording import null_verdict, phrase
 from ...runner.config import ExperimentConfig, setting
@@ -184,15 +184,19 @@ SAYS = (
     conditions=PARTS,
     measures={**_parts.MEASURES, **_fisher.MEASURES, **_published.MEASURES},
     says=SAYS,
-    figure=Panels(
-        Heatmap("columns", "attention that each key gets", "share", most=None),
-        Lines(
-            ("largest_column", "largest_column:*"),
-            "the largest column",
-            "layer",
-            "mean attention received",
-            from_zero=True,
+    figure=Stack(
+        (
+            Heatmap("columns", "Attention that each key gets", "mean attention", most=None),
+            Lines(
+                ("largest_column", "largest_column:*"),
+                "The largest column, beside its nulls",
+                "layer",
+                "mean attention received",
+                from_zero=True,
+                names=("this model", ""),
+            ),
         ),
+        "Reference frame of attention",
     ),
     draws_controls=False,
     smallest={"draws": 2, "column_sets": 2, "fisher": True, "preset": "published"},

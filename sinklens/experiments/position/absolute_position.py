@@ -36,7 +36,8 @@ from ...hooks.matching import control_positions
 from ...hooks.position0 import PARTS
 from ...probes.log_split import LogSplit, SinkReadouts
 from ...results.estimates import Measure
-from ...results.figures import Lines
+from ...results.figures import Forest, Stack
+from ...results.record import Record
 from ...runner.compare import in_order, without_control
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import (
@@ -125,6 +126,19 @@ SAYS = (
 )
 
 
+def sources_and_removal(result: Record) -> Stack:
+    """Both components beside their nulls, and what edits of position 0 remove of the one there is.
+
+    Without key 0 there often is none, and then nothing that could be removed of it.
+    """
+    first = result.arrays["removed"].labels("queries")[0]
+    removed = "removed_without_key0|removed_all_keys|component_all_keys"
+    return Stack(
+        (Forest(("residual_share", "causal_share")), Forest((removed,), queries=first)),
+        f"Absolute position: two sources, and what is removed at queries {first}",
+    )
+
+
 @experiment(
     paper="Ruscio et al. 2026 (2606.06160)",
     question="What tells attention the absolute position: the mask, or what position 0 feeds in?",
@@ -142,12 +156,7 @@ SAYS = (
     defaults=(*BOS_DEFAULTS, *(f"other_token:{part}" for part in PARTS)),
     measures=MEASURES,
     says=SAYS,
-    figure=Lines(
-        ("component_by_band",),
-        title="Residual-stream component of attention",
-        x="queries",
-        y="component without key 0 (nats^2 a pair)",
-    ),
+    figure=sources_and_removal,
     smallest={
         "draws": 1,
         "conditions": ("mean", "zero:key"),

@@ -19,6 +19,7 @@ from ...comparisons.bos import CONDITIONS, bos_comparison, starts_with_bos, toke
 from ...core.errors import SinklensError
 from ...hooks.matching import control_positions
 from ...results.effect_sentences import Compared
+from ...results.figures import Effects
 from ...results.record import Record
 from ...runner.config import ExperimentConfig
 from ...runner.registry import experiment
@@ -51,6 +52,7 @@ def stays_at_zero(result: Record) -> Iterator[str]:
         Compared("Replacing BOS by", "loss"),
         Compared("Replacing BOS by", "sink_mass"),
     ),
+    figure=Effects(("sink_mass", "loss|kl"), "Replacing BOS: the sink, and what it costs"),
     smallest={"conditions": ("mean", "random_token")},
 )
 def bos_replacement(run: Run[BosReplacementConfig]) -> None:

@@ -24,6 +24,7 @@ from ...hooks.matching import control_positions
 from ...hooks.position0 import PARTS, POSITION0_CONDITIONS
 from ...metrics import LogitMetric, counted_positions
 from ...results.effect_sentences import Compared
+from ...results.figures import Effects
 from ...results.record import Record
 from ...results.wording import describe
 from ...runner.compare import Comparison
@@ -100,6 +101,7 @@ def at_other_places(result: Record) -> Iterator[str]:
     defaults=of_part,
     metrics=("loss", "kl", "sink_mass"),
     says=(at_position0("loss"), at_other_places, at_position0("sink_mass")),
+    figure=Effects(("loss|kl", "sink_mass"), "Patching position 0, layer by layer"),
     smallest={"layers": (1,)},
 )
 def position0_patching(run: Run[Position0PatchingConfig]) -> None:

@@ -27,6 +27,7 @@ from ...metrics import SINK_MASS
 from ...models.capabilities import Capabilities
 from ...probes import SinkScores
 from ...results.effect_sentences import Compared
+from ...results.figures import Effects
 from ...results.record import Record
 from ...runner.compare import Comparison
 from ...runner.config import ExperimentConfig
@@ -75,6 +76,7 @@ def effects_on_the_sink(result: Record) -> list[str]:
         Compared("Ablating by", "loss"),
         effects_on_the_sink,
     ),
+    figure=Effects(("loss|kl", "sink_mass"), "Ablating sink heads, or their edge to the sink"),
     smallest={"heads": ("L0H0", "L1H1")},
 )
 def sink_head_ablation(run: Run[SinkHeadAblationConfig]) -> None:

@@ -37,7 +37,7 @@ from ...models.prompts import Prompts, random_prompts, repeated_prompts, token_t
 from ...probes import ResidualNorms, SinkScores, ValueNorms
 from ...probes.sinks import SinkScoreValues
 from ...results.estimates import Measure, Sample
-from ...results.figures import Heatmap
+from ...results.figures import Forest, Heatmap, Stack
 from ...results.record import Record
 from ...runner.config import ExperimentConfig
 from ...runner.needs import at_least_tokens
@@ -128,7 +128,13 @@ SAYS = (
     conditions=INPUTS,
     measures=MEASURES,
     says=SAYS,
-    figure=Heatmap("sink_mass", "Attention to position 0", "sink mass"),
+    figure=Stack(
+        (
+            Heatmap("sink_mass", "By layer and head", "sink mass"),
+            Forest(("sink_mass",)),
+        ),
+        "Attention to position 0, beside uniform attention",
+    ),
     draws_controls=False,
     smallest={},
 )

@@ -39,7 +39,7 @@ from ...models.prompts import token_text
 from ...probes import PositionPeaks
 from ...probes.stream_entries import Entries, EntryValues
 from ...results.estimates import NOT_TESTED, OF_PROMPTS, Measure, Reference, Sample
-from ...results.figures import Lines
+from ...results.figures import Forest, Lines, Stack
 from ...results.record import Record
 from ...results.wording import listed, phrase
 from ...runner.compare import Comparison
@@ -202,12 +202,20 @@ SAYS = (
     metrics=("loss", "kl", "sink_mass", "sink_rate"),
     measures=MEASURES,
     says=SAYS,
-    figure=Lines(
-        ("top_magnitude", "layer_median"),
-        "Largest activations",
-        x="residual stream after",
-        y="size (mean over prompts)",
-        log=True,
+    figure=Stack(
+        (
+            Lines(
+                ("top_magnitude", "layer_median"),
+                "Where they are",
+                x="residual stream after",
+                y="size (mean over prompts)",
+                log=True,
+                names=("largest entry", "median entry"),
+                curves=1,
+            ),
+            Forest(("loss|kl", "sink_mass")),
+        ),
+        "Massive activations, and what they are for",
     ),
     smallest={"scale_free": 4.0, "sweep_tokens": 8},
 )

@@ -47,7 +47,7 @@ from ...models.prompts import corpus_tokens
 from ...probes.base import LayerProbe, stream_hook
 from ...results.effect_sentences import Compared
 from ...results.estimates import NOT_TESTED, Measure, Reference, Sample
-from ...results.figures import Lines
+from ...results.figures import Forest
 from ...results.record import Record
 from ...results.wording import number, phrase, probability
 from ...runner.compare import Comparison, Control
@@ -173,8 +173,9 @@ SAYS = (
     metrics=("loss", "kl", "sink_mass"),
     measures=MEASURES,
     says=SAYS,
-    figure=Lines(
-        ("frequency_correlation",), "Rank correlation with token frequency", "layer input", "|rho|"
+    figure=Forest(
+        ("size_ratio", "frequency_correlation", "loss|kl"),
+        "Outlier channels: size, token frequency, use",
     ),
     smallest={"deviations": 1.5},
 )

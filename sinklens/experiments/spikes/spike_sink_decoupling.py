@@ -68,6 +68,7 @@ from ._search import criteria, find_spikes, read_entries
 from ._sink_logits import SinkGaps, gaps_in_words
 
 NO_SPIKE = "no entry is massive behind the step-up; a lower scale_free= asks for less"
+FIGURE = "Spikes and sinks, without an intervention and under each"
 OURS = (
     "Defined by sinklens: how sparsity and constancy are measured, for which Sun et al. 2026 "
     "(2603.05498) give no definition."
@@ -209,7 +210,7 @@ SAYS = (
     metrics=("loss", "sink_mass", "sink_rate"),
     measures=MEASURES,
     says=SAYS,
-    figure=Interaction("spike", "sink_mass", (CLAMP, at_all(CLAMP), DROP, BOTH)),
+    figure=Interaction("spike", "sink_mass", (CLAMP, at_all(CLAMP), DROP, BOTH), FIGURE),
     smallest={"scale_free": 4.0},
 )
 def spike_sink_decoupling(run: Run[SpikeSinkDecouplingConfig]) -> None:

@@ -26,7 +26,7 @@ from ...functional.onset import share_of_change
 from ...models import load_like, weights_hash
 from ...models.random_weights import RANDOM_WEIGHTS, random_twin
 from ...results.estimates import NOT_TESTED, Measure, Reference, Sample
-from ...results.figures import Lines
+from ...results.figures import Forest, Lines, Stack
 from ...runner.config import ExperimentConfig
 from ...runner.needs import EQUAL_LENGTHS
 from ...runner.registry import experiment
@@ -80,11 +80,17 @@ class SinkEmergenceConfig(ExperimentConfig):
         "The later-position control of spike is compared with position 0, where the largest entry "
         "is {spike_at_position0:.3g} times the median.",
     ),
-    figure=Lines(
-        ("share_of_change",),
-        "Traits over training",
-        "training step",
-        "share of the way from first to last",
+    figure=Stack(
+        (
+            Lines(
+                ("share_of_change",),
+                "How far each has come",
+                "training step",
+                "share of the change from first to last",
+            ),
+            Forest(("onset",)),
+        ),
+        "Traits of attention over training",
     ),
     draws_controls=False,
     smallest={"checkpoints": ("0", "256", "4000")},

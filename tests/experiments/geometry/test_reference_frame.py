@@ -163,9 +163,9 @@ def test_rope_agrees_with_plain_hugging_face() -> None:
     assert len(result.summary) <= 12
     heat, *curves = result.plot().data
     torch.testing.assert_close(torch.tensor(heat.z), result.arrays["columns"].values)
-    names = ["largest column", "uniform", "row permuted", "random weights"]
-    assert [curve.name for curve in curves] == names
-    assert curves[0].y == tuple(result.arrays["largest_column"].values.tolist())
+    nulls = [f"null: {name}" for name in ("uniform", "row permuted", "random weights")]
+    assert [curve.name for curve in curves] == [*nulls, "this model"]
+    assert curves[-1].y == tuple(result.arrays["largest_column"].values.tolist())
     assert len(result.table()) <= 44
     for source in ("uniform", "row_permuted", "random_weights"):
         shape = result.arrays[f"singular_values:{source}"].values.shape

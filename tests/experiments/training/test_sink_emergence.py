@@ -304,7 +304,8 @@ def test_sinks_of_rope_appear_late_and_after_the_values_drain(result: Any) -> No
     steps = result.findings["steps"]
     middle = (math.log2(1 + steps[0]) + math.log2(1 + steps[-1])) / 2
     assert result.find(metric="onset", condition="spike").baseline == pytest.approx(middle)
-    assert len(result.summary) <= 12 and len(result.plot().data) == 4
+    curves = [trace for trace in result.plot().data if trace.mode == "lines+markers"]
+    assert len(result.summary) <= 12 and len(curves) == 4
 
 
 def test_a_trait_that_stays_at_its_null_is_said_not_to_appear() -> None:

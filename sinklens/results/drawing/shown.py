@@ -1,0 +1,39 @@
+"""The figure that `plot` gives: Plotly's own, which notebooks keep as a picture as well.
+
+Of a figure a notebook stores what Plotly's program draws. Where that is not at hand (exported to
+HTML, on a page of a repository, without a network) nothing is seen of it; there the picture is
+shown that stands beside it as SVG.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.io
+from plotly.graph_objects import Figure
+
+from .static import to_svg
+
+SVG = "image/svg+xml"
+PAPER = 'style="background: white; color: #2a2a2a; '
+
+
+class ShownFigure(Figure):  # type: ignore[misc]
+    """A plotly figure that is shown as a picture where Plotly's program is not at hand."""
+
+    def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What Plotly gives, and the picture."""
+        shown: dict[str, Any] = super()._repr_mimebundle_(*args, **kwargs)
+        picture = to_svg(self) if shown else None
+        if picture is not None:
+            shown[SVG] = picture.replace('style="', PAPER, 1)
+        return shown
+
+    def _ipython_display_(self) -> None:
+        """Show it in a notebook with all its forms; Plotly shows its own alone."""
+        from IPython.display import display  # type: ignore[import-not-found, unused-ignore]
+
+        if plotly.io.renderers.render_on_display and (shown := self._repr_mimebundle_()):
+            display(shown, raw=True)
+        else:
+            super()._ipython_display_()
