@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -113,6 +114,26 @@ def test_the_first_screen_says_what_the_rows_say(name: str, verdict: str) -> Non
     assert "All findings" in card._repr_html_() and f"<h4>{verdict}</h4>" in card._repr_html_()
 
 
+def _overview_holds_the_numbers(card: sinklens.Diagnosis) -> None:
+    """The map, the norms, every effect on the loss and its control, on wide and narrow pages."""
+    profile, effects = card.results["sink_profile"], []
+    for name, result in card.results.items():
+        rows = [row for row in result.effects if row.metric == "loss" and row.kind != "contrast"]
+        effects += [row.effect for row in rows if name != "sink_profile"]
+    for width in (None, 390):
+        drawn = card.plot(width=width)
+        cells, *others = drawn.data
+        np.testing.assert_array_equal(cells.z, profile.array("sink_mass").to_numpy())
+        norms = {trace.name: trace.y for trace in others if trace.mode == "lines+markers"}
+        for name, curve in (("position0_norm", "position 0"), ("other_norm", "other positions")):
+            np.testing.assert_array_equal(norms[curve], profile.arrays[name].values.numpy())
+        marks = [x for trace in others if trace.mode == "markers" for x in trace.x]
+        assert sorted(marks) == sorted(effects)
+        columns = {tuple(axis.domain) for axis in drawn.select_xaxes()}
+        assert len(columns) == (3 if width is None else 1)
+    assert card._repr_html_().count("<svg") == 3 + len(card.results)
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder that the command wrote, and what it printed; leave the folder as it is."""
@@ -149,8 +170,9 @@ def test_a_diagnosis_is_loaded_again(written: tuple[Path, str], tmp_path: Path) 
     frame = loaded.to_dataframe()
     assert set(frame["experiment"]) == set(loaded.results) and set(frame["model"]) == {"rope"}
     assert len(frame) == sum(len(result.effects) for result in loaded.results.values())
-    assert loaded.plot().to_json() == loaded.results["sink_profile"].plot().to_json()
+    assert loaded.plot().to_json() == again.plot().to_json()
     assert loaded.plot("bos_replacement").data
+    _overview_holds_the_numbers(loaded)
     with pytest.raises(sinklens.SinklensError, match="did you mean bos_replacement"):
         loaded.plot("bos_replacment")
 

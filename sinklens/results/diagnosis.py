@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ import pandas as pd
 from ..core.errors import SinklensError, unknown_name
 from ..core.storage import json_bytes, read_json, require_free, write_files
 from .comparison import concat
+from .drawing import draw_overview
 from .first_screen import claims, first_screen
+from .notebook import diagnosis_html
 from .result import ExperimentResult
 
 PAGE, ABOUT = "findings.txt", "diagnosis.json"
@@ -50,32 +51,35 @@ class Diagnosis:
         return ["Rows of the claims", *rows, *self.findings[1:]]
 
     def _repr_html_(self) -> str:
-        """The first screen; folded, all findings and the tables behind them, for Jupyter."""
-        verdict, *lines = (html.escape(line) for line in str(self).split("\n"))
-        rest = html.escape("\n".join(self._below()))
-        tables = "".join(
-            f"<details><summary>{html.escape(name)}</summary>{result._repr_html_()}</details>"
-            for name, result in self.results.items()
-        )
-        style = "style='white-space: pre-wrap'"
-        return (
-            f"<h4>{verdict}</h4><pre {style}>{chr(10).join(lines)}</pre>"
-            f"<details><summary>All findings</summary><pre {style}>{rest}</pre></details>{tables}"
-        )
+        """The first screen and the overview; folded, all findings and results, for Jupyter."""
+        tables = {name: result._repr_html_() for name, result in self.results.items()}
+        return diagnosis_html(self.results, str(self).split("\n"), self._below(), tables)
 
     def to_dataframe(self) -> pd.DataFrame:
         """All rows of all experiments in long form, as of `ExperimentResult`."""
         return concat(self.results.values())
 
-    def plot(self, experiment: str = "sink_profile") -> Any:
-        """The figure of one experiment (plotly).
+    def plot(
+        self,
+        experiment: str | None = None,
+        width: int | None = None,
+        title: str | None = None,
+    ) -> Any:
+        """The overview, or the figure of one experiment: a plotly figure.
+
+        Args:
+            experiment: Whose figure; None draws the overview.
+            width: In pixels; None fits the page. The overview is narrow below 600.
+            title: None says what is shown and of which model.
 
         Raises:
             UsageError: The diagnosis has no such experiment.
         """
+        if experiment is None:
+            return draw_overview(self.results, width=width, title=title)
         if experiment not in self.results:
             raise unknown_name("experiment of this diagnosis", experiment, self.results)
-        return self.results[experiment].plot()
+        return self.results[experiment].plot(width=width, title=title)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `findings.txt`, `diagnosis.json` and one result folder an experiment.

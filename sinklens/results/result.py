@@ -9,7 +9,6 @@ folder that is truncated or mixed up is refused.
 from __future__ import annotations
 
 import hashlib
-import html
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from ..models.prompts import Prompts
 from ..stats.effects import EffectSize, underpowered_families
 from .drawing import draw
 from .figures import from_json
+from .notebook import result_html
 from .record import Array, Record
 from .schema1 import from_schema1, with_unit
 from .shown import Shown, shown
@@ -115,14 +115,8 @@ class ExperimentResult(Record):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """Summary, table and notes for Jupyter."""
-        sentences = "".join(f"<li>{html.escape(line)}</li>" for line in self.summary)
-        notes = "<br>".join(html.escape(line) for line in self.notes())
-        return (
-            f"<h4>{html.escape(self.experiment)}</h4><ul>{sentences}</ul>"
-            f"{self._shown().html()}"
-            f"<p><small>{notes}</small></p>"
-        )
+        """Verdict, figure and table for Jupyter; the rest folded."""
+        return result_html(self, self.notes())
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the result into a folder that is absent or empty.

@@ -21,7 +21,9 @@ FOLDED = (
     "result",
 )
 SAID = {"over": "{}", "unit": "{}", "against": "against {}", "at": "at {}", "result": "{}"}
-STYLE = "<style>.sinklens td, .sinklens th {white-space: nowrap; text-align: left}</style>"
+CELL = "white-space: nowrap; text-align: left"
+"""On every cell, since pages that do not trust a notebook drop styles that stand apart."""
+MOST_LINES = 200
 LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -56,16 +58,18 @@ class Shown:
 
     def html(self) -> str:
         """For Jupyter and pages; lines that are not significant are grey."""
-        head = "".join(f"<th>{html.escape(str(name))}</th>" for name in self.table)
+        head = "".join(f'<th style="{CELL}">{html.escape(str(name))}</th>' for name in self.table)
         lines = []
-        for cells, grey in zip(self._cells(), self.grey, strict=True):
+        for cells, grey in zip(self._cells()[:MOST_LINES], self.grey, strict=False):
             style = f' style="{GREY}"' if grey else ""
-            written = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+            written = "".join(f'<td style="{CELL}">{html.escape(cell)}</td>' for cell in cells)
             lines.append(f"<tr{style}>{written}</tr>")
         caption = self.caption and f"<p>{html.escape(self.caption)}</p>"
+        left = len(self.table) - MOST_LINES
+        more = f"<p>{left} more lines are in table().</p>" if left > 0 else ""
         return (
-            f"{STYLE}{caption}<div style='overflow-x: auto'><table class='sinklens'>"
-            f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+            f"{caption}<div style='overflow-x: auto'><table>"
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>{more}"
         )
 
     def markdown(self) -> str:
