@@ -12,7 +12,6 @@ Ablating a head says what the head is for in this model, not what its sink is fo
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...comparisons.heads import MATCHED, HeadAblations
-from ...core.errors import SinklensError, UsageError
-from ...core.labels import Head, head_label
+from ...core.errors import SinklensError
+from ...core.labels import Head, head_label, heads_of
 from ...hooks.heads import EDGE_CONDITIONS, HEAD_CONDITIONS, OUTPUT_CONDITIONS
 from ...metrics import SINK_MASS
 from ...models.capabilities import Capabilities
@@ -141,17 +140,7 @@ def _parse_heads(asked: tuple[str, ...], capabilities: Capabilities) -> list[Hea
     """Heads from labels such as `L18H8`; none where heads are chosen by their sink mass."""
     if asked in (("sink",), ("all",)):
         return []
-    heads = []
-    for label in asked:
-        match = re.fullmatch(r"[Ll](\d+)[Hh](\d+)", label.strip())
-        head = (int(match[1]), int(match[2])) if match else None
-        if head is None or head[0] >= capabilities.n_layers or head[1] >= capabilities.n_heads:
-            raise UsageError(
-                f"unknown head {label!r}; use sink, all, or labels from L0H0 to "
-                f"{head_label((capabilities.n_layers - 1, capabilities.n_heads - 1))}"
-            )
-        heads.append(head)
-    return sorted(set(heads))
+    return heads_of(asked, capabilities.n_layers, capabilities.n_heads, "use sink, all, or ")
 
 
 def _choose_heads(asked: tuple[str, ...], mass: Float[Tensor, "layer head"]) -> list[Head]:
