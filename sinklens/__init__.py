@@ -44,10 +44,12 @@ if TYPE_CHECKING:
     from .runner.registry import experiment as experiment
     from .runner.registry import run as run
     from .stats.effects import EffectSize as EffectSize
+    from .views import attention_view as attention_view
 
 __version__ = "0.2.0"
 
 _HOMES = {
+    "attention_view": "views",
     "diagnose": "diagnosis",
     "check": "models.capabilities",
     "compare_interventions": "comparisons.own",

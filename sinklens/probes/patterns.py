@@ -10,13 +10,16 @@ forgotten. Three sources are reduced alike:
                   order for all heads; every draw, layer and prompt has its own, which follows from
                   the prompt's tokens and not from its place
 
-`MeanPatterns` reduces the head-averaged pattern.
+`MeanPatterns` reduces the head-averaged pattern. `HeadPatterns` keeps those of a few heads, to look
+at.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +27,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.errors import SinklensError
+from ..core.labels import Head
 from ..core.protocol import HookedModel
 from ..core.seeds import content_seed
 from ..functional.graphs import permute_rows, uniform_attention, visible_keys
 from ..models.capabilities import Capabilities, hook_name
-from .base import LayerProbe
+from .base import LayerProbe, SiteProbe
 
 Reduction = Callable[..., dict[str, Tensor]]
 """`fn(pattern[batch, query, key], visible[query, key], layer) -> {name: [batch, ...]}`."""
@@ -174,6 +178,30 @@ class MeanPatterns(LayerProbe[dict[tuple[str, str], Tensor]]):
         for reduction in self._reductions:
             reduced |= reduction(pattern, visible, layer)
         return reduced
+
+
+class HeadPatterns(SiteProbe[Tensor]):
+    """The patterns of a few heads."""
+
+    def __init__(self, heads: Sequence[Head]) -> None:
+        """Read the layers of some query heads."""
+        super().__init__("pattern", sorted({layer for layer, _ in heads}))
+        self._heads = list(heads)
+
+    def reduce(
+        self, pattern: Float[Tensor, "batch head query key"], layer: Any, /
+    ) -> Float[Tensor, "batch chosen query key"]:
+        """The heads of this layer, in the order of `compute`."""
+        return pattern[:, [head for at, head in self._heads if at == layer]]
+
+    def compute(self) -> Float[Tensor, "prompt head query key"]:
+        """The patterns in the order of the heads."""
+        places: Counter[int] = Counter()
+        patterns = []
+        for layer, _ in self._heads:
+            patterns.append(self.at(layer)[:, places[layer]])
+            places[layer] += 1
+        return torch.stack(patterns, 1)
 
 
 @cache

@@ -1,0 +1,1 @@
+Promise.all(sinklens.drawn).then(() => { document.documentElement.dataset.ready = ""; });
