@@ -17,6 +17,7 @@ from .core.labels import Head, head_label, heads_of, token_label
 from .core.protocol import HookedModel
 from .engine.read import read_under
 from .functional.without_key import LEAST, without_key
+from .hooks.bos import replace_bos_embedding
 from .hooks.forms import as_interventions
 from .hooks.intervention import Intervention
 from .metrics import SINK_MASS
@@ -81,6 +82,24 @@ def attention_view(
         causal=capabilities.causal,
         notes=["Behind each head: its sink mass, what later queries give to position 0.", *notes],
     )
+
+
+def views_of(model: HookedModel, prompt: Prompts) -> dict[str, AttentionView]:
+    """The views of a report, by heading: sink heads with and without BOS, and without position 0.
+
+    Args:
+        model: A bridge.
+        prompt: One prompt.
+
+    Raises:
+        SinklensError: The model has no patterns that can be read.
+    """
+    edit = replace_bos_embedding(model, with_="mean") if prompt.bos else None
+    title = f"Sink heads{', and with the mean embedding in place of BOS' if edit else ''}"
+    return {
+        title: attention_view(model, prompt, edit=edit),
+        "The same heads without position 0": attention_view(model, prompt, without_sink=True),
+    }
 
 
 def _one_prompt(model: HookedModel, given: Any) -> Prompts:

@@ -221,17 +221,3 @@ def test_overwriting_leaves_no_result_of_another_run(
 def test_only_shared_settings_reach_the_battery() -> None:
     with pytest.raises(sinklens.SinklensError, match="conditions belongs to"):
         sinklens.diagnose("rope", conditions="natural")
-
-
-def test_the_report_is_one_page_without_a_network(
-    written: tuple[Path, str], tmp_path: Path
-) -> None:
-    page, runner = tmp_path / "page.html", CliRunner()
-    done = runner.invoke(app, ["report", str(written[0]), "-o", str(page)])
-    assert done.exit_code == 0, done.output
-    content = page.read_text()
-    assert "BOS replacement" in content and content.count("<table") == 4
-    assert content.count("plotly-graph-div") == 4 and 'src="http' not in content
-    again = runner.invoke(app, ["report", str(written[0]), "-o", str(page)])
-    assert again.exit_code == 1 and "exists" in again.stderr
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -8,8 +8,8 @@ from .app import app as app
 from .looking import check as check
 from .looking import list_experiments as list_experiments
 from .looking import models as models
-from .looking import report as report
 from .looking import show as show
+from .reporting import report as report
 from .running import diagnose as diagnose
 from .running import run as run
 

@@ -1,16 +1,16 @@
-"""The commands that look: `list`, `models`, `check`, `show` and `report`."""
+"""The commands that look: `list`, `models`, `check` and `show`."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.errors import SinklensError, UsageError
 from .app import app, one_line_errors
-from .request import Device, Dtype, Full, Model, ModelSeed, Overwrite, Quiet, Revision, Source, Step
+from .request import Device, Dtype, Full, Model, ModelSeed, Revision, Source, Step
 
 if TYPE_CHECKING:
     from ..results.diagnosis import Diagnosis
@@ -92,64 +92,33 @@ def show(
 ) -> None:
     """Print the table of a saved result, or the first screen of a saved diagnosis."""
     with one_line_errors():
-        card = _diagnosis(folder)
+        card = diagnosis_in(folder)
         if card is not None:
             print(card.full() if full else card)
         else:
-            print("\n\n".join(map(str, _saved(folder).values())))
+            print("\n\n".join(map(str, results_in(folder).values())))
 
 
-@app.command()
-def report(
-    source: Annotated[str, typer.Argument(help="A model, or a folder written by --out.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")],
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Write one HTML page from a saved result, or from the diagnosis of a model."""
-    with one_line_errors():
-        _require_writable(output, overwrite)
-        folder = Path(source)
-        if folder.is_dir() and not (folder / "config.json").exists():
-            card = _diagnosis(folder)
-            results = _saved(folder) if card is None else card.results
-        else:
-            from ..diagnosis import diagnose as run_battery
-
-            card = run_battery(Source(source).load(quiet), progress=False if quiet else None)
-            results = card.results
-        from ..results.report import write_report
-
-        findings = [] if card is None else card.full().split("\n")
-        write_report(results, output, findings=findings, overwrite=overwrite)
-
-
-def _require_writable(output: Path, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, before any work is done."""
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder; give the name of an HTML file")
-    if output.exists() and not overwrite:
-        raise SinklensError(f"{output} exists; choose another name, or use --overwrite")
-    if not output.absolute().parent.is_dir():
-        raise UsageError(f"there is no folder {output.parent} to write {output.name} into")
-
-
-def _diagnosis(folder: Path) -> Diagnosis | None:
+def diagnosis_in(folder: Path) -> Diagnosis | None:
     """A saved diagnosis; None where the folder holds single results."""
     from ..results.diagnosis import PAGE, Diagnosis
 
     return Diagnosis.load(folder) if (folder / PAGE).is_file() else None
 
 
-def _saved(folder: Path) -> dict[str, ExperimentResult]:
-    """The result in a folder, or the results of a diagnosis."""
+def results_in(folder: Path) -> dict[str, ExperimentResult]:
+    """The results in a folder by experiment; where one is there twice, with its folder."""
     from ..results.result import ExperimentResult
 
     parts = sorted(path.parent for path in folder.glob("*/result.json"))
     if (folder / "result.json").exists() or not parts:
         parts = [folder]
     loaded = [ExperimentResult.load(part) for part in parts]
-    return {result.experiment: result for result in loaded}
+    counts = Counter(result.experiment for result in loaded)
+    return {
+        one.experiment if counts[one.experiment] == 1 else f"{one.experiment} ({part.name})": one
+        for part, one in zip(parts, loaded, strict=True)
+    }
 
 
 def _yes(value: object) -> str:
