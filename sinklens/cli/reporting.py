@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +20,7 @@ from .request import (
     ModelSeed,
     Number,
     Overwrite,
+    Precision,
     Quiet,
     Request,
     Revision,
@@ -31,7 +34,7 @@ from .request import (
 if TYPE_CHECKING:
     from ..results.report import Report
 
-N_PROMPTS, LENGTH = 16, 64
+LENGTH = 64
 
 
 @app.command()
@@ -39,7 +42,7 @@ def report(
     source: Annotated[str, typer.Argument(help="A model, or a folder written by --out.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")],
     text: Text = None,
-    n_prompts: Number = N_PROMPTS,
+    n_prompts: Number = None,
     length: Length = LENGTH,
     bos: Bos = None,
     seed: Seed = 0,
@@ -49,6 +52,7 @@ def report(
     step: Step = None,
     model_seed: ModelSeed = None,
     set_: Set = None,
+    precision: Precision = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -57,7 +61,16 @@ def report(
         _require_writable(output, overwrite)
         folder, of_model = Path(source), Source(source, device, dtype, revision, step, model_seed)
         request = Request(
-            "report", of_model, text, n_prompts, length, bos, seed, set_ or [], quiet=quiet
+            "report",
+            of_model,
+            text,
+            n_prompts,
+            length,
+            bos,
+            seed,
+            set_ or [],
+            precision,
+            quiet=quiet,
         )
         if folder.is_dir() and not (folder / "config.json").exists():
             _require_no_options(request, folder)
@@ -78,17 +91,8 @@ def _require_writable(output: Path, overwrite: bool) -> None:
 
 def _require_no_options(request: Request, folder: Path) -> None:
     """Refuse options of a diagnosis where results are there already."""
-    usual = Request(
-        request.what,
-        Source(request.source.model),
-        None,
-        N_PROMPTS,
-        LENGTH,
-        None,
-        0,
-        quiet=request.quiet,
-    )
-    if request != usual:
+    usual = Request(request.what, Source(request.source.model), None, None, LENGTH, None, 0)
+    if request != replace(usual, quiet=request.quiet):
         raise UsageError(
             f"options such as --n-prompts and --set are for the diagnosis of a model; {folder} "
             "holds results"
@@ -116,13 +120,13 @@ def _of_model(request: Request) -> Report:
     request.require_inputs()
     settings = request.settings()
     with request.imports():
-        from ..diagnosis import configure, diagnose
+        from ..diagnosis import configure, default_prompts, diagnose
         from ..results.report import Report
         from ..runner.methods import methods_of
         from ..views import views_of
 
         configure(settings)
-    model, prompts = request.load()
+    model, prompts = request.load(partial(default_prompts, settings=settings))
     card = diagnose(model, prompts, **request.shared, **settings)
     views, why_none = {}, ""
     try:

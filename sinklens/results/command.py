@@ -11,7 +11,7 @@ from .record import Record
 
 KINDS = ("shipped", "hub", "folder", "gguf")
 CORPUS = "sotu"
-NO_SETTINGS = ("seed", "left_out", "notes", "footnotes")
+NO_SETTINGS = ("seed", "precision", "left_out", "notes", "footnotes")
 OF_A_DIAGNOSIS = ("draws", "null_models", "batch_size", "memory")
 
 
@@ -51,6 +51,7 @@ def _command(verb: tuple[str, ...], result: Record, settings: Mapping[str, Any])
     words = ["sinklens", *verb, model["name"], *(["--text", source] if is_file else [])]
     words += ["--n-prompts", str(prompts["n"]), "--length", str(prompts["length"])]
     words += ["--bos" if known["bos"] else "--no-bos", *_options(known)]
+    words += ["--precision", precision] if (precision := result.settings.get("precision")) else []
     words += [part for pair in settings.items() for part in ("--set", _pair(*pair))]
     return shlex.join(words)
 

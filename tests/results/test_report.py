@@ -271,7 +271,7 @@ def test_a_model_is_diagnosed_and_looked_at(tmp_path: Path) -> None:
     assert page.text["h2"] == ["Verdict", *ORDER, "Attention", "Methods", "Provenance"]
     assert content.count("sinklens.attention(") == 2
     assert content.count('sinklens.library("circuitsvis"') == 1
-    command = "sinklens diagnose rope --n-prompts 3 --length 16 --bos --set draws=2"
+    command = "sinklens diagnose rope --n-prompts 3 --length 16 --bos --precision full"
     assert any(text.startswith(command) for text in page.text["pre"])
     assert len(content.encode()) < 6e6
 
