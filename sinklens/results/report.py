@@ -21,6 +21,7 @@ from .page import page, plotly, require_new, write_page
 from .report_sections import (
     attention,
     experiment,
+    in_several,
     list_of,
     methods_of,
     provenance,
@@ -101,14 +102,15 @@ class Report:
     def _sections(self) -> Iterator[tuple[str, str, str]]:
         """The name, title and content of each section."""
         results = self._in_order()
+        notes = in_several(results.values())
         if self.diagnosis is not None:
             yield "verdict", "Verdict", verdict(self.diagnosis)
         for number, (name, result) in enumerate(results.items(), 1):
-            yield f"experiment-{number}", name, experiment(result, self.methods)
+            yield f"experiment-{number}", name, experiment(result, self.methods, notes)
         if self.diagnosis is not None and self.diagnosis.refused:
             reasons = [f"{name}: {why}" for name, why in self.diagnosis.refused.items()]
             yield "not-run", "Not run", list_of(reasons)
         if self.views or self.no_views:
             yield "attention", "Attention", attention(self.views, self.no_views)
-        yield "methods", "Methods", methods_of(results.values(), self.methods)
+        yield "methods", "Methods", methods_of(results.values(), self.methods, notes)
         yield "provenance", "Provenance", provenance(results, self.diagnosis, self.methods)

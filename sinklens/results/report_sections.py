@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from .attention import AttentionView, scripts
@@ -37,11 +38,20 @@ def verdict(diagnosis: Diagnosis) -> str:
     )
 
 
-def experiment(result: ExperimentResult, methods: Mapping[str, Method]) -> str:
-    """The question, the first sentences and the figure; folded, all else."""
+def experiment(
+    result: ExperimentResult, methods: Mapping[str, Method], elsewhere: Container[str]
+) -> str:
+    """The question, the first sentences and the figure; folded, all else.
+
+    Args:
+        result: The result.
+        methods: By experiment how it works.
+        elsewhere: Notes that stand under methods.
+    """
     method = methods.get(result.experiment)
     question = f'<p class="grey">{html.escape(method.question)}</p>' if method else ""
     first, more = result.summary[:SENTENCES], result.summary[SENTENCES:]
+    notes = [note for note in result.notes() if note not in elsewhere]
     settings = {k: v for k, v in result.settings.items() if k not in SAID_ELSEWHERE}
     return (
         question
@@ -49,7 +59,7 @@ def experiment(result: ExperimentResult, methods: Mapping[str, Method]) -> str:
         + figure(result.plot(), result.experiment)
         + (folded(f"{len(more)} more sentences", list_of(more)) if more else "")
         + folded(f"Table of {result.experiment}", result._shown().html())
-        + folded("Notes and settings", list_of(result.notes()) + in_a_line(settings))
+        + folded("Notes and settings", list_of(notes) + in_a_line(settings))
     )
 
 
@@ -61,9 +71,11 @@ def attention(views: Mapping[str, AttentionView], no_views: str) -> str:
     return scripts() + "".join(parts)
 
 
-def methods_of(results: Iterable[ExperimentResult], methods: Mapping[str, Method]) -> str:
-    """What all numbers have in common, then formulas and sources by experiment."""
-    parts = [f"<p>{html.escape(STATISTICS)}</p>"]
+def methods_of(
+    results: Iterable[ExperimentResult], methods: Mapping[str, Method], notes: Iterable[str]
+) -> str:
+    """What numbers of several experiments have in common, then formulas and sources of each."""
+    parts = [list_of([STATISTICS, *notes])]
     for name in dict.fromkeys(result.experiment for result in results):
         parts.append(f"<h3>{html.escape(name)}</h3>")
         if method := methods.get(name):
@@ -72,6 +84,12 @@ def methods_of(results: Iterable[ExperimentResult], methods: Mapping[str, Method
         else:
             parts.append("<p>This experiment is not installed here, which would describe it.</p>")
     return "".join(parts)
+
+
+def in_several(results: Iterable[ExperimentResult]) -> list[str]:
+    """The notes that more than one result has."""
+    counts = Counter(note for result in results for note in dict.fromkeys(result.notes()))
+    return [note for note, count in counts.items() if count > 1]
 
 
 def provenance(

@@ -22,7 +22,7 @@ from tests.test_views import ODD, view_of
 pytestmark = pytest.mark.browser
 
 READABLE = 5.0
-ROOM = 3  # a busy machine
+ROOM = 6  # a busy machine
 LIGHT, DARK = "rgb(255, 255, 255)", "rgb(22, 22, 22)"
 
 OVERPRINTED = """
@@ -96,7 +96,8 @@ def test_text_can_be_read(scheme: str, report: Path, silent: Browser) -> None:
     silent.open(report, scheme=scheme)
     colours = silent.ask(
         "const fill = (text) => getComputedStyle(text).fill;"
-        "return [...new Set([...document.querySelectorAll('.figure text')].map(fill))]"
+        "const texts = [...document.querySelectorAll('.figure text:not(.heatmap-label *)')];"
+        "return [...new Set(texts.map(fill))]"
     )
     background = luminance({"light": LIGHT, "dark": DARK}[scheme])
     for colour in colours:

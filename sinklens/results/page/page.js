@@ -3,10 +3,13 @@
   const PAPER = 680, LEAST = 640; // pixels
   const schemes = matchMedia("(prefers-color-scheme: dark)");
   const frames = () => document.querySelectorAll(".figure");
+  let onPaper = false;
 
   const coloured = (layout) => {
-    const colour = getComputedStyle(document.body).color;
-    const axis = { linecolor: colour, tickcolor: colour, zerolinecolor: colour };
+    const page = getComputedStyle(document.body);
+    const colour = onPaper ? "#000" : page.color;
+    const grid = onPaper ? "#ececec" : page.getPropertyValue("--grid");
+    const axis = { linecolor: colour, tickcolor: colour, gridcolor: grid };
     const own = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { ...layout.font, color: colour } };
     for (const name of Object.keys(layout).filter((key) => /^[xy]axis/.test(key))) {
@@ -16,9 +19,10 @@
   };
   const draw = async (frame) => {
     const figure = JSON.parse(frame.querySelector("script").textContent);
-    const layout = coloured(figure.layout);
-    layout.width ??= Math.max(frame.clientWidth, LEAST);
-    await Plotly.react(frame.querySelector("div"), figure.data, layout, { displayModeBar: false });
+    figure.layout.width ??= Math.max(frame.clientWidth, LEAST);
+    const place = frame.querySelector("div");
+    place.style.zoom = onPaper ? Math.min(1, PAPER / figure.layout.width) : "";
+    await Plotly.react(place, figure.data, coloured(figure.layout), { displayModeBar: false });
   };
   const drawAll = async () => {
     if (!frames().length) return;
@@ -36,15 +40,12 @@
       folded.open = true;
       opened.push(folded);
     }
-    for (const frame of frames()) {
-      const plot = frame.querySelector("div");
-      plot.style.zoom = Math.min(1, PAPER / plot.firstElementChild.clientWidth);
-    }
+    onPaper = true;
     drawAll();
   });
   addEventListener("afterprint", () => {
     for (const folded of opened.splice(0)) folded.open = false;
-    for (const frame of frames()) frame.querySelector("div").style.zoom = "";
+    onPaper = false;
     drawAll();
   });
   Promise.all(sinklens.drawn).then(() => { document.documentElement.dataset.ready = ""; });
