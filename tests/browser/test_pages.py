@@ -13,7 +13,7 @@ from selenium.webdriver.common.keys import Keys
 import sinklens
 from sinklens.hooks import replace_bos_embedding
 from sinklens.results.report import Report
-from sinklens.runner.manual import methods_of
+from sinklens.runner.methods import methods_of
 from sinklens.views import views_of
 from tests.browser import WIDTHS, Browser
 from tests.results.test_report import HOSTILE

@@ -131,20 +131,24 @@ def test_text_never_becomes_markup(card: sinklens.Diagnosis) -> None:
     provenance = {**known.provenance, "model": {**known.provenance["model"], "name": HOSTILE}}
     hostile = replace(
         known,
-        experiment=HOSTILE,
         summary=[HOSTILE] * len(known.summary),
         settings={**known.settings, "notes": [HOSTILE], HOSTILE: HOSTILE},
         provenance=provenance,
         effects=[replace(row, condition=f"{row.condition} {HOSTILE}") for row in known.effects],
     )
     results = {**card.results, "bos_replacement": hostile}
-    changed = Page(
-        Report(results, replace(card, results=results, refused={HOSTILE: HOSTILE})).html()
-    )
-    assert changed.open == [] and changed.tags["script"] == plain.tags["script"]
-    assert not set(changed.tags) - set(plain.tags)
+    alone = {HOSTILE: replace(hostile, experiment=HOSTILE)}
+    for report in (
+        Report(results, replace(card, results=results, refused={HOSTILE: HOSTILE})),
+        Report(alone),
+    ):
+        changed = Page(report.html())
+        assert changed.open == [] and not set(changed.tags) - set(plain.tags)
+        drawn = sum(bool(re.match("experiment-|verdict", name)) for name in changed.ids)
+        assert changed.tags["script"] == drawn + 2  # plotly.js and the page's own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -261,6 +265,7 @@ def test_what_cannot_be_written_is_refused_first(saved: Path, tmp_path: Path) ->
     assert not (tmp_path / "new.html").exists()
 
 
+@pytest.mark.slow
 def test_a_model_is_diagnosed_and_looked_at(tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     few = ["--n-prompts", "3", "--length", "16", "--set", "null_models=0", "--set", "draws=2"]
