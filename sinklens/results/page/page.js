@@ -1,6 +1,6 @@
 // Figures are drawn one after another, in the colours of the scheme; on paper they are light and fit.
 {
-  const PAPER = 680, LEAST = 640; // pixels
+  const PAPER = 680, LEAST = 1000; // pixels
   const schemes = matchMedia("(prefers-color-scheme: dark)");
   const frames = () => document.querySelectorAll(".figure");
   let onPaper = false;
