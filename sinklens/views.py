@@ -78,7 +78,7 @@ def attention_view(
         tokens=[token_label(token_text(bridge, token)) for token in tokens],
         heads={head_label(head): f"{float(mass[head]):.0%}" for head in shown},
         patterns={side: at[:, :MOST_TOKENS, :MOST_TOKENS] for side, at in whole.items()},
-        names={"before": "clean run", "after": "" if edited is None else edited.name},
+        names={"before": "clean run", "after": _named(edited)},
         causal=capabilities.causal,
         notes=["Behind each head: its sink mass, what later queries give to position 0.", *notes],
     )
@@ -121,6 +121,10 @@ def _one_edit(model: HookedModel, given: Any) -> Intervention | None:
             "Intervention.together makes one of several"
         )
     return made[0]
+
+
+def _named(edit: Intervention | None) -> str:
+    return "" if edit is None else f"with {edit.name} ({edit.site})"
 
 
 def _read(model: HookedModel, prompts: Prompts, edit: Intervention | None, probe: Any) -> Any:

@@ -69,6 +69,7 @@ def test_the_strongest_sink_heads_before_and_after(model: Any, prompt: sinklens.
     np.testing.assert_allclose(squares(view, "before"), clean, atol=ROUNDING, rtol=0)
     np.testing.assert_allclose(squares(view, "after"), edited, atol=ROUNDING, rtol=0)
     assert np.abs(clean - edited).max() > 0.1
+    assert view.names == {"before": "clean run", "after": "with mean (embedding)"}
     assert f"The first 8 of {(mass > 0.3).sum()} heads are shown." in view.notes
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
 
