@@ -85,7 +85,7 @@ def attention_view(
 
 
 def views_of(model: HookedModel, prompt: Prompts) -> dict[str, AttentionView]:
-    """The views of a report, by heading: sink heads with and without BOS, and without position 0.
+    """The views of a report, by heading: with and without BOS, and without position 0.
 
     Args:
         model: A bridge.
@@ -95,9 +95,9 @@ def views_of(model: HookedModel, prompt: Prompts) -> dict[str, AttentionView]:
         SinklensError: The model has no patterns that can be read.
     """
     edit = replace_bos_embedding(model, with_="mean") if prompt.bos else None
-    title = f"Sink heads{', and with the mean embedding in place of BOS' if edit else ''}"
+    beside = ", and with the mean embedding in place of BOS" if edit else ""
     return {
-        title: attention_view(model, prompt, edit=edit),
+        f"On the first prompt{beside}": attention_view(model, prompt, edit=edit),
         "The same heads without position 0": attention_view(model, prompt, without_sink=True),
     }
 

@@ -10,7 +10,8 @@ from typing import Any
 from .record import Record
 
 KINDS = ("shipped", "hub", "folder", "gguf")
-CORPUS = "sotu"
+BY_DEFAULT = ("sotu", "sotu:sep", "backcopy")
+"""What the prompts of a model are from where no text is given."""
 NO_SETTINGS = ("seed", "precision", "left_out", "notes", "footnotes")
 OF_A_DIAGNOSIS = ("draws", "null_models", "batch_size", "memory")
 
@@ -46,7 +47,7 @@ def _command(verb: tuple[str, ...], result: Record, settings: Mapping[str, Any])
     model, prompts = known["model"], known["prompts"]
     source = str(prompts["source"])
     is_file = bool(PurePath(source).suffix)
-    if model["kind"] not in KINDS or not (is_file or source == CORPUS) or "longest" in prompts:
+    if model["kind"] not in KINDS or not (is_file or source in BY_DEFAULT) or "longest" in prompts:
         return ""
     words = ["sinklens", *verb, model["name"], *(["--text", source] if is_file else [])]
     words += ["--n-prompts", str(prompts["n"]), "--length", str(prompts["length"])]

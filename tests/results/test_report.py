@@ -150,16 +150,23 @@ def test_text_never_becomes_markup(card: sinklens.Diagnosis) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "model", "arguments"),
     [
-        ("bos_replacement", ["--set", "conditions=mean,zero", "--set", "draws=2"]),
-        ("sink_head_ablation", ["--set", "heads=L2H1,L3H3", "--set", "each=true", "--seed", "3"]),
-        ("sink_profile", ["--dtype", "bfloat16", "--step", "512"]),
+        ("sink_profile", "encoder", []),
+        ("bos_replacement", "rope", ["--set", "conditions=mean,zero", "--set", "draws=2"]),
+        (
+            "sink_head_ablation",
+            "rope",
+            ["--set", "heads=L2H1,L3H3", "--set", "each=true", "--seed", "3"],
+        ),
+        ("sink_profile", "rope", ["--dtype", "bfloat16", "--step", "512"]),
     ],
 )
-def test_the_command_makes_the_same_result(name: str, arguments: list[str], tmp_path: Path) -> None:
+def test_the_command_makes_the_same_result(
+    name: str, model: str, arguments: list[str], tmp_path: Path
+) -> None:
     size = ["--n-prompts", "3", "--length", "16", "--set", "null_models=0", "--quiet"]
-    run = ["run", name, "rope", *size, *arguments, "--out"]
+    run = ["run", name, model, *size, *arguments, "--out"]
     assert CliRunner().invoke(app, [*run, str(tmp_path / "first")]).exit_code == 0
     assert written(tmp_path / "first", "-o", tmp_path / "page.html").exit_code == 0
     said = Page((tmp_path / "page.html").read_text()).text["pre"][-1]
