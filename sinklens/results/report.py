@@ -17,12 +17,12 @@ from .attention import AttentionView
 from .diagnosis import PROFILE, Diagnosis
 from .first_screen import NOT_RUN, claims, heading, what_was_run
 from .methods import Method
+from .notebook import sentences
 from .page import page, plotly, require_new, write_page
 from .report_sections import (
     attention,
     experiment,
     in_several,
-    list_of,
     methods_of,
     provenance,
     verdict,
@@ -109,7 +109,7 @@ class Report:
             yield f"experiment-{number}", name, experiment(result, self.methods, notes)
         if self.diagnosis is not None and self.diagnosis.refused:
             reasons = [f"{name}: {why}" for name, why in self.diagnosis.refused.items()]
-            yield "not-run", "Not run", list_of(reasons)
+            yield "not-run", "Not run", sentences(reasons)
         if self.views or self.no_views:
             yield "attention", "Attention", attention(self.views, self.no_views)
         yield "methods", "Methods", methods_of(results.values(), self.methods, notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from .attention import AttentionView, scripts
@@ -13,11 +13,14 @@ from .command import diagnose_command, run_command
 from .diagnosis import PROFILE, Diagnosis
 from .first_screen import claims
 from .methods import Method, as_html, linked
+from .notebook import folded, sentences
 from .page import in_script
 from .result import ExperimentResult
 
 SENTENCES = 3
 """Of a summary, that are not folded."""
+WIDTHS = {"wide": 1000, "narrow": 358}
+"""In pixels; the narrow one is that of a page of 390."""
 SAID_ELSEWHERE = ("left_out", "notes", "footnotes")
 STATISTICS = (
     "Intervals are 95 % confidence intervals over prompts, and over draws where there are several. "
@@ -33,7 +36,7 @@ def verdict(diagnosis: Diagnosis) -> str:
     said = "".join(f"<li>{html.escape(claim.text)}</li>" for claim in made)
     rows = "".join(f"<li>{html.escape(claim.names())}</li>" for claim in made)
     return (
-        f"<ol>{said}</ol>{figure(diagnosis.plot(), 'Overview')}"
+        f"<ol>{said}</ol>{figure(diagnosis.plot, 'Overview')}"
         f"{folded('Rows of the claims', f'<ol>{rows}</ol>')}"
     )
 
@@ -55,11 +58,11 @@ def experiment(
     settings = {k: v for k, v in result.settings.items() if k not in SAID_ELSEWHERE}
     return (
         question
-        + list_of(first)
-        + figure(result.plot(), result.experiment)
-        + (folded(f"{len(more)} more sentences", list_of(more)) if more else "")
+        + sentences(first)
+        + figure(result.plot, result.experiment)
+        + (folded(f"{len(more)} more sentences", sentences(more)) if more else "")
         + folded(f"Table of {result.experiment}", result._shown().html())
-        + folded("Notes and settings", list_of(notes) + in_a_line(settings))
+        + folded("Notes and settings", sentences(notes) + in_a_line(settings))
     )
 
 
@@ -75,7 +78,7 @@ def methods_of(
     results: Iterable[ExperimentResult], methods: Mapping[str, Method], notes: Iterable[str]
 ) -> str:
     """What numbers of several experiments have in common, then formulas and sources of each."""
-    parts = [list_of([STATISTICS, *notes])]
+    parts = [sentences([STATISTICS, *notes])]
     for name in dict.fromkeys(result.experiment for result in results):
         parts.append(f"<h3>{html.escape(name)}</h3>")
         if method := methods.get(name):
@@ -126,12 +129,17 @@ def _alike(name: str, value: Any, results: Iterable[ExperimentResult]) -> bool:
     return all(result.provenance.get(name) == value for result in results)
 
 
-def figure(drawn: Any, label: str) -> str:
-    """A plotly figure, which the page draws from its data."""
-    content = in_script(json.loads(drawn.to_json()))
+def figure(plot: Callable[..., Any], label: str) -> str:
+    """A plotly figure for a wide and for a narrow page, which is drawn from its data.
+
+    Args:
+        plot: Makes it, `width=` pixels wide.
+        label: What it is called for those who do not see it.
+    """
+    drawn = {name: json.loads(plot(width=width).to_json()) for name, width in WIDTHS.items()}
     return (
         f'<div class="figure scrolls" role="group" aria-label="{html.escape(label)}">'
-        f'<div></div><script type="application/json">{content}</script></div>'
+        f'<div></div><script type="application/json">{in_script(drawn)}</script></div>'
     )
 
 
@@ -158,13 +166,3 @@ def _flat(content: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, s
         elif value is not None and value != []:
             listed = value if isinstance(value, list) else [value]
             yield f"{before}{name}", ", ".join(map(str, listed))
-
-
-def list_of(lines: Iterable[str]) -> str:
-    """Lines of text as a list."""
-    return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
-
-
-def folded(title: str, content: str) -> str:
-    """What a reader opens."""
-    return f"<details><summary>{html.escape(title)}</summary><div>{content}</div></details>"

@@ -106,8 +106,14 @@ def test_a_saved_diagnosis_is_one_page(
 
 def test_figures_are_those_of_the_results(card: sinklens.Diagnosis) -> None:
     content = Report(card.results, card).html()
-    drawn = [card.plot(), *(card.results[name].plot() for name in ORDER)]
-    assert figures(content) == [json.loads(figure.to_json()) for figure in drawn]
+    plots = [card.plot, *(card.results[name].plot for name in ORDER)]
+    assert figures(content) == [
+        {
+            "wide": json.loads(plot(width=1000).to_json()),
+            "narrow": json.loads(plot(width=358).to_json()),
+        }
+        for plot in plots
+    ]
 
 
 def test_plotly_is_there_once_and_whole(card: sinklens.Diagnosis) -> None:

@@ -1,6 +1,6 @@
 // Figures are drawn one after another, in the colours of the scheme; on paper they are light and fit.
 {
-  const PAPER = 680, LEAST = 1000; // pixels
+  const PAPER = 680, WIDE = 640; // pixels
   const schemes = matchMedia("(prefers-color-scheme: dark)");
   const frames = () => document.querySelectorAll(".figure");
   let onPaper = false;
@@ -18,8 +18,8 @@
     return { ...layout, ...own };
   };
   const draw = async (frame) => {
-    const figure = JSON.parse(frame.querySelector("script").textContent);
-    figure.layout.width ??= Math.max(frame.clientWidth, LEAST);
+    const sizes = JSON.parse(frame.querySelector("script").textContent);
+    const figure = frame.clientWidth < WIDE && !onPaper ? sizes.narrow : sizes.wide;
     const place = frame.querySelector("div");
     place.style.zoom = onPaper ? Math.min(1, PAPER / figure.layout.width) : "";
     await Plotly.react(place, figure.data, coloured(figure.layout), { displayModeBar: false });
