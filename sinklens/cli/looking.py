@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -103,7 +104,7 @@ def diagnosis_in(folder: Path) -> Diagnosis | None:
     """A saved diagnosis; None where the folder holds single results."""
     from ..results.diagnosis import PAGE, Diagnosis
 
-    return Diagnosis.load(folder) if (folder / PAGE).is_file() else None
+    return Diagnosis.load(folder) if os.path.isfile(folder / PAGE) else None
 
 
 def results_in(folder: Path) -> dict[str, ExperimentResult]:
@@ -111,7 +112,7 @@ def results_in(folder: Path) -> dict[str, ExperimentResult]:
     from ..results.result import ExperimentResult
 
     parts = sorted(path.parent for path in folder.glob("*/result.json"))
-    if (folder / "result.json").exists() or not parts:
+    if os.path.isfile(folder / "result.json") or not parts:
         parts = [folder]
     loaded = [ExperimentResult.load(part) for part in parts]
     counts = Counter(result.experiment for result in loaded)

@@ -32,6 +32,12 @@ def near_names(name: str, known: Iterable[str]) -> list[str]:
     return get_close_matches(name, sorted(known), n=3, cutoff=0.5)
 
 
+def shortened(text: object) -> str:
+    """The text of something that may be long, such as a path that no file system could hold."""
+    full = str(text)
+    return full if len(full) <= _LONGEST else f"{full[: _LONGEST // 2]} ... {full[-20:]}"
+
+
 def in_one_line(error: Exception) -> str:
     """The kind of an error and the first line of its message."""
     first = str(error).strip().partition("\n")[0][:_LONGEST].rstrip(".")

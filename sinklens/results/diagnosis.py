@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import pandas as pd
 
 from ..core.errors import SinklensError, unknown_name
-from ..core.storage import json_bytes, read_json, require_free, write_files
+from ..core.json_files import json_bytes, read_json, read_regular
+from ..core.storage import ABOUT, parts_of, require_free, write_files
+from .checked import require
 from .comparison import concat
 from .drawing import draw_overview
 from .first_screen import claims, first_screen
 from .notebook import diagnosis_html
 from .result import ExperimentResult
 
-PAGE, ABOUT = "findings.txt", "diagnosis.json"
+PAGE = "findings.txt"
 PROFILE = "sink_profile"
 
 
@@ -89,8 +92,8 @@ class Diagnosis:
         """
         target = Path(folder)
         require_free(target, overwrite)
-        files = {PAGE: "\n".join([*self.findings, ""]).encode()}
-        files[ABOUT] = json_bytes({"refused": self.refused})
+        files = {PAGE: "\n".join([*self.findings, ""]).encode("utf-8", "backslashreplace")}
+        files[ABOUT] = json_bytes({"experiments": list(self.results), "refused": self.refused})
         for name, result in self.results.items():
             files |= {f"{name}/{file}": content for file, content in result._files().items()}
         write_files(target, files)
@@ -104,17 +107,20 @@ class Diagnosis:
             SinklensError: There is none, or it is damaged or of another version.
         """
         source = Path(folder)
-        page, parts = source / PAGE, sorted(path.parent for path in source.glob("*/result.json"))
-        if not (page.is_file() and (source / PROFILE / "result.json").is_file()):
+        page = source / PAGE
+        if not all(map(os.path.isfile, (page, source / PROFILE / "result.json"))):
             raise SinklensError(
                 f"{source} holds no diagnosis, which is a {PAGE} and a folder for each experiment, "
                 f"{PROFILE} among them; ExperimentResult.load reads a single result"
             )
-        results = [ExperimentResult.load(part) for part in parts]
+        parts = parts_of(source) or sorted(
+            path.parent.name for path in source.glob("*/result.json")
+        )
+        results = {name: ExperimentResult.load(source / name) for name in parts}
         try:
-            findings = page.read_text("utf-8").removesuffix("\n").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
+            findings = read_regular(page).decode("utf-8").removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
             raise SinklensError(f"{page} is damaged: {error}") from error
-        about = read_json(source / ABOUT) if (source / ABOUT).is_file() else {}
-        refused = about.get("refused", {})
-        return cls({result.experiment: result for result in results}, findings, refused)
+        refused = read_json(source / ABOUT).get("refused", {}) if (source / ABOUT).is_file() else {}
+        require(refused, dict[str, str], "refused")
+        return cls(results, findings, refused)

@@ -2,13 +2,11 @@
 
 On disk a result is a folder: `result.json` (the same bytes for the same seed, versions, device and
 thread count), `run.json` (times and machine) and `values.safetensors` (arrays and the values of
-each prompt). Loading runs no code. `result.json` holds the hash of `values.safetensors`, so that a
-folder that is truncated or mixed up is refused.
+each prompt). Loading runs no code, and refuses a folder that is damaged or mixed up (`saved`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,14 +14,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
-from torch import Tensor
 
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
-from ..core.storage import json_bytes, read_json, require_free, write_files
+from ..core.storage import require_free, write_files
 from ..models import origin, weights_hash
 from ..models.prompts import Prompts
 from ..stats.effects import EffectSize, underpowered_families
@@ -31,12 +25,11 @@ from .drawing import draw
 from .figures import from_json
 from .notebook import result_html
 from .record import Array, Record
-from .schema1 import from_schema1, with_unit
+from .saved import files_of, read_files
+from .schema1 import with_unit
 from .shown import Shown, shown
 from .table import lines_of, numeric_table, table
 from .wording import measures_in
-
-SCHEMA = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +127,10 @@ class ExperimentResult(Record):
         return target
 
     def _files(self) -> dict[str, bytes]:
-        """The files of the result; `result.json` last, since it vouches for the values."""
-        values = save_safetensors(self._tensors())
+        """The files of the result, by name."""
+        tensors = {f"arrays.{name}": array.values for name, array in self.arrays.items()}
+        tensors |= {f"per_prompt.{name}": values for name, values in self.per_prompt.items()}
         content = {
-            "schema": SCHEMA,
             "experiment": self.experiment,
             "summary": self.summary,
             "effects": [asdict(effect) for effect in self.effects],
@@ -154,18 +147,8 @@ class ExperimentResult(Record):
                 }
                 for name, array in self.arrays.items()
             },
-            "values_sha256": hashlib.sha256(values).hexdigest(),
         }
-        return {
-            "values.safetensors": values,
-            "run.json": json_bytes(self.run),
-            "result.json": json_bytes(content),
-        }
-
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"arrays.{name}": array.values for name, array in self.arrays.items()}
-        tensors |= {f"per_prompt.{name}": values for name, values in self.per_prompt.items()}
-        return {name: values.contiguous().clone() for name, values in tensors.items()}
+        return files_of(content, tensors, self.run)
 
     @classmethod
     def load(cls, folder: str | Path) -> ExperimentResult:
@@ -175,22 +158,8 @@ class ExperimentResult(Record):
             SinklensError: There is none, or it is damaged or of another version.
         """
         source = Path(folder)
-        content = read_json(source / "result.json")
-        if content.get("schema") not in (1, SCHEMA):
-            raise SinklensError(
-                f"{source} has result schema {content.get('schema')}, this version reads 1 and "
-                f"{SCHEMA}"
-            )
+        content, tensors, run = read_files(source)
         try:
-            raw = (source / "values.safetensors").read_bytes()
-            if hashlib.sha256(raw).hexdigest() != content["values_sha256"]:
-                raise SinklensError(
-                    f"{source / 'values.safetensors'} is truncated or belongs to another result; "
-                    "run the experiment again"
-                )
-            tensors = load_safetensors(raw)
-            if content["schema"] == 1:
-                content, tensors = from_schema1(content, tensors)
             return cls(
                 experiment=content["experiment"],
                 effects=[EffectSize(**with_unit(row)) for row in content["effects"]],
@@ -212,9 +181,9 @@ class ExperimentResult(Record):
                     {name: with_unit(fields) for name, fields in content["measures"].items()}
                 ),
                 figure=content["figure"],
-                run=read_json(source / "run.json"),
+                run=run,
             )
-        except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+        except (KeyError, ValueError) as error:  # an array without tensor, labels that do not fit
             raise SinklensError(f"the result in {source} is damaged: {error}") from error
 
 

@@ -63,6 +63,7 @@ def test_rows_without_layers_load(result: sinklens.ExperimentResult, tmp_path: P
     result.save(tmp_path / "out")
     file = tmp_path / "out" / "result.json"
     content = json.loads(file.read_text())
+    del content["sha256"]  # which they had not either
     for row in content["effects"]:
         del row["layers"]
     file.write_text(json.dumps(content))
@@ -381,6 +382,7 @@ def test_saved_units_that_are_none_are_not_shown(
     result.save(tmp_path / "out")
     file = tmp_path / "out" / "result.json"
     content = json.loads(file.read_text())
+    del content["sha256"]  # which they had not either
     for row in [*content["effects"], *content["measures"].values()]:
         row["unit"] = unit
     file.write_text(json.dumps(content))
