@@ -183,15 +183,19 @@ class Request:
             return model, prompts(model, self.text, bos=self.bos, **size)
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """Keep finished work in the output folder, if one is given."""
+    def kept(self) -> Iterator[bool]:
+        """Keep finished work in the output folder, if one is given.
+
+        Yields:
+            Whether the same command ended there already and was stopped while it tidied up.
+        """
         if self.out is None:
-            yield
+            yield False
             return
         from ..engine import kept
 
-        with kept(self.out, self._as_text(), overwrite=self.overwrite):
-            yield
+        with kept(self.out, self._as_text(), overwrite=self.overwrite) as finished:
+            yield finished
 
     def _as_text(self) -> list[str]:
         """The request as text, by which a repeated command is recognised."""

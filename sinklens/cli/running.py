@@ -87,8 +87,14 @@ def diagnose(
 
 def _diagnose(request: Request, full: bool) -> None:
     """Print the first screen or the whole page, and save what it rests on."""
-    with request.kept():
+    with request.kept() as finished:
         settings = request.settings()
+        if finished and request.out is not None:
+            from ..results.diagnosis import Diagnosis
+
+            saved = Diagnosis.load(request.out)
+            print(saved.full() if full else saved)
+            return
         with request.imports():
             from ..diagnosis import configure, default_prompts
             from ..diagnosis import diagnose as run_battery
@@ -175,8 +181,13 @@ def run(
 
 def _run(request: Request) -> None:
     """Print the table, and save the result."""
-    with request.kept():
+    with request.kept() as finished:
         settings = _configured(request)
+        if finished and request.out is not None:
+            from ..results.result import ExperimentResult
+
+            print(ExperimentResult.load(request.out))
+            return
         from ..runner.registry import default_prompts, run
 
         model, prompts = request.load(partial(default_prompts, settings=settings))

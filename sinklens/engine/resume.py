@@ -6,8 +6,8 @@
 Every group of interventions of every batch is written as soon as it is measured, into
 `folder/unfinished`, under a key made of the experiment, its version and settings, the model's
 weights and the prompts; work with user-defined metrics or hooks is not resumed. Each file is
-written completely or not at all. Since batch sizes depend on shapes alone (`sizes.py`), a resumed
-run gives the same bytes as an uninterrupted one.
+written completely or not at all, and its name holds the hash of its content. Since batch sizes
+depend on shapes alone (`sizes.py`), a resumed run gives the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,53 +27,104 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..core.errors import SinklensError
-from ..core.storage import COMMAND, UNFINISHED
+from ..core.errors import SinklensError, shortened
+from ..core.locks import locked
+from ..core.storage import COMMAND, FINISHED, UNFINISHED, not_empty
 
 _open: ContextVar[Journal | None] = ContextVar("sinklens_journal", default=None)
 _section: ContextVar[Section | None] = ContextVar("sinklens_section", default=None)
 
 
 @contextmanager
-def kept(folder: Path, command: Sequence[str], *, overwrite: bool = False) -> Iterator[None]:
+def kept(folder: Path, command: Sequence[str], *, overwrite: bool = False) -> Iterator[bool]:
     """Keep finished work in `folder` until the block ends without an error.
 
     Args:
-        folder: The output folder; unfinished work of the same command there is resumed.
+        folder: The output folder; unfinished work of the same command there is resumed. No other
+            process can use it meanwhile.
         command: The command.
         overwrite: Whether to discard unfinished work of another command.
 
+    Yields:
+        Whether the same command ended there already and was stopped while it tidied up.
+
     Raises:
-        SinklensError: The folder holds unfinished work of another command, or other files under
-            that name.
+        SinklensError: The folder is in use, holds unfinished work of another command, or other
+            files under that name.
     """
-    own, existed = folder / UNFINISHED, folder.exists()
-    text = json.dumps(command, sort_keys=True)
-    stored = own / COMMAND
-    if own.exists() and not (stored.exists() and stored.read_bytes() == text.encode()):
-        if not stored.exists() and not _is_blank(own):
-            raise SinklensError(
-                f"{own} does not belong to an unfinished run, which would be kept there; give "
-                "another folder"
-            )
-        if stored.exists() and not overwrite:
-            raise SinklensError(
-                f"{folder} holds an unfinished run of another command; run that again to finish "
-                "it, give another folder, or use --overwrite (overwrite=True)"
-            )
-        _remove(own)
-    token = _open.set(Journal(own, text))
+    own, text = folder / UNFINISHED, json.dumps(command, sort_keys=True)
+    with _made(folder), locked(folder):
+        finished = _tidied(folder, text, overwrite)
+        _require_own(folder, text, overwrite)
+        journal = Journal(own)
+        journal.write(own / COMMAND, text.encode())
+        token = _open.set(journal)
+        try:
+            yield finished
+        except SinklensError:
+            if not any(own.rglob("*.safetensors")):  # nothing that is worth going on with
+                shutil.rmtree(own, ignore_errors=True)
+            raise
+        finally:
+            _open.reset(token)
+        os.replace(own / COMMAND, folder / FINISHED)
+        _tidied(folder, text)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder and its parents, which go again if nothing was put there.
+
+    Raises:
+        SinklensError: They cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise SinklensError(f"cannot create {shortened(folder)}: {error}") from error
     try:
         yield
-    except SinklensError:
-        if not any(own.rglob("*.safetensors")):  # nothing that is worth going on with
-            _remove(own)
-        if not existed and folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
     finally:
-        _open.reset(token)
-    _remove(own)
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
+def _tidied(folder: Path, text: str, overwrite: bool = False) -> bool:
+    """Remove what a run kept that has ended; whether it was this one, whose result is wanted.
+
+    Raises:
+        SinklensError: It was another one, whose result is there and not to be overwritten.
+    """
+    mark = folder / FINISHED
+    if not mark.exists():
+        return False
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    same = mark.read_text("utf-8", "replace") == text
+    mark.unlink()  # last, since this can be interrupted too
+    if not (same or overwrite):
+        raise not_empty(folder)
+    return same and not overwrite
+
+
+def _require_own(folder: Path, text: str, overwrite: bool) -> None:
+    """Refuse a folder with unfinished work of something else; discard it if that is asked for."""
+    own = folder / UNFINISHED
+    stored = own / COMMAND
+    if not own.exists() or (stored.exists() and stored.read_bytes() == text.encode()):
+        return
+    if not stored.exists() and not _is_blank(own):
+        raise SinklensError(
+            f"{own} does not belong to an unfinished run, which would be kept there; give "
+            "another folder"
+        )
+    if stored.exists() and not overwrite:
+        raise SinklensError(
+            f"{folder} holds an unfinished run of another command; run that again to finish "
+            "it, give another folder, or use --overwrite (overwrite=True)"
+        )
+    shutil.rmtree(own, ignore_errors=True)
 
 
 def kept_in() -> Path | None:
@@ -87,45 +138,32 @@ def _is_blank(own: Path) -> bool:
     return own.is_dir() and all(path.name == f"{COMMAND}.partial" for path in own.iterdir())
 
 
-def _remove(own: Path) -> None:
-    """Remove an unfinished run; its command last, since removal can be interrupted."""
-    for part in own.glob("*"):
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(own, ignore_errors=True)
-
-
 @dataclass(frozen=True)
 class Journal:
-    """A folder for finished work, created with the first piece.
+    """A folder for finished work.
 
     Attributes:
         folder: The folder.
-        command: The command, as text.
     """
 
     folder: Path
-    command: str
 
     def write(self, file: Path, content: bytes) -> None:
-        """Write a file completely or not at all; before the first one, the command.
+        """Write a file completely or not at all.
 
         Raises:
             SinklensError: It cannot be written.
         """
-        stored = self.folder / COMMAND
-        for target, what in ((stored, self.command.encode()), (file, content)):
-            if target == file or not target.exists():
-                partial = target.with_name(f"{target.name}.partial")
-                try:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    partial.write_bytes(what)
-                    os.replace(partial, target)
-                except OSError as error:
-                    raise SinklensError(
-                        f"cannot keep finished work in {self.folder}: {error}; finished work is "
-                        "kept, and the same command resumes from it"
-                    ) from error
+        partial = file.with_name(f"{file.name}.partial")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
+            os.replace(partial, file)
+        except OSError as error:
+            raise SinklensError(
+                f"cannot keep finished work in {self.folder}: {error}; finished work is "
+                "kept, and the same command resumes from it"
+            ) from error
 
 
 @contextmanager
@@ -191,16 +229,22 @@ class KeptCall(Call):
 
     def load(self, batch: int, what: str) -> dict[str, Tensor] | None:
         """The tensors kept for a batch under a name; None if they are not there."""
-        file = self._folder / f"{batch}-{what}.safetensors"
-        try:
-            return load(file.read_bytes()) if file.exists() else None
-        except (SafetensorError, OSError):  # as after a power cut; it is measured again
-            return None
+        for file in self._folder.glob(f"{batch}-{what}.*.safetensors"):
+            with suppress(SafetensorError, OSError):  # as after a power cut; it is measured again
+                content = file.read_bytes()
+                if file == self._file(batch, what, content):
+                    return load(content)
+        return None
 
     def store(self, batch: int, what: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep finished tensors."""
         content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        self._journal.write(self._folder / f"{batch}-{what}.safetensors", content)
+        self._journal.write(self._file(batch, what, content), content)
+
+    def _file(self, batch: int, what: str, content: bytes) -> Path:
+        """The file of some content, which its name vouches for."""
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        return self._folder / f"{batch}-{what}.{digest}.safetensors"
 
 
 def current_call() -> Call:

@@ -54,18 +54,21 @@ def keep(folder: str | Path, *, overwrite: bool = False) -> Iterator[None]:
 @contextmanager
 def kept_for(
     out: str | Path | None, command: Sequence[str], *, overwrite: bool = False
-) -> Iterator[None]:
+) -> Iterator[bool]:
     """Keep finished work in the output folder of a run, if it has one.
 
+    Yields:
+        Whether the same run ended there already and was stopped while it tidied up.
+
     Raises:
-        SinklensError: The folder is not free, or holds unfinished work of another run.
+        SinklensError: The folder is not free or in use, or holds unfinished work of another run.
     """
     if out is None:
-        yield
+        yield False
         return
     require_free(Path(out), overwrite)
-    with kept(Path(out), command, overwrite=overwrite):
-        yield
+    with kept(Path(out), command, overwrite=overwrite) as finished:
+        yield finished
 
 
 def in_few_lines(function: Callable[P, T]) -> Callable[P, T]:

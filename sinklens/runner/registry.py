@@ -189,7 +189,9 @@ def run(
             prompts = make_prompts(bridge, n=default_prompts(bridge, settings))
         prompts = as_prompts(bridge, prompts)
         command = [chosen.name, str(config.recorded()), origin(bridge).name, prompts.hash]
-        with kept_for(out, command, overwrite=overwrite):
+        with kept_for(out, command, overwrite=overwrite) as finished:
+            if finished and out is not None:
+                return ExperimentResult.load(out)
             with section(lambda: _kept_under(chosen, bridge, prompts, config)):
                 result = chosen.function(bridge, prompts, config)
             timing = {"seconds": round(time.perf_counter() - began, 3), **_machine()}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, partialmethod
@@ -19,9 +21,10 @@ import pytest
 import torch
 
 import sinklens
-from sinklens.core.storage import require_free
+from sinklens.core.storage import require_free, write_files
 from sinklens.engine import kept
 from sinklens.engine import resume as journal
+from sinklens.engine.resume import current_call, section
 from sinklens.engine.sweep import Sweep
 from sinklens.experiments.position._reader import Reader
 from sinklens.runner import registry
@@ -342,29 +345,89 @@ def test_a_run_stopped_before_it_said_which_it_is_can_be_taken_up(tmp_path: Path
     assert not own.exists()
 
 
-def test_what_names_the_run_is_removed_last(
-    ablate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_a_stop_while_it_tidies_up_is_an_end(
+    stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stop while finished work is removed leaves a folder that the same command may use."""
-    stopped(ablate, tmp_path, monkeypatch, 4)
-    (tmp_path / "result.json").write_text("saved")
-    removed: list[Path] = []
+    """The same command finds its result; another one finds the folder in use."""
+    steps: list[str] = []
 
-    def remove_once(path: Path, **_: Any) -> None:
-        removed.append(path)
-        if len(removed) == 2:
-            raise KeyboardInterrupt
-        original(path)
+    def stop_before(step: str, function: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            steps.append(step)
+            if len(steps) == stop_at:
+                raise KeyboardInterrupt
+            return function(*arguments, **named)
 
-    original = journal.shutil.rmtree
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(journal.shutil, "rmtree", remove_once)
-        with kept(tmp_path, ["ablate"]):
+        return call
+
+    out = tmp_path / "out"
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(KeyboardInterrupt),
+        kept(out, ["ablate"]) as finished,
+    ):
+        assert not finished
+        write_files(out, {"result.json": b"{}"})
+        patched.setattr(journal.os, "replace", stop_before("end", os.replace))
+        patched.setattr(journal.shutil, "rmtree", stop_before("remove", journal.shutil.rmtree))
+        patched.setattr(Path, "unlink", stop_before("unlink", Path.unlink))
+    assert steps == [*["end", "remove", "unlink"][:stop_at], "unlink"]  # the lock, at last
+    require_free(out, overwrite=False)
+    if stop_at > 1:
+        copy = shutil.copytree(out, tmp_path / "copy")
+        with pytest.raises(sinklens.SinklensError, match="not empty"), kept(copy, ["another"]):
             pass
-    require_free(tmp_path, overwrite=False)
-    with kept(tmp_path, ["ablate"]):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    with kept(out, ["ablate"]) as finished:
+        assert finished == (stop_at > 1)  # otherwise it goes on from what it kept
+    assert [path.name for path in out.iterdir()] == ["result.json"]
+
+
+def test_a_run_that_ended_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sinklens.load("rope")
+    prompts = sinklens.prompts(model, n=2, length=16)
+    run_it = partial(
+        sinklens.run, "sink_profile", model, prompts, null_models=0, draws=1, progress=False
+    )
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(journal, "_tidied", stop_at_the_end)
+        run_it(out=tmp_path)
+    first = (tmp_path / "run.json").read_bytes()
+    assert run_it(out=tmp_path) == run_it()
+    assert (tmp_path / "run.json").read_bytes() == first
+    assert "unfinished" not in {path.name for path in tmp_path.iterdir()}
+
+
+def stop_at_the_end(folder: Path, text: str, overwrite: bool | None = None) -> bool:
+    if overwrite is None:
+        raise KeyboardInterrupt
+    return False
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    """As two commands that were started together; threads have locks of their own too."""
+    with ThreadPoolExecutor(1) as other, kept(tmp_path, ["ablate"]):
+
+        def second() -> None:
+            with kept(tmp_path, ["ablate"], overwrite=True):
+                pass
+
+        with pytest.raises(sinklens.SinklensError, match="in use by process"):
+            other.submit(second).result()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flipped_bit_in_finished_work_is_measured_again(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), kept(tmp_path, ["a"]), section(lambda: {"a": 1}):
+        current_call().store(0, "b", {"values": torch.ones(3)})
+        raise KeyboardInterrupt
+    (file,) = tmp_path.glob("unfinished/**/*.safetensors")
+    raw = file.read_bytes()
+    for content, found in ((raw, True), (raw[:-1] + bytes([raw[-1] ^ 1]), False)):
+        file.write_bytes(content)
+        with pytest.raises(KeyboardInterrupt), kept(tmp_path, ["a"]), section(lambda: {"a": 1}):
+            assert (current_call().load(0, "b") is not None) == found
+            raise KeyboardInterrupt
 
 
 def test_an_error_leaves_no_folder(ablate: Any, tmp_path: Path) -> None:
