@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.protocol import HookedModel
 from ..hooks.intervention import Intervention
-from ..models import require_eval_mode
+from ..models import alone, require_eval_mode
 from ..models.prompts import Prompts
 from ..probes import Probe
 from .forward import forward
@@ -34,6 +34,7 @@ class Reading(NamedTuple):
     fired: int
 
 
+@alone
 def read_under(
     model: HookedModel,
     prompts: Prompts,

@@ -2,8 +2,7 @@
 
 Every trial runs two short prompts of ordinary tokens, if possible under an intervention, so that a
 shortcut that is correct on a clean run only (for a stack of blocks that runs several times) is
-detected. The outcome is cached until a weight is written, or the model changes its mode, code,
-dtype or device (`models.weights_state` says which changes are not detected).
+detected. The outcome is cached as long as the model stays as it is (`models.state`).
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ import torch
 from torch import Tensor
 
 from ..core.protocol import HookedModel
-from ..models import ordinary_tokens, weights_state
+from ..models import model_state, ordinary_tokens
 from ..models.capabilities import hook_name
+from ..models.state import State
 from .attention import in_slices, with_key0_weights, without_patterns
 from .forward import UNEMBED, keep_input, keeping, replaced, unembed, without_cache
 
@@ -54,12 +54,12 @@ class Shortcuts:
 
 
 NO_SHORTCUTS = Shortcuts(False, False, frozenset(), False, False, frozenset(), None)
-_known: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Shortcuts]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, tuple[State, Shortcuts]] = WeakKeyDictionary()
 
 
 def shortcuts(model: HookedModel) -> Shortcuts:
     """The shortcuts that give this model's own numbers."""
-    state = _state(model)
+    state = model_state(model)
     known = _known.get(model)
     if known is None or known[0] != state:
         known = (state, _try_all(model))
@@ -69,19 +69,7 @@ def shortcuts(model: HookedModel) -> Shortcuts:
 
 def assume_shortcuts(model: HookedModel, tried: Shortcuts) -> None:
     """Take over what was tried on a model of the same class and configuration, loaded alike."""
-    _known[model] = (_state(model), tried)
-
-
-def _state(model: HookedModel) -> tuple[Any, ...]:
-    """What the outcome depends on: mode, dtype, device, code and weights."""
-    code = tuple(type(module).forward for module in model.original_model.modules())
-    modes = ("compatibility_mode", "_weights_processed")
-    return (
-        *(bool(getattr(model, mode, False)) for mode in modes),
-        torch.is_autocast_enabled(torch.device(model.cfg.device).type),
-        weights_state(model),
-        code,
-    )
+    _known[model] = (model_state(model), tried)
 
 
 def is_free_of(model: HookedModel, sites: Iterable[str], names: Iterable[Any]) -> bool:

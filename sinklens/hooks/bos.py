@@ -26,7 +26,7 @@ from torch import Tensor
 from ..core.errors import unknown_name
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
-from ..models import ordinary_tokens, weights_hash
+from ..models import alone, ordinary_tokens, weights_hash
 from ..models.prompts import single_token
 from .intervention import Intervention, redirect_position, replace_position
 
@@ -94,6 +94,7 @@ def _replacement(
     raise unknown_name("condition", with_, BOS_CONDITIONS)
 
 
+@alone
 def mean_embedding(model: HookedModel, position: int = 0) -> Float[Tensor, " d_model"]:
     """The mean output of the embedding site over all rows of the vocabulary.
 
@@ -111,6 +112,7 @@ def mean_embedding(model: HookedModel, position: int = 0) -> Float[Tensor, " d_m
     return known[key]
 
 
+@alone
 def embedding_outputs(
     model: HookedModel, tokens: Int[Tensor, " token"], position: int = 0
 ) -> Float[Tensor, "token d_model"]:

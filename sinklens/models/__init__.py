@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from .origins import origin as origin
     from .origins import require_eval_mode as require_eval_mode
     from .origins import weights_hash as weights_hash
-    from .origins import weights_state as weights_state
+    from .state import alone as alone
+    from .state import in_use as in_use
+    from .state import look_again as look_again
+    from .state import model_state as model_state
 
 _HOMES = {
     "cache_folder": "gguf",
@@ -30,7 +33,10 @@ _HOMES = {
     "origin": "origins",
     "require_eval_mode": "origins",
     "weights_hash": "origins",
-    "weights_state": "origins",
+    "alone": "state",
+    "in_use": "state",
+    "look_again": "state",
+    "model_state": "state",
 }
 
 __getattr__ = on_first_use(__name__, _HOMES)

@@ -3,7 +3,8 @@
 Some families delegate attention to Hugging Face; there an intervention on the pattern or the scores
 fires a hook and changes nothing. `check` therefore intervenes on every kind of site on one short
 prompt, in the first and in the last layer, and tests whether the logits change. The prompt is 8
-tokens long, so the check costs about as much as a few forward passes; it is cached per model.
+tokens long, so the check costs about as much as a few forward passes; it is cached as long as the
+model stays as it is (`state`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from torch import Tensor
 
 from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
-from . import bos_token_id, ordinary_tokens, origin, require_eval_mode
+from . import (
+    bos_token_id,
+    in_use,
+    look_again,
+    model_state,
+    ordinary_tokens,
+    origin,
+    require_eval_mode,
+)
+from .state import State
 
 # Kinds of site, and their names for TransformerLens's `get_act_name`.
 SITES = {
@@ -140,27 +150,28 @@ class Capabilities:
         return head // (self.n_heads // self.n_key_value_heads)
 
 
-_checked: WeakKeyDictionary[Any, dict[bool, Capabilities]] = WeakKeyDictionary()
+_checked: WeakKeyDictionary[Any, tuple[State, Capabilities]] = WeakKeyDictionary()
 
 
 def check(model: HookedModel) -> Capabilities:
-    """What can be intervened on and measured in `model`, tried once per compatibility mode.
+    """What can be intervened on and measured in `model`, tried again when the model has changed.
 
     Raises:
         SinklensError: The model is in train mode, or its logits are not finite.
     """
     require_eval_mode(model)
-    mode = bool(getattr(model, "compatibility_mode", False))
-    known = _checked.setdefault(model, {})
-    if mode not in known:
-        known[mode] = _try_everything(model)
-    return known[mode]
+    look_again(model)
+    with in_use(model):
+        state, known = model_state(model), _checked.get(model)
+        if known is None or known[0] != state:
+            known = (state, _try_everything(model))
+            _checked[model] = known
+    return known[1]
 
 
 def assume_capabilities(model: HookedModel, tried: Capabilities) -> None:
     """Take over what was tried on a model of the same class and configuration, loaded alike."""
-    mode = bool(getattr(model, "compatibility_mode", False))
-    _checked.setdefault(model, {})[mode] = tried
+    _checked[model] = (model_state(model), tried)
 
 
 def _try_everything(model: HookedModel) -> Capabilities:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
+from .state import State, model_state
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Origin:
 
 
 ORIGINS: WeakKeyDictionary[Any, Origin] = WeakKeyDictionary()
-_hashes: WeakKeyDictionary[Any, tuple[tuple[int, ...], str]] = WeakKeyDictionary()
+_hashes: WeakKeyDictionary[Any, tuple[State, str]] = WeakKeyDictionary()
 
 
 def require_eval_mode(model: HookedModel) -> None:
@@ -109,35 +110,20 @@ def count_parameters(model: HookedModel) -> int:
     return sum(weight.numel() for weight in model.original_model.parameters())
 
 
-def weights_state(model: HookedModel) -> tuple[Any, ...]:
-    """A value that changes when a weight is written, replaced or moved.
-
-    Writing through `.data` within the same storage is not detected, nor is writing to an inference
-    tensor, which has no version counter.
-    """
-    return tuple(
-        (name, w.data_ptr(), w.dtype, w.device, 0 if w.is_inference() else w._version)
-        for name, w in model.original_model.state_dict().items()
-    )
-
-
 def weights_hash(model: HookedModel) -> str:
     """SHA-256 over all weights, by name, as they are now (16 hexadecimal digits).
 
-    Cached per model while `weights_state` is unchanged.
+    Cached while the model's state is the same.
     """
-    state = model.original_model.state_dict()
-    # Inference tensors have no version counter; they are hashed every time.
-    counted = not any(tensor.is_inference() for tensor in state.values())
-    versions = weights_state(model)
+    state = model_state(model)
     known = _hashes.get(model)
-    if known is None or not counted or known[0] != versions:
+    if known is None or known[0] != state:
         digest = hashlib.sha256()
-        for name, tensor in sorted(state.items()):
+        for name, tensor in sorted(model.original_model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(flat.numpy())
-        known = (versions, digest.hexdigest()[:16])
+        known = (state, digest.hexdigest()[:16])
         _hashes[model] = known
     return known[1]
 

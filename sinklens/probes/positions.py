@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.protocol import HookedModel
+from ..models import alone
 from ..models.capabilities import hook_name
 from .base import SiteProbe
 
@@ -41,6 +42,7 @@ class PositionValues(SiteProbe[Tensor]):
         return {key: self.at(key) for key in self.layers}
 
 
+@alone
 def first_token_values(
     model: HookedModel,
     tokens: Int[Tensor, " token"],

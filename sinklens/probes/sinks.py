@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.protocol import HookedModel
-from ..models import require_eval_mode
+from ..models import alone, require_eval_mode
 from ..models.capabilities import check
 from .base import ResumableProbe, SliceableProbe
 
@@ -116,6 +116,7 @@ class KeyMass(SliceableProbe[dict[int, Tensor]]):
         return {key: total / (length - 1 - key) for key, total in sums.items()}
 
 
+@alone
 def sink_scores(
     model: HookedModel, tokens: Int[Tensor, "prompt pos"]
 ) -> Float[Tensor, "layer head"]:

@@ -26,7 +26,7 @@ import torch
 from ..core.errors import UsageError, unknown_name
 from ..core.protocol import HookedModel
 from ..engine import has_own_hooks, run_bar, section
-from ..models import load, origin
+from ..models import in_use, load, look_again, origin
 from ..models.prompts import Prompts, as_prompts, require_several
 from ..models.prompts import prompts as make_prompts
 from ..results.estimates import Measure
@@ -183,8 +183,9 @@ def run(
     config = configure(chosen, {**settings, "seed": seed, "progress": progress})
     require_several(prompts)
     bridge: HookedModel = load(model)
+    look_again(bridge)
     began = time.perf_counter()
-    with run_bar(chosen.name, progress):
+    with in_use(bridge), run_bar(chosen.name, progress):
         if prompts is None:
             prompts = make_prompts(bridge, n=default_prompts(bridge, settings))
         prompts = as_prompts(bridge, prompts)

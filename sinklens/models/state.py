@@ -1,0 +1,134 @@
+"""A model as it is at one moment, which is what everything known about it holds for.
+
+What is kept about a model (what can be edited, shortcuts, means, the hash of its weights, finished
+work) is kept together with `model_state`, and asked for again when that is another. Most changes
+are told by versions, which torch counts; a write through `.data`, or to a tensor made in inference
+mode, is not, so that a run, a diagnosis and `check` look at the weights themselves as they begin:
+a checksum at the speed of memory, 0.1 s for 135 million float32 parameters on one core.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from threading import Lock, RLock
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ..core.protocol import HookedModel
+
+P = ParamSpec("P")
+T = TypeVar("T")
+State = tuple[Any, ...]
+MOST_LOOKED_AT = 4 << 30
+"""Bytes of weights that a checksum reads; of more, every k-th kilobyte."""
+_WORDS = 128  # in a sum, of 8 bytes each
+
+_states: ContextVar[Mapping[Any, State]] = ContextVar("sinklens_states", default={})  # noqa: B039
+_checksums: WeakKeyDictionary[Any, tuple[State, str]] = WeakKeyDictionary()
+_locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_making = Lock()
+
+
+@contextmanager
+def in_use(model: HookedModel) -> Iterator[None]:
+    """Use a model alone, and as it is now, for the length of a `with` block.
+
+    Hooks are attached to the model itself, so that another thread that wants it waits.
+    """
+    if model in _states.get():
+        yield
+        return
+    with _making:
+        lock = _locks.setdefault(model, RLock())
+    with lock:
+        token = _states.set({**_states.get(), model: model_state(model)})
+        try:
+            yield
+        finally:
+            _states.reset(token)
+
+
+def alone(
+    function: Callable[Concatenate[HookedModel, P], T],
+) -> Callable[Concatenate[HookedModel, P], T]:
+    """A function of a model that has it `in_use`."""
+
+    @wraps(function)
+    def call(model: HookedModel, *args: P.args, **kwargs: P.kwargs) -> T:
+        with in_use(model):
+            return function(model, *args, **kwargs)
+
+    return call
+
+
+def look_again(model: HookedModel) -> None:
+    """Take the checksum of the weights anew where the model's state is asked for next."""
+    if model not in _states.get():
+        _checksums.pop(model, None)
+
+
+def model_state(model: HookedModel) -> State:
+    """A value that changes when the model does: its weights, modes, dtype, device or code.
+
+    A write that torch does not count is seen after `look_again`.
+    """
+    known = _states.get().get(model)
+    if known is not None:
+        return known
+    modes = ("compatibility_mode", "_weights_processed")
+    return (
+        *(bool(getattr(model, mode, False)) for mode in modes),
+        torch.is_autocast_enabled(torch.device(model.cfg.device).type),
+        tuple(type(module).forward for module in model.original_model.modules()),
+        *_weights_state(model),
+    )
+
+
+def _weights_state(model: HookedModel) -> State:
+    """Versions and checksum of the weights; the checksum is kept while the versions stay."""
+    weights = model.original_model.state_dict()
+    versions = tuple(
+        (name, w.data_ptr(), w.dtype, w.device, 0 if w.is_inference() else w._version)
+        for name, w in weights.items()
+    )
+    known = _checksums.get(model)
+    if known is None or known[0] != versions:
+        known = (versions, _checksum(weights))
+        _checksums[model] = known
+    return known
+
+
+def _checksum(weights: Mapping[str, Tensor]) -> str:
+    """A hash of sums of 128 words of 8 bytes, exact and in order.
+
+    TransformerLens has each weight under several names; it is read once.
+    """
+    places = {(w.data_ptr(), w.shape, w.dtype): name for name, w in weights.items()}
+    weights = {name: weights[name] for name in places.values()}
+    size = sum(w.numel() * w.element_size() for w in weights.values())
+    step = -(-size // MOST_LOOKED_AT) or 1
+    digest = hashlib.sha256()
+    for name, weight in weights.items():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        for part in _sums(weight, step):
+            digest.update(part.cpu().numpy())
+    return digest.hexdigest()
+
+
+def _sums(weight: Tensor, step: int) -> Iterator[Tensor]:
+    """Sums of the bytes of a weight as whole numbers, of every `step`-th row, and what is left."""
+    if weight.is_meta:  # which has none
+        return
+    raw = weight.detach().contiguous().reshape(-1).view(torch.uint8)
+    if raw.storage_offset() % 8:
+        raw = raw.clone()
+    whole = len(raw) // (8 * _WORDS) * 8 * _WORDS
+    yield raw[:whole].view(torch.int64).view(-1, _WORDS)[::step].sum(1)
+    yield raw[whole:]
