@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from ..core.terminal import printable
 from .app import app as app
 from .looking import check as check
 from .looking import list_experiments as list_experiments
@@ -22,4 +23,4 @@ def main() -> None:
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:
     """A warning as the command line shows it."""
-    return f"sinklens: {message}\n"
+    return f"sinklens: {printable(str(message))}\n"

@@ -71,8 +71,8 @@ def check(
         source = Source(model, device, dtype, revision, step, model_seed)
         found = capabilities.check(source.load(quiet=True))
         print(
-            f"{model}: {found.architecture}, {found.n_layers} layers of {found.n_heads} heads "
-            f"({found.n_key_value_heads} key-value heads)"
+            f"{printable(model)}: {found.architecture}, {found.n_layers} layers of "
+            f"{found.n_heads} heads ({found.n_key_value_heads} key-value heads)"
         )
         for site, possible in found.edits.items():
             print(f"  intervene on {site:10} {'works' if possible else 'has no effect'}")

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from .terminal import printable
+
 _LONGEST = 200
 
 
 class SinklensError(Exception):
     """The request cannot be carried out on this model or input.
 
-    The message says what was asked, why it cannot be done here and what would work.
+    The message says what was asked, why it cannot be done here and what would work, in one line.
     """
+
+    def __str__(self) -> str:
+        """The message, without what a terminal would obey in a name that it holds."""
+        return printable(super().__str__()).replace("\n", "\\n")
 
 
 class UsageError(SinklensError, ValueError):
@@ -24,7 +30,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     names = sorted(known)
     near = near_names(name, names)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
-    return UsageError(f"unknown {kind} {name!r}; {hint}")
+    return UsageError(f"unknown {kind} {shortened(name)!r}; {hint}")
 
 
 def near_names(name: str, known: Iterable[str]) -> list[str]:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
+
+
+def printable(text: str) -> str:
+    """Text of others without what a terminal would obey or cannot show, which becomes its code."""
+    plain = _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
+    return plain.encode("utf-8", "backslashreplace").decode()
 
 
 def show_progress(progress: bool | None) -> bool:
@@ -20,7 +29,7 @@ def status(text: str, progress: bool | None = None) -> Iterator[None]:
     if not show_progress(progress):
         yield
         return
-    stream, line = sys.stderr, f"{text} ..."
+    stream, line = sys.stderr, f"{printable(text)} ..."
     print(f"\r{line}", end="", file=stream, flush=True)
     try:
         yield

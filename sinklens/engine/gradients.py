@@ -49,9 +49,10 @@ def squared_gradients(
         progress: Whether to show a bar; None shows one in a terminal or a notebook.
 
     Raises:
-        SinklensError: A gradient is not finite, or no weight has one.
+        SinklensError: A gradient is not finite, or no weight has or takes one.
     """
     require_eval_mode(model)
+    require_gradients(model)
     everything = list({id(p): p for group in groups.values() for p in group}.values())
     rows = []
     bar = progress_bar(len(tokens), progress, "gradients", "prompt")
@@ -76,6 +77,19 @@ def squared_gradients(
             "model in float32"
         )
     return norms.float()
+
+
+def require_gradients(model: HookedModel) -> None:
+    """Refuse weights that take no gradients.
+
+    Raises:
+        SinklensError: They were made in inference mode.
+    """
+    if any(weight.is_inference() for weight in model.original_model.parameters()):
+        raise SinklensError(
+            f"{origin(model).name} was made in torch.inference_mode(), so that its weights take no "
+            "gradients; load it outside of that, or do without screen=True and fisher=True"
+        )
 
 
 @contextmanager

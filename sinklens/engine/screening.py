@@ -62,9 +62,10 @@ def estimate(
         positions: Count only predictions at these positions.
 
     Raises:
-        SinklensError: The gradient is not finite.
+        SinklensError: The gradient is not finite, or the weights take none.
     """
     require_eval_mode(model)
+    require_gradients(model)
     size = batch_size or _prompts_in_a_forward(model, prompts, memory)
     estimates = torch.zeros(len(interventions), len(prompts))
     for shared in shared_gradients(model, prompts, interventions, metric, positions):

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.errors import SinklensError, UsageError
+from ..core.errors import SinklensError, UsageError, in_one_line
 from ..core.protocol import HookedModel
 from . import (
     bos_token_id,
@@ -185,7 +185,7 @@ def _try_everything(model: HookedModel) -> Capabilities:
         warnings.simplefilter("ignore", UserWarning)
         names = [hook_name("pattern", layer) for layer in range(n_layers)]
         hooks = [(name, reading) for name in names if name in model.hook_dict]
-        clean = model.run_with_hooks(tokens, fwd_hooks=hooks)
+        clean = _plain_logits(model, tokens, hooks)
         if not bool(torch.isfinite(clean).all()):
             raise SinklensError(
                 f"{origin(model).name} gives NaN or infinite logits on plain tokens; its weights "
@@ -221,6 +221,24 @@ def _short_prompt(model: HookedModel) -> Int[Tensor, "2 pos"]:
     tokens = torch.from_numpy(choice[:_PROMPT_LENGTH]).repeat(2, 1)
     tokens[1, -1] = int(choice[-1])
     return tokens.to(model.cfg.device)
+
+
+def _plain_logits(model: HookedModel, tokens: Int[Tensor, "2 pos"], hooks: Any) -> Tensor:
+    """The logits of a forward pass.
+
+    Raises:
+        SinklensError: It fails, as by a hook of the user's own that is called in another way.
+    """
+    try:
+        logits: Tensor = model.run_with_hooks(tokens, fwd_hooks=hooks)
+    except (SinklensError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise SinklensError(
+            f"{origin(model).name} fails on two prompts of {_PROMPT_LENGTH} plain tokens: "
+            f"{in_one_line(error)}; look at hooks of your own that it carries"
+        ) from error
+    return logits
 
 
 def _edit_matters(

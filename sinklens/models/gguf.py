@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from ..core.errors import SinklensError
+from ..core.errors import SinklensError, shortened
+from ..core.json_files import json_bytes, read_json
+from ..core.locks import passing_folder, remove_left
+
+CONTENT = "sinklens.json"
+UNDER_WAY = "converting-"
 
 
 def cache_folder() -> Path:
@@ -22,7 +27,11 @@ def cache_folder() -> Path:
 def convert_gguf(file: Path) -> Path:
     """A Hugging Face folder with the dequantised weights of a `.gguf` file, made once.
 
-    The folder is named after the file's hash and appears whole or not at all.
+    The folder is named after the file's hash and appears whole or not at all. One that is damaged
+    is made again.
+
+    Raises:
+        SinklensError: It is no GGUF file, is damaged, or the cache cannot be written.
     """
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
@@ -32,30 +41,61 @@ def convert_gguf(file: Path) -> Path:
             )
         stream.seek(0)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-    folder = cache_folder() / f"gguf-{digest}"
-    if folder.exists():
-        return folder
+    cache = cache_folder()
+    folder = cache / f"gguf-{digest}"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder.parent):
-            pass
-    except OSError as error:
+        cache.mkdir(parents=True, exist_ok=True)
+        remove_left(cache, UNDER_WAY)
+        if _is_whole(folder):
+            return folder
+        with passing_folder(cache, UNDER_WAY) as passing:
+            _convert(file, passing / "model")
+            with contextlib.suppress(OSError):  # another process was faster
+                if folder.exists():
+                    folder.rename(passing / "damaged")
+                (passing / "model").rename(folder)
+    except (OSError, ValueError) as error:
         raise SinklensError(
-            f"cannot write converted models into {folder.parent}: {error}; set SINKLENS_CACHE to a "
-            "folder that can be written"
+            f"cannot write converted models into {shortened(cache)}: {error}; set SINKLENS_CACHE "
+            "to a folder that can be written"
         ) from error
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="converting-") as partial:
-        target = Path(partial) / "model"
-        target.mkdir()
-        try:
-            with quiet_transformers():
-                _require_sound(file)
-                _write_dequantised(file, target)
-        except Exception as error:
-            raise SinklensError(f"cannot read {file} as GGUF: {first_line(error)}") from error
-        with contextlib.suppress(OSError):  # another process was faster
-            target.rename(folder)
     return folder
+
+
+def _convert(file: Path, target: Path) -> None:
+    """Write a folder for a `.gguf` file, and what its files are.
+
+    Raises:
+        SinklensError: The file is damaged.
+    """
+    target.mkdir()
+    try:
+        with quiet_transformers():
+            _require_sound(file)
+            _write_dequantised(file, target)
+    except Exception as error:
+        raise SinklensError(f"cannot read {file} as GGUF: {first_line(error)}") from error
+    made = {path.name: _sums_of(path) for path in sorted(target.iterdir())}
+    (target / CONTENT).write_bytes(json_bytes(made))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted model is as it was written, to the bit."""
+    try:
+        made = read_json(folder / CONTENT)
+        return bool(made) and all(_sums_of(folder / name) == sums for name, sums in made.items())
+    except (SinklensError, OSError):
+        return False
+
+
+def _sums_of(path: Path) -> str:
+    """A checksum of a file at the speed of memory: a hash of sums of 128 words of 8 bytes."""
+    if not path.stat().st_size:
+        return ""
+    raw = np.memmap(path, np.uint8, "r")
+    whole = len(raw) // 1024 * 1024
+    sums = raw[:whole].view(np.uint64).reshape(-1, 128).sum(1)
+    return hashlib.sha256(sums.tobytes() + raw[whole:].tobytes()).hexdigest()
 
 
 def _require_sound(file: Path) -> None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..core.errors import SinklensError, UsageError
+from ..core.errors import SinklensError, UsageError, shortened
 from ..core.protocol import HookedModel
 from ..core.terminal import status
 from . import shipped
 from .gguf import convert_gguf, first_line, quiet_transformers
-from .names import hub_id, require_reachable
+from .names import hub_id, require_hub_id, require_reachable
 from .origins import ORIGINS, Origin, require_eval_mode
 from .placement import DTYPES, dtype_name, require_as_it_is, require_device
 
@@ -135,8 +136,8 @@ def _load_named(
         bridge.cfg.default_prepend_bos = bool(shipped.card(name)["bos"])
         return bridge
     if path.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
-        raise SinklensError(f"there is no file or folder {name}")
-    hub = name if "/" in name else hub_id(name)
+        raise SinklensError(f"there is no file or folder {shortened(name)}")
+    hub = require_hub_id(name) if "/" in name else hub_id(name)
     if step is not None or seed is not None:
         raise UsageError(
             f"step and seed pick a checkpoint of a shipped model; {hub} is a hub id, whose "
@@ -158,7 +159,16 @@ def _is_there(path: Path) -> bool:
 
 
 def _with_files(tokenizer: Any) -> Any:
-    """A tokenizer that TransformerLens can open again; one that is in memory only is written."""
+    """A tokenizer that TransformerLens can open again; one that is in memory only is written.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if tokenizer is not None and not hasattr(tokenizer, "bos_token_id"):
+        raise UsageError(
+            f"tokenizer={shortened(repr(tokenizer))} is no tokenizer; give the object that "
+            "AutoTokenizer.from_pretrained returns"
+        )
     if tokenizer is None or "name_or_path" in getattr(tokenizer, "init_kwargs", {"name_or_path"}):
         return tokenizer
     with tempfile.TemporaryDirectory(prefix="sinklens-") as folder:
@@ -169,7 +179,7 @@ def _with_files(tokenizer: Any) -> Any:
 def _model_folder(path: Path) -> Path:
     """The folder with Hugging Face files that a folder or `.gguf` file stands for."""
     if not _is_there(path):
-        raise SinklensError(f"there is no file or folder {path}")
+        raise SinklensError(f"there is no file or folder {shortened(path)}")
     if path.is_file():
         return convert_gguf(path)
     if not path.is_dir():
@@ -189,7 +199,7 @@ def _boot(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        with quiet_transformers(), _own_random_state():
+        with quiet_transformers(), _own_random_state(), _no_foreign_code():
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
             if tokenizer is None:
                 tokenizer = _find_tokenizer(name, revision)
@@ -205,7 +215,12 @@ def _boot(
                 bridge = _wrap(hugging_face if device is None else hugging_face.to(device), None)
             else:
                 bridge = TransformerBridge.boot_transformers(
-                    name, tokenizer=tokenizer, device=device, dtype=DTYPES[dtype], revision=revision
+                    name,
+                    tokenizer=tokenizer,
+                    device=device,
+                    dtype=DTYPES[dtype],
+                    revision=revision,
+                    trust_remote_code=False,
                 )
     except SinklensError:
         raise
@@ -307,6 +322,22 @@ def _bos_before_boot(tokenizer: Any, config: Any) -> int | None:
                 return int(candidate)
     value = getattr(config, "bos_token_id", None)
     return None if value is None else int(value)
+
+
+@contextmanager
+def _no_foreign_code() -> Iterator[None]:
+    """Make Transformers refuse a folder's own code wherever it would ask at the terminal.
+
+    TransformerLens hands on `trust_remote_code` only where it is true.
+    """
+    from transformers import dynamic_module_utils
+
+    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to wait for an answer
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
 
 
 def _own_random_state() -> AbstractContextManager[None]:

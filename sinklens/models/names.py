@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..core.errors import SinklensError, UsageError, unknown_name
+from ..core.errors import SinklensError, UsageError, shortened, unknown_name
 from . import shipped
 
 OWNERS = {
@@ -37,6 +37,24 @@ def hub_id(name: str) -> str:
     raise UsageError(
         f"{error}; a model may also be a folder, a .gguf file or a hub id of the form owner/name"
     )
+
+
+def require_hub_id(name: str) -> str:
+    """A Hub id as it is.
+
+    Raises:
+        UsageError: It has not the form of one.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(
+            f"there is no file or folder {shortened(name)}, and a Hub id has the form owner/name"
+        ) from error
+    return name
 
 
 def is_cached(name: str, revision: str | None) -> bool:

@@ -89,6 +89,9 @@ def ordinary_tokens(model: HookedModel) -> Int[Tensor, " token"]:
     """All token ids that a text can contain: the vocabulary without special tokens.
 
     Embedding rows beyond the tokenizer's last entry are padding and excluded too.
+
+    Raises:
+        SinklensError: There is none.
     """
     size = int(model.cfg.d_vocab)
     special = {bos_token_id(model)}
@@ -102,7 +105,14 @@ def ordinary_tokens(model: HookedModel) -> Int[Tensor, " token"]:
         special.update(tokenizer.all_special_ids)
         added = getattr(tokenizer, "added_tokens_decoder", {})
         special.update(token for token, entry in added.items() if entry.special)
-    return torch.tensor([token for token in range(size) if token not in special])
+    ordinary = [token for token in range(size) if token not in special]
+    if not ordinary:
+        raise SinklensError(
+            f"every token of {origin(model).name} is a special one ({size} in all), so that there "
+            "is none to try the model on or to draw; give it a tokenizer and a config whose "
+            "special tokens are some of the vocabulary"
+        )
+    return torch.tensor(ordinary)
 
 
 def count_parameters(model: HookedModel) -> int:

@@ -15,15 +15,16 @@ and a learned sink, which takes what the row sums lack (mean over queries i >= 1
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..core.protocol import HookedModel
 from ..models import alone, require_eval_mode
 from ..models.capabilities import check
+from ..models.prompts.token_ids import token_tensor
 from .base import ResumableProbe, SliceableProbe
 
 
@@ -117,22 +118,20 @@ class KeyMass(SliceableProbe[dict[int, Tensor]]):
 
 
 @alone
-def sink_scores(
-    model: HookedModel, tokens: Int[Tensor, "prompt pos"]
-) -> Float[Tensor, "layer head"]:
+def sink_scores(model: HookedModel, tokens: Any) -> Float[Tensor, "layer head"]:
     """The sink score of key 0 by layer and query head, averaged over prompts.
 
     Args:
         model: The model.
-        tokens: Prompts of one length, BOS included if it is meant to be there.
+        tokens: Prompts of one length, BOS included if it is meant to be there: a tensor, or lists
+            of token ids.
 
     Returns:
         The mean over queries i >= 0 of A_i0, between 0 and 1. Uniform causal attention over T
         positions gives (1 + 1/2 + ... + 1/T) / T.
     """
     require_eval_mode(model)
-    probe = SinkScores(model)
+    probe, rows = SinkScores(model), token_tensor(model, tokens)
     with torch.no_grad():
-        rows = tokens if tokens.ndim == 2 else tokens[None]
         model.run_with_hooks(rows, fwd_hooks=probe.fwd_hooks, return_type=None)
     return probe.compute().scores[..., 0].mean(0)

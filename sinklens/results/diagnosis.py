@@ -12,6 +12,7 @@ import pandas as pd
 from ..core.errors import SinklensError, unknown_name
 from ..core.json_files import json_bytes, read_json, read_regular
 from ..core.storage import ABOUT, parts_of, require_free, write_files
+from ..core.terminal import printable
 from .checked import require
 from .comparison import concat
 from .drawing import draw_overview
@@ -39,13 +40,13 @@ class Diagnosis:
 
     def __str__(self) -> str:
         """The first screen: at most 12 lines, a verdict and what it rests on."""
-        return "\n".join(first_screen(self.results, self.refused))
+        return printable("\n".join(first_screen(self.results, self.refused)))
 
     __repr__ = __str__
 
     def full(self) -> str:
         """The first screen, the rows of its claims, and all findings."""
-        return "\n".join([str(self), "", *self._below()])
+        return printable("\n".join([str(self), "", *self._below()]))
 
     def _below(self) -> list[str]:
         """What the whole page has below the first screen; that says what the first finding does."""

@@ -18,6 +18,7 @@ import torch
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..core.storage import require_free, write_files
+from ..core.terminal import printable
 from ..models import origin, weights_hash
 from ..models.prompts import Prompts
 from ..stats.effects import EffectSize, underpowered_families
@@ -103,7 +104,7 @@ class ExperimentResult(Record):
     def __str__(self) -> str:
         """Summary, table and notes as plain text."""
         table = self._shown().text()
-        return "\n".join([self.experiment, *self.summary, "", table, "", *self.notes()])
+        return printable("\n".join([self.experiment, *self.summary, "", table, "", *self.notes()]))
 
     __repr__ = __str__
 

@@ -56,6 +56,7 @@ class Prompts:
     def __post_init__(self) -> None:
         """Refuse tokens and answers that no experiment can use."""
         require_shape(self.tokens, self.answers)
+        object.__setattr__(self, "tokens", self.tokens.long())  # as embeddings and losses take them
 
     @property
     def lengths(self) -> Int[Tensor, " prompt"]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.errors import UsageError
+from ...core.errors import UsageError, shortened
 
 MOST_READ = 100_000  # documents of an iterable whose length is unknown
 LONGEST_NAME = 260
@@ -25,9 +25,14 @@ def read_text(text: str | Path) -> tuple[str, str]:
     if path is None:
         return str(text), "text"
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UsageError(f"{path} is a pipe or a device; give a text file")
         return path.read_text("utf-8"), path.name
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the text file {path}: {error}") from error
+    except UsageError:
+        raise
+    except (OSError, ValueError) as error:  # and what is no UTF-8
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read the text file {shortened(path)}: {reason}") from error
 
 
 def _named_file(text: str) -> Path | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from ...core.errors import UsageError
@@ -43,6 +45,23 @@ def token_rows(
         which = f"prompt {empty[0]} has" if rows else "there are"
         raise UsageError(f"{which} no tokens; leave empty prompts out")
     return rows
+
+
+def token_tensor(model: HookedModel, tokens: Any) -> Int[Tensor, "prompt pos"]:
+    """Token ids of prompts of one length as the model takes them, padding or not.
+
+    Raises:
+        UsageError: These are no token ids of the model, or of several lengths.
+    """
+    rows = _listed(tokens, "tokens")
+    lengths, size = {len(row) for row in rows}, int(model.cfg.d_vocab)
+    if len(lengths) != 1 or 0 in lengths:
+        raise UsageError(f"tokens must be prompts of one length, not of {sorted(lengths)} tokens")
+    ids = [token for row in rows for token in row]
+    if not 0 <= min(ids) <= max(ids) < size:
+        outside = max(ids) if max(ids) >= size else min(ids)
+        raise UsageError(f"token {outside} is outside the vocabulary of {size}")
+    return torch.tensor(rows, device=model.cfg.device)
 
 
 def _require_ends_alike(model: HookedModel, rows: list[list[int]]) -> None:

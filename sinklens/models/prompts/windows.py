@@ -32,6 +32,9 @@ from .documents import even_shares, read_text, visited
 from .encoding import encode, prepend_bos, resolve_bos
 from .shipped_text import corpus_tokens
 
+SHORT, CHARACTERS = 1_000_000, 16
+"""Characters of a text that is tokenised as a whole, and those allowed for a token beyond that."""
+
 
 def prompts(
     model: HookedModel,
@@ -106,8 +109,23 @@ def _of_text(model: HookedModel, text: str | Path | None, n: int, width: int) ->
         chosen = [windows[i * count // n] for i in range(n)] if count else []
         return _Found("sotu", count, chosen)
     content, source = read_text(text)
-    windows = cut(model, encode(model, content), width)
+    windows = _first_windows(model, content, n, width)
     return _Found(source, len(windows), windows[:n])
+
+
+def _first_windows(model: HookedModel, text: str, n: int, width: int) -> list[Sequence[int]]:
+    """The first windows of a text, at least n if it has them.
+
+    Of a long text no more is tokenised than they take, since tokens need many times the memory of
+    their text. The last window of a part, which may end within a word, does not count.
+    """
+    part = max(SHORT, CHARACTERS * n * width)
+    while part < len(text):
+        windows = cut(model, encode(model, text[:part]), width)[:-1]
+        if len(windows) >= n:
+            return windows
+        part *= 4
+    return cut(model, encode(model, text), width)
 
 
 def _of_documents(model: HookedModel, documents: Any, n: int, width: int) -> _Found:

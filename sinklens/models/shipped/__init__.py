@@ -138,7 +138,9 @@ def _write_untrained(name: str, seed: int, copy: Path) -> None:
 
     made = card(name)
     first_weights = made["recipe"]["first_weights"]
-    model = untrained_model(AutoConfig.from_pretrained(copy), seed, first_weights)
+    model = untrained_model(
+        AutoConfig.from_pretrained(copy, trust_remote_code=False), seed, first_weights
+    )
     found, expected = fingerprint(model), made["untrained"][str(seed)]
     if abs(found - expected) > SAME_FINGERPRINT:
         raise SinklensError(
