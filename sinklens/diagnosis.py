@@ -20,7 +20,7 @@ import numpy as np
 from .core.errors import SinklensError, UsageError
 from .core.protocol import HookedModel
 from .engine import Plan
-from .models import load, origin
+from .models import in_use, load, look_again, origin
 from .models.capabilities import check
 from .models.prompts import Prompts, as_prompts, require_several
 from .models.prompts import prompts as make_prompts
@@ -59,19 +59,26 @@ def diagnose(
     configure(settings)
     require_several(prompts)
     bridge: Any = load(model)
+    look_again(bridge)
+    with in_use(bridge):
+        return _diagnosed(bridge, prompts, settings)
+
+
+def _diagnosed(model: HookedModel, prompts: Any, settings: Mapping[str, Any]) -> Diagnosis:
+    """The battery and the page on it."""
     if prompts is None:
-        prompts = make_prompts(bridge, n=default_prompts(bridge, settings), length=LENGTH)
-    prompts = as_prompts(bridge, prompts)
+        prompts = make_prompts(model, n=default_prompts(model, settings), length=LENGTH)
+    prompts = as_prompts(model, prompts)
     results: dict[str, ExperimentResult] = {}
     refused: dict[str, str] = {}
-    for name, own in _battery(bridge, settings).items():
+    for name, own in _battery(model, settings).items():
         try:
-            results[name] = registry.run(name, bridge, prompts, **own)
+            results[name] = registry.run(name, model, prompts, **own)
         except SinklensError as error:
             if name == "sink_profile":
                 raise
             refused[name] = str(error)
-    return Diagnosis(results, _findings(bridge, prompts, results, refused), refused)
+    return Diagnosis(results, _findings(model, prompts, results, refused), refused)
 
 
 def default_prompts(model: HookedModel, settings: Mapping[str, Any]) -> int:

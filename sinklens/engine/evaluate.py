@@ -15,7 +15,7 @@ from ..core.protocol import HookedModel
 from ..hooks.forms import as_interventions
 from ..hooks.intervention import Intervention
 from ..metrics import Metric, resolve_metrics
-from ..models import require_eval_mode
+from ..models import alone, require_eval_mode
 from ..models.prompts import Prompts, as_prompts
 from ..probes import Probe
 from .fitting import require_fitting
@@ -57,6 +57,7 @@ class Evaluation:
     shortcuts: dict[str, bool] = field(default_factory=dict)
 
 
+@alone
 def evaluate(
     model: HookedModel,
     prompts: Prompts,

@@ -32,6 +32,7 @@ from ..metrics import LogitMetric, counted_positions
 from ..models import require_eval_mode
 from ..models.capabilities import check
 from ..models.prompts import Prompts
+from .gradients import require_gradients
 from .sizes import choose_sizes
 
 FORWARDS = 3

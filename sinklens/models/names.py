@@ -46,7 +46,7 @@ def require_hub_id(name: str) -> str:
         UsageError: It has not the form of one.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(name)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from threading import Lock, RLock
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,8 +23,7 @@ from torch import Tensor
 
 from ..core.protocol import HookedModel
 
-P = ParamSpec("P")
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 State = tuple[Any, ...]
 MOST_LOOKED_AT = 4 << 30
 """Bytes of weights that a checksum reads; of more, every k-th kilobyte."""
@@ -55,17 +54,15 @@ def in_use(model: HookedModel) -> Iterator[None]:
             _states.reset(token)
 
 
-def alone(
-    function: Callable[Concatenate[HookedModel, P], T],
-) -> Callable[Concatenate[HookedModel, P], T]:
+def alone(function: F) -> F:
     """A function of a model that has it `in_use`."""
 
     @wraps(function)
-    def call(model: HookedModel, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(model: HookedModel, *args: Any, **kwargs: Any) -> Any:
         with in_use(model):
             return function(model, *args, **kwargs)
 
-    return call
+    return cast(F, call)
 
 
 def look_again(model: HookedModel) -> None:
@@ -118,7 +115,7 @@ def _checksum(weights: Mapping[str, Tensor]) -> str:
     for name, weight in weights.items():
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         for part in _sums(weight, step):
-            digest.update(part.cpu().numpy())
+            digest.update(part.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
