@@ -39,7 +39,8 @@ _making = Lock()
 def in_use(model: HookedModel) -> Iterator[None]:
     """Use a model alone, and as it is now, for the length of a `with` block.
 
-    Hooks are attached to the model itself, so that another thread that wants it waits.
+    Hooks are attached to the model itself, so that another thread that wants it waits. What is made
+    beside it is float32 unless it says otherwise, whatever the caller's default is.
     """
     if model in _states.get():
         yield
@@ -48,9 +49,12 @@ def in_use(model: HookedModel) -> Iterator[None]:
         lock = _locks.setdefault(model, RLock())
     with lock:
         token = _states.set({**_states.get(), model: model_state(model)})
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
         try:
             yield
         finally:
+            torch.set_default_dtype(default)
             _states.reset(token)
 
 

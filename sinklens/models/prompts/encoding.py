@@ -15,8 +15,20 @@ from ..origins import bos_token_id
 
 
 def encode(model: HookedModel, text: str) -> list[int]:
-    """Token ids of a text, without special tokens but those that stand in it."""
+    """Token ids of a text, without special tokens but those that stand in it.
+
+    Raises:
+        SinklensError: The model has no tokenizer.
+        UsageError: The text holds halves of characters.
+    """
     require_tokenizer(model)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"character {error.start} of a text is half a character ({text[error.start]!r}), as "
+            "reading it under a wrong encoding leaves it; read it as UTF-8"
+        ) from error
     # `verbose=False`: a whole corpus is longer than any context, which is intended here.
     return list(model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
