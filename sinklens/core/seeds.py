@@ -16,7 +16,9 @@ def seeded(seed: int, *labels: object) -> np.random.Generator:
         seed: The run's seed.
         labels: Its purpose; different labels give independent streams.
     """
-    return np.random.default_rng([seed, *"/".join(map(str, labels)).encode()])
+    return np.random.default_rng(
+        [seed, *"/".join(map(str, labels)).encode("utf-8", "surrogatepass")]
+    )
 
 
 def content_seed(tokens: Int[Tensor, " pos"], seed: int) -> int:

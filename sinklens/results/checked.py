@@ -87,6 +87,8 @@ def require_content(content: Any) -> None:
         SinklensError: The message names the first field that is wrong.
     """
     require(content, Content, "")
+    if not content["effects"]:
+        raise SinklensError("it has no rows")
     for number, row in enumerate(content["effects"]):
         for name in ("n_prompts", "n_draws"):
             if not 0 <= row[name] <= MOST_PROMPTS:

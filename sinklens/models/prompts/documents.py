@@ -43,7 +43,7 @@ def _named_file(text: str) -> Path | None:
         path = Path(text).expanduser()
         if path.exists():
             return path
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):  # no name that a file system could hold
         return None
     if " " not in text and path.suffix in (".txt", ".md", ".json", ".jsonl", ".csv", ".parquet"):
         raise UsageError(f"there is no file {text}; a text to tokenise would have several words")

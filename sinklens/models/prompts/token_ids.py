@@ -94,7 +94,8 @@ def _listed(values: Any, what: str) -> list[list[int]]:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a value is an integer that a tensor can hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _unmasked(rows: list[list[int]], masks: list[list[int]]) -> list[list[int]]:
