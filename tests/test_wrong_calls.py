@@ -12,10 +12,10 @@ import pytest
 
 from tests.wrong_calls import Call
 from tests.wrong_calls.hooks import HOOKS
-from tests.wrong_calls.models import MODELS, RUNS
+from tests.wrong_calls.models import MODELS, RUNS, STATES
 from tests.wrong_calls.prompts import PROMPTS
 
-TABLES = {"hooks": HOOKS, "models": MODELS, "runs": RUNS, "prompts": PROMPTS}
+TABLES = {"hooks": HOOKS, "models": MODELS, "runs": RUNS, "states": STATES, "prompts": PROMPTS}
 CALLS: dict[str, Call] = {
     f"{about}: {name}": call for about, table in TABLES.items() for name, call in table.items()
 }

@@ -12,7 +12,7 @@ import torch
 import sinklens
 from sinklens import Prompts
 from sinklens.core.errors import UsageError
-from sinklens.models.prompts import as_prompts
+from sinklens.models.prompts import as_prompts, corpus
 from tests import families
 from tests.families import BOS, EOS, PAD
 
@@ -315,3 +315,20 @@ def test_what_fits_is_not_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -
     assert sinklens.evaluate(model, prompts, [], ["loss"]).shortcuts["patterns"]
     with pytest.raises(sinklens.SinklensError, match="128 tokens need"):
         sinklens.run("bos_replacement", model, prompts, progress=False)
+
+
+def test_of_a_long_text_no_more_is_tokenised_than_is_used(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sinklens.models.prompts import windows
+    from sinklens.models.prompts.encoding import encode
+
+    text = corpus()[:6000]
+    whole = sinklens.prompts(model, text, n=9, length=12)
+    seen: list[int] = []
+    monkeypatch.setattr(windows, "SHORT", 50)
+    monkeypatch.setattr(windows, "encode", lambda m, t: seen.append(len(t)) or encode(m, t))
+    assert torch.equal(sinklens.prompts(model, text, n=9, length=12).tokens, whole.tokens)
+    assert max(seen) < len(text)
+    with pytest.raises(sinklens.SinklensError, match="gives 545 windows"):  # 6000 / 11
+        sinklens.prompts(model, text, n=1000, length=12)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
@@ -134,3 +135,30 @@ def test_threads_take_turns() -> None:
     assert results == wanted and len(set(map(str, checked))) == 1
     assert all(torch.equal(one, scores[0]) for one in scores)
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
+
+
+def test_the_callers_default_dtype_changes_nothing() -> None:
+    model = families.boot("llama")
+    wanted = run(model)
+    torch.set_default_dtype(torch.float64)
+    try:
+        state.look_again(model)
+        found = run(model)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.effects == wanted.effects
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_tokens_of_any_integers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a user calls
+    model = families.boot("llama")
+    tokens = torch.arange(4, 24).view(2, 10)
+    prompts = [sinklens.Prompts(one, False, "tokens") for one in (tokens, tokens.to(dtype))]
+    wanted, found = (sinklens.evaluate(model, p, [], ["loss"]).clean for p in prompts)
+    assert torch.equal(found, wanted)
+    scores = [sinklens.sink_scores(model, one) for one in (tokens, tokens.to(dtype))]
+    assert torch.equal(*scores) and torch.equal(
+        scores[0], sinklens.sink_scores(model, tokens.tolist())
+    )

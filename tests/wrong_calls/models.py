@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import sinklens
@@ -99,4 +101,63 @@ RUNS: dict[str, Call] = {
         ("str", "sinklens.prompts"),
     ),
 }
-CALLS = {**MODELS, **RUNS}
+
+
+def made_in_inference_mode() -> Any:
+    with torch.inference_mode():
+        return families.boot("llama")
+
+
+def all_special() -> Any:
+    plain = families.llama()
+    plain.config.eos_token_id = list(range(families.VOCABULARY))
+    return sinklens.load(plain)
+
+
+def with_a_hook_of_another_signature() -> Any:
+    model = families.boot("llama")
+    model.original_model.register_forward_hook(lambda module: None)
+    return model
+
+
+STATES: dict[str, Call] = {
+    "run(inference mode, screened)": (
+        lambda: sinklens.run(
+            "sink_head_ablation",
+            made_in_inference_mode(),
+            TOKENS,
+            heads="all",
+            each=True,
+            screen=True,
+            progress=False,
+        ),
+        sinklens.SinklensError,
+        ("torch.inference_mode()", "screen=True"),
+    ),
+    "check(only special tokens)": (
+        lambda: sinklens.check(all_special()),
+        sinklens.SinklensError,
+        ("every token", "special"),
+    ),
+    "check(own hook)": (
+        lambda: sinklens.check(with_a_hook_of_another_signature()),
+        sinklens.SinklensError,
+        ("plain tokens", "hooks of your own"),
+    ),
+    **{
+        f"sink_scores({name})": (
+            lambda tokens=tokens: sinklens.sink_scores(families.boot("llama"), tokens),
+            UsageError,
+            words,
+        )
+        for name, tokens, words in (
+            ("bool", TOKENS.bool(), ("integers",)),
+            ("float", TOKENS.float(), ("integers",)),
+            ("three axes", TOKENS[None], ("integers",)),
+            ("none", TOKENS[:, :0], ("one length",)),
+            ("large", TOKENS + 99, ("token 106", "vocabulary of 64")),
+            ("negative", TOKENS - 99, ("token -92", "vocabulary of 64")),
+            ("unequal", [[1, 2], [3]], ("one length, not of [1, 2]",)),
+        )
+    },
+}
