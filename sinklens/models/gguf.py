@@ -99,7 +99,7 @@ def _sums_of(path: Path) -> str:
 
 
 def _require_sound(file: Path) -> None:
-    """Refuse a header that names more blocks than there are tensors, before they are made.
+    """Refuse a header that names more blocks or weights than there are, before any is made.
 
     Raises:
         ValueError: It does.
@@ -110,6 +110,28 @@ def _require_sound(file: Path) -> None:
     for name, field in reader.fields.items():
         if name.endswith(".block_count") and field.contents() > len(reader.tensors):
             raise ValueError(f"{name} is {field.contents()}, of {len(reader.tensors)} tensors")
+    _require_weights(file, sum(int(tensor.n_elements) for tensor in reader.tensors))
+
+
+def _require_weights(file: Path, there: int) -> None:
+    """Refuse a header that asks for more weights than there are, before any is made.
+
+    Transformers would draw those that are missing, and take whatever memory a header asks for.
+
+    Raises:
+        ValueError: It does.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    with torch.device("meta"):  # where weights take no memory
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    wanted = sum(weight.numel() for weight in model.parameters())
+    unembedding = model.get_output_embeddings()
+    if unembedding is not None and not config.tie_word_embeddings:
+        wanted -= unembedding.weight.numel()  # which can stand in the file once, with the embedding
+    if wanted > there:
+        raise ValueError(f"its header asks for {wanted:,} weights, of which it has {there:,}")
 
 
 def _write_dequantised(file: Path, folder: Path) -> None:

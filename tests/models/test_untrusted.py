@@ -66,6 +66,7 @@ def converted(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
     times: list[int] = []
     monkeypatch.setattr(gguf, "_write_dequantised", write)
+    monkeypatch.setattr(gguf, "_require_weights", lambda file, there: None)
 
     def convert() -> Path:
         folder = gguf.convert_gguf(file)
@@ -149,3 +150,25 @@ def test_names_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
         assert "\x1b" not in text and "re\\x1b[31md" in text
         text.encode()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("width", [8, 2**30])
+def test_missing_weights_are_not_drawn(width: int, tmp_path: Path, cache: Path) -> None:
+    """Nor is memory taken for them."""
+    import numpy as np
+
+    file = tmp_path / "model.gguf"
+    writer = GGUFWriter(file, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(32)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(8)
+    writer.add_head_count(2)
+    writer.add_vocab_size(8)
+    writer.add_tensor("token_embd.weight", np.zeros((8, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(sinklens.SinklensError, match=r"asks for .* weights, of which it has 64"):
+        sinklens.load(file)
