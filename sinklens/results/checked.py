@@ -65,6 +65,13 @@ class Axes(TypedDict):
     coords: dict[str, list[str | float | None]]
 
 
+class Stacked(TypedDict):
+    """Figures below or beside each other."""
+
+    parts: list[dict[str, Any]]
+    title: str | None
+
+
 class Content(TypedDict):
     """A `result.json` of schema 2."""
 
@@ -110,6 +117,11 @@ def _require_figure(figure: Any, place: str) -> None:
     if figure.get("kind") == "Panels":
         for side in ("left", "right"):
             _require_figure(figure.get(side), f"{place}.{side}")
+        return
+    if figure.get("kind") == "Stack":
+        require(fields, Stacked, place)
+        for number, part in enumerate(fields["parts"]):
+            _require_figure(part, f"{place}.parts[{number}]")
         return
     if figure.get("kind") not in KINDS:
         raise SinklensError(
