@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.terminal import printable
 from .app import app, one_line_errors
 from .request import Device, Dtype, Full, Model, ModelSeed, Revision, Source, Step
 
@@ -97,7 +98,12 @@ def show(
         if card is not None:
             print(card.full() if full else card)
         else:
-            print("\n\n".join(map(str, results_in(folder).values())))
+            saved = results_in(folder).items()
+            print(
+                "\n\n".join(
+                    str(r) if n == r.experiment else f"{printable(n)}\n{r}" for n, r in saved
+                )
+            )
 
 
 def diagnosis_in(folder: Path) -> Diagnosis | None:

@@ -163,11 +163,12 @@ def test_two_results_of_one_experiment_are_both_shown(
         result.save(tmp_path / name)
     done = CliRunner().invoke(app, ["show", str(tmp_path)])
     assert done.exit_code == 0 and done.stdout.count(str(result)) == 2
-    assert done.stdout.startswith("first: ") and "\nsecond: " in done.stdout
+    assert done.stdout.startswith(f"{result.experiment} (first)\n")
+    assert f"\n{result.experiment} (second)\n" in done.stdout
     page = tmp_path / "page.html"
     done = CliRunner().invoke(app, ["report", str(tmp_path), "-o", str(page)])
     assert done.exit_code == 0, done.output
-    assert "<h3>first</h3>" in page.read_text() and "<h3>second</h3>" in page.read_text()
+    assert "(first)" in page.read_text() and "(second)" in page.read_text()
 
 
 def test_a_folder_in_use_is_not_written_into(
