@@ -321,13 +321,11 @@ def test_the_encoder_learned_to_attend() -> None:
     assert figures["held-out loss"]["value"] < without - 1
 
 
-def test_the_readme_prints_the_figures_of_the_cards() -> None:
-    readme = Path(zoo.__file__).parents[2] / "README.md"
+def test_the_page_of_models_prints_the_figures_of_the_cards() -> None:
+    page = (Path(zoo.__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
     figures = zoo.card("encoder")["weights"][0]["figures"]
-    assert (
-        f"a loss of {figures['held-out loss without context']['value']:.3f}" in readme.read_text()
-    )
-    rows = [line.split(" | ") for line in readme.read_text().splitlines() if line.startswith("| `")]
+    assert f"a loss of {figures['held-out loss without context']['value']:.3f}" in page
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
     printed = {row[0].strip("|` "): row[2:] for row in rows if len(row) == 6}
     assert sorted(printed) == zoo.names()
     keys = {"sink_mass position0": 3, "sink_rate gu": 2, "spike": 0, "held-out loss": 3}
@@ -340,7 +338,7 @@ def test_the_readme_prints_the_figures_of_the_cards() -> None:
 
 
 def test_the_loss_of_rope_on_the_predictions_of_no_bos() -> None:
-    """What the README sets beside the loss of `no-bos`, which never predicts a second token."""
+    """The figure beside the loss of `no-bos`, which never predicts a second token."""
     losses = []
     for seed in zoo.seeds("rope"):
         model = sinklens.load("rope", seed=seed)
@@ -348,8 +346,8 @@ def test_the_loss_of_rope_on_the_predictions_of_no_bos() -> None:
         later = range(2, prompts.length - 1)
         clean = sinklens.evaluate(model, prompts, [], ["loss"], positions=later, progress=False)
         losses.append(float(clean.clean.mean()))
-    readme = (Path(zoo.__file__).parents[2] / "README.md").read_text()
-    [printed] = re.findall(r"`rope`: ([0-9.]+) on the same tokens", readme)
+    page = (Path(zoo.__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
+    [printed] = re.findall(r"`rope`: ([0-9.]+) on the same tokens", page)
     assert float(printed) == pytest.approx(sum(losses) / len(losses), abs=0.51e-3)
 
 
