@@ -36,6 +36,7 @@ HOME = "sinklens.experiments."
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 PAPER = re.compile(r"\b(\d{4}\.\d{4,5})\b")
+WIDE = "---\nhide: [toc]\n---\n"
 SHIM = "https://unpkg.com/iframe-worker/shim"  # that the theme's offline search asks for
 OWN_SHIM = "assets/iframe-worker.js"
 FETCHED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"?https?:[^>]*>")
@@ -88,7 +89,8 @@ def pages() -> Iterator[tuple[str, str]]:
         yield f"reference/{module}.md", "\n".join(names_of(f"sinklens.{module}"))
     yield "reference/commands.md", "\n".join(commands())
     for name, source in FROM_ROOT.items():
-        yield name, with_links((ROOT / source).read_text("utf-8"))
+        text = with_links((ROOT / source).read_text("utf-8"))
+        yield name, WIDE + text if name == "index.md" else text
 
 
 def with_links(text: str) -> str:
@@ -110,7 +112,8 @@ def experiments() -> Iterator[str]:
     known.sort(key=lambda one: one.function.__module__)
     for package, members in groupby(known, lambda one: one.function.__module__.rpartition(".")[0]):
         title, _, text = inspect.getdoc(sys.modules[package]).partition("\n")
-        yield from ("", f"## {title.partition(':')[0].rstrip('.')}", "", linked(text))
+        heading, _, rest = title.partition(": ")
+        yield from ("", f"## {heading}", "", f"{rest[0].upper()}{rest[1:]}", "", linked(text))
         for one in members:
             yield from experiment(one)
 
@@ -200,7 +203,7 @@ def entry(value: Any, name: str) -> Iterator[str]:
     """The docstring of a public name, where it is defined."""
     defined = getattr(value, "__wrapped__", value)
     place = f"{defined.__module__}.{defined.__qualname__}" if callable(defined) else name
-    yield from (f"## `{name}`", "", f"::: {place}", "")
+    yield from (f"::: {place}", "    options:", f"      heading: {name}", "")
 
 
 def commands() -> Iterator[str]:
