@@ -216,5 +216,5 @@ def commands() -> Iterator[str]:
     yield from ("# Command line", "", "The exit status is 0 where it is done, 1 where it cannot be")
     yield from ("done on this model or input, and 2 for wrong usage.", "")
     for name in COMMANDS:
-        said = runner.invoke(app, [name, "--help"]).output
+        said = runner.invoke(app, [name, "--help"], prog_name="sinklens").output
         yield from (f"## `sinklens {name}`", "", "```text", said.strip("\n"), "```", "")
