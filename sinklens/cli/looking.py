@@ -68,6 +68,7 @@ def check(
     """Check what can be intervened on and measured in a model."""
     with one_line_errors():
         from ..models import capabilities
+        from ..models.obstacles import NO_EFFECT
 
         source = Source(model, device, dtype, revision, step, model_seed)
         found = capabilities.check(source.load(quiet=True))
@@ -76,7 +77,9 @@ def check(
             f"{found.n_heads} heads ({found.n_key_value_heads} key-value heads)"
         )
         for site, possible in found.edits.items():
-            print(f"  intervene on {site:10} {'works' if possible else 'has no effect'}")
+            why = found.obstacles.get(site, "")
+            said = "works" if possible else "has no effect" if why == NO_EFFECT else why
+            print(f"  intervene on {site:10} {said}")
         windowed = sum(window is not None for window in found.windows)
         for name, value in (
             ("causal", found.causal),
@@ -85,6 +88,8 @@ def check(
             ("sliding-window layers", windowed),
         ):
             print(f"  {name}: {value if isinstance(value, int) and value > 1 else _yes(value)}")
+        if found.agreement is not None:
+            print(f"  largest difference from the logits of Hugging Face: {found.agreement:.2g}")
 
 
 @app.command()

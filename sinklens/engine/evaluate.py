@@ -22,6 +22,7 @@ from .fitting import require_fitting
 from .layers import ByLayer, over_layers, split_by_layer
 from .metric_reader import MetricReader
 from .progress import forwards_bar
+from .readable import require_readable
 from .resume import Call, current_call
 from .sizes import choose_sizes
 from .sweep import Sweep
@@ -111,6 +112,7 @@ def evaluate(
         starts=len(starts),
     )
     measure = MetricReader(model, resolved, positions, rows=sizes.rows, memory=sizes.memory // 2)
+    require_readable(model, [*probes, *measure.probes])
     for probe in probes:
         probe.reset()
     # Probes gather what they read in the order in which it runs.

@@ -86,6 +86,11 @@ class MetricReader:
         self._clean_logits: Tensor | None = None  # of all positions, for metrics of a user's own
 
     @property
+    def probes(self) -> list[Probe]:
+        """What the metrics read of a clean run."""
+        return list(self._clean_probes.values())
+
+    @property
     def resumable(self) -> bool:
         """Whether the probes can take over what a clean run saw, and so share a forward."""
         return all(isinstance(probe, Resumable) for probe in self._probes.values())

@@ -15,6 +15,7 @@ from ..models import alone, require_eval_mode
 from ..models.prompts import Prompts
 from ..probes import Probe
 from .forward import forward
+from .readable import require_readable
 from .resume import current_call
 from .shortcuts import NO_SHORTCUTS, is_before_unembedding, shortcuts
 from .sizes import choose_sizes, require_room
@@ -60,6 +61,7 @@ def read_under(
         SinklensError: The intervention did not take effect.
     """
     require_eval_mode(model)
+    require_readable(model, [probe])
     sizes = choose_sizes(
         model, len(prompts), prompts.longest, batch_size=batch_size, memory=memory, starts=0
     )

@@ -1,38 +1,41 @@
 """What can be intervened on and measured in a model, found by trying it.
 
 Some families delegate attention to Hugging Face; there an intervention on the pattern or the scores
-fires a hook and changes nothing. `check` therefore intervenes on every kind of site on one short
-prompt, in the first and in the last layer, and tests whether the logits change. The prompt is 8
-tokens long, so the check costs about as much as a few forward passes; it is cached as long as the
-model stays as it is (`state`).
+fires a hook and changes nothing. Others have layers without attention, hooks with other axes, heads
+that do not write what they read, or masks of another form. `check` therefore tries every kind of
+site in every layer on two short prompts (`trials`). They are about 8 tokens long, so the check
+costs about as much as a few forward passes; it is cached as long as the model stays as it is
+(`state`).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from ..core.errors import SinklensError, UsageError, in_one_line
 from ..core.protocol import HookedModel
-from . import (
-    bos_token_id,
-    in_use,
-    look_again,
-    model_state,
-    ordinary_tokens,
-    origin,
-    require_eval_mode,
+from . import bos_token_id, in_use, look_again, model_state, origin, require_eval_mode
+from .agreement import agreement, require_one_stack
+from .masks import read_masks
+from .obstacles import (
+    NO_EFFECT,
+    gated_layers,
+    layer_list,
+    meant_shapes,
+    obstacles_to_edits,
+    unreadable_hooks,
 )
+from .origins import short_prompt
 from .state import State
+from .trials import read_sites
 
 # Kinds of site, and their names for TransformerLens's `get_act_name`.
 SITES = {
@@ -44,7 +47,6 @@ SITES = {
     "key": "k",
     "value": "v",
 }
-_PROMPT_LENGTH = 8
 
 
 def hook_name(site: str, layer: int) -> str:
@@ -81,12 +83,19 @@ class Capabilities:
         n_layers: Blocks.
         n_heads: Query heads per block.
         n_key_value_heads: Key-value heads per block.
-        edits: By kind of site, whether an intervention there changes the logits in the first
-            and in the last layer.
+        edits: By kind of site, whether an intervention there takes effect in every layer.
         causal: Whether no logit depends on a later token.
         bos: Whether the model has a BOS token.
         windows: By layer, the number of keys a query sees, None where it sees all.
         learned_sinks: Whether attention rows sum to less than 1 (a learned sink takes the rest).
+        obstacles: By kind of site why an intervention takes no effect, or would act on something
+            else than it means.
+        unreadable: By hook point why it cannot be read for what its name says.
+        other_masks: By layer the longest prompt that its mask leaves as it is without a window;
+            beyond it the mask has another form. None where there is no such length.
+        gated: The layers in which a head's output is not its weights times its values.
+        agreement: The largest difference to the logits of the plain Hugging Face model; None where
+            they cannot be compared.
     """
 
     architecture: str
@@ -98,6 +107,11 @@ class Capabilities:
     bos: bool
     windows: tuple[int | None, ...]
     learned_sinks: bool
+    obstacles: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    other_masks: tuple[int | None, ...] = ()
+    gated: tuple[int, ...] = ()
+    agreement: float | None = None
 
     def require(self, site: str, what: str, instead: str = "") -> None:
         """Refuse `what` if interventions at `site` do nothing on this model.
@@ -113,11 +127,42 @@ class Capabilities:
         """Why interventions at `site` do nothing on this model, empty where they work."""
         if self.edits[site]:
             return ""
-        works = ", ".join(name for name, possible in self.edits.items() if possible)
         hook = hook_name(site, 0).replace("blocks.0", "blocks.*")
+        why = self.obstacles.get(site, NO_EFFECT)
+        works = ", ".join(name for name, possible in self.edits.items() if possible)
+        others = f" Interventions on {works} do work." if works else ""
         return (
-            f"{what} needs {hook} to take effect; on {self.architecture} an intervention there "
-            f"does nothing. Interventions on {works} do work.{' ' + instead if instead else ''}"
+            f"{what} needs {hook} to take effect; on {self.architecture} {why}.{others}"
+            f"{' ' + instead if instead else ''}"
+        )
+
+    def require_readable(self, names: Iterable[Any], what: str) -> None:
+        """Refuse hook points that do not hold what their names say.
+
+        Raises:
+            SinklensError: The message names the layer, the kind of site and the reason.
+        """
+        for name in names:
+            if isinstance(name, str) and name in self.unreadable:
+                raise SinklensError(
+                    f"{what} reads {name}; on {self.architecture} {self.unreadable[name]}"
+                )
+
+    def lacking(self, site: str) -> str:
+        """Why a kind of site cannot be read in every layer, empty where it can."""
+        kinds = (site, "resid_post") if site == "residual" else (site,)
+        names = [hook_name(kind, layer) for kind in kinds for layer in range(self.n_layers)]
+        return next((self.unreadable[name] for name in names if name in self.unreadable), "")
+
+    def gate(self, what: str, layers: Iterable[int] | None = None) -> str:
+        """Why something that goes through A v would be wrong, empty where it would not."""
+        wrong = [la for la in self.gated if layers is None or la in layers]
+        if not wrong:
+            return ""
+        return (
+            f"{what} takes the output of a head for its attention weights times its values; on "
+            f"{self.architecture} it is not in {layer_list(wrong, self.n_layers)} (a gate or a "
+            "norm stands between them)"
         )
 
     def chosen_layers(self, asked: Sequence[int]) -> list[int]:
@@ -134,7 +179,19 @@ class Capabilities:
         return list(asked) or list(range(self.n_layers))
 
     def visible_keys(self, length: int) -> list[int | None]:
-        """By layer how many keys a query sees in prompts of a length, None where it sees all."""
+        """By layer how many keys a query sees in prompts of a length, None where it sees all.
+
+        Raises:
+            SinklensError: Some layer has a mask of another form.
+        """
+        for layer, most in enumerate(self.other_masks):
+            if most is not None and length > most:
+                shorter = f"; use prompts of at most {most} tokens" if most > 1 else ""
+                raise SinklensError(
+                    f"the attention mask of layer {layer} of {self.architecture} is neither "
+                    f"causal, nor full, nor a sliding window in prompts of {length} tokens, and "
+                    f"uniform attention under it is not known{shorter}"
+                )
         return [None if w is None or w >= length else w for w in self.windows]
 
     def layer_groups(self, length: int) -> list[tuple[str, list[int]]]:
@@ -175,108 +232,78 @@ def assume_capabilities(model: HookedModel, tried: Capabilities) -> None:
 
 
 def _try_everything(model: HookedModel) -> Capabilities:
-    """Run the model on one prompt, clean and with an intervention on every kind of site."""
-    tokens = _short_prompt(model)
-    n_layers = int(model.cfg.n_layers)
-    pattern_sums: list[float] = []
-    reading = partial(_read_row_sum, sums=pattern_sums)
+    """Run the model on two prompts, clean and with an intervention on every kind of site."""
+    config = getattr(model.original_model, "config", None)  # `boot_native` has none, and no window
+    architecture = str(model.cfg.architecture)
+    require_one_stack(architecture, config)
+    tokens = short_prompt(model)
+    n_layers, n_heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
+    groups = int(getattr(model.cfg, "n_key_value_heads", None) or n_heads)
+    names = {site: [hook_name(site, layer) for layer in range(n_layers)] for site in SITES}
     with torch.no_grad(), warnings.catch_warnings():
         # TransformerLens warns about exactly the interventions that are tested here.
         warnings.simplefilter("ignore", UserWarning)
-        names = [hook_name("pattern", layer) for layer in range(n_layers)]
-        hooks = [(name, reading) for name in names if name in model.hook_dict]
-        clean = _plain_logits(model, tokens, hooks)
-        if not bool(torch.isfinite(clean).all()):
+        read = names | {"resid_post": [hook_name("resid_post", la) for la in range(n_layers)]}
+        clean = _read_plainly(model, tokens, read)
+        if not bool(torch.isfinite(clean.logits).all()):
             raise SinklensError(
                 f"{origin(model).name} gives NaN or infinite logits on plain tokens; its weights "
                 "or its dtype are broken"
             )
-        edits = {
-            site: all(
-                _edit_matters(model, tokens, clean, name)
-                for name in {hook_name(site, 0), hook_name(site, n_layers - 1)}
-            )
-            for site in SITES
-        }
-    # The second prompt differs from the first in its last token only.
-    causal = torch.allclose(clean[0, :-1], clean[1, :-1], atol=1e-4, rtol=1e-4)
-    config = getattr(model.original_model, "config", None)  # `boot_native` has none, and no window
+        # The second prompt differs from the first in its last token only.
+        causal = torch.allclose(clean.logits[0, :-1], clean.logits[1, :-1], atol=1e-4, rtol=1e-4)
+        shapes = meant_shapes(tokens.shape[1], n_heads, groups, int(model.cfg.d_model))
+        unreadable = unreadable_hooks(read, clean, shapes)
+        obstacles = obstacles_to_edits(model, tokens, clean, names, unreadable)
+        patterns = [
+            None if name in unreadable else clean.held[name].float() for name in names["pattern"]
+        ]
+        masks = read_masks(model, tokens, patterns, config, causal=causal)
+        agreed = origin(model).agreement
+        agreed = agreement(model, tokens[:1]) if agreed is None else agreed
+    learned = _learned_sinks(patterns, clean.logits.dtype)
+    if learned and getattr(model, "compatibility_mode", False):
+        raise SinklensError(
+            f"{architecture} has learned sinks, and compatibility mode folds value biases as if "
+            "attention rows summed to 1, which changes the model; use it without "
+            "enable_compatibility_mode()"
+        )
     return Capabilities(
-        architecture=str(model.cfg.architecture),
+        architecture=architecture,
         n_layers=n_layers,
-        n_heads=int(model.cfg.n_heads),
-        n_key_value_heads=int(getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads),
-        edits=edits,
+        n_heads=n_heads,
+        n_key_value_heads=groups,
+        edits={site: site not in obstacles for site in SITES},
         causal=causal,
         bos=bos_token_id(model) is not None,
-        windows=_windows(config, n_layers),
-        learned_sinks=bool(pattern_sums)
-        and min(pattern_sums) < (0.999 if clean.dtype == torch.float32 else 0.97),
+        windows=masks.windows,
+        learned_sinks=learned,
+        obstacles=obstacles,
+        unreadable=unreadable,
+        other_masks=masks.others,
+        gated=gated_layers(names, clean, unreadable),
+        agreement=agreed,
     )
 
 
-def _short_prompt(model: HookedModel) -> Int[Tensor, "2 pos"]:
-    """Two prompts of ordinary tokens that differ in the last one."""
-    choice = np.random.default_rng(0).choice(ordinary_tokens(model).numpy(), _PROMPT_LENGTH + 1)
-    tokens = torch.from_numpy(choice[:_PROMPT_LENGTH]).repeat(2, 1)
-    tokens[1, -1] = int(choice[-1])
-    return tokens.to(model.cfg.device)
-
-
-def _plain_logits(model: HookedModel, tokens: Int[Tensor, "2 pos"], hooks: Any) -> Tensor:
-    """The logits of a forward pass.
+def _read_plainly(model: HookedModel, tokens: Int[Tensor, "2 pos"], read: Any) -> Any:
+    """What a forward pass without an edit holds.
 
     Raises:
         SinklensError: It fails, as by a hook of the user's own that is called in another way.
     """
     try:
-        logits: Tensor = model.run_with_hooks(tokens, fwd_hooks=hooks)
+        return read_sites(model, tokens, read)
     except (SinklensError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise SinklensError(
-            f"{origin(model).name} fails on two prompts of {_PROMPT_LENGTH} plain tokens: "
+            f"{origin(model).name} fails on two prompts of {tokens.shape[1]} plain tokens: "
             f"{in_one_line(error)}; look at hooks of your own that it carries"
         ) from error
-    return logits
 
 
-def _edit_matters(
-    model: HookedModel, tokens: Int[Tensor, "2 pos"], clean: Tensor, hook_name: str
-) -> bool:
-    """Whether noise at a hook point changes the logits."""
-    if hook_name not in model.hook_dict:
-        return False
-    edited = model.run_with_hooks(tokens, fwd_hooks=[(hook_name, _add_noise)])
-    return not torch.allclose(edited, clean, atol=1e-6, rtol=1e-5)
-
-
-def _add_noise(activation: Float[Tensor, "*shape"], hook: Any) -> Float[Tensor, "*shape"]:
-    """Add seeded noise of the activation's own scale (of scale 1 where it is constant)."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(activation.shape, generator=generator).to(activation)
-    if activation.ndim == 4 and activation.shape[-1] == activation.shape[-2]:
-        # Pattern or scores: masked entries hold the most negative number; use a moderate scale.
-        return activation + noise
-    return activation + noise * (activation.std() + 1)
-
-
-def _read_row_sum(pattern: Float[Tensor, "batch head query key"], hook: Any, sums: Any) -> None:
-    """Keep the smallest sum of an attention row."""
-    sums.append(float(pattern.float().sum(-1).min()))
-
-
-def _windows(config: Any, n_layers: int) -> tuple[int | None, ...]:
-    """By layer, how many keys a query sees; None where it sees all.
-
-    Read from the Hugging Face config: TransformerLens's `cfg.window_size` can be None although
-    layers have a window.
-    """
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
-    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
-    if window is None or not getattr(config, "use_sliding_window", True):
-        return (None,) * n_layers
-    if kinds is None:
-        return (int(window),) * n_layers
-    return tuple(int(window) if kind in ("sliding_attention", "local") else None for kind in kinds)
+def _learned_sinks(patterns: Sequence[Any], dtype: torch.dtype) -> bool:
+    """Whether attention rows sum to less than 1."""
+    least = 0.999 if dtype in (torch.float32, torch.float64) else 0.97
+    return any(bool((one.sum(-1) < least).any()) for one in patterns if one is not None)

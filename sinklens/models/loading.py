@@ -11,6 +11,7 @@ import copy
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,10 @@ from ..core.errors import SinklensError, UsageError, shortened
 from ..core.protocol import HookedModel
 from ..core.terminal import status
 from . import shipped
+from .agreement import agreement, require_one_stack
 from .gguf import convert_gguf, first_line, quiet_transformers
 from .names import hub_id, require_hub_id, require_reachable
-from .origins import ORIGINS, Origin, require_eval_mode
+from .origins import ORIGINS, Origin, require_eval_mode, short_prompt
 from .placement import DTYPES, dtype_name, require_as_it_is, require_device
 
 if TYPE_CHECKING:
@@ -201,6 +203,7 @@ def _boot(
     try:
         with quiet_transformers(), _own_random_state(), _no_foreign_code():
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            require_one_stack(_class_name(config, known.name), config)
             if tokenizer is None:
                 tokenizer = _find_tokenizer(name, revision)
             bos = _bos_before_boot(tokenizer, config)
@@ -239,12 +242,14 @@ def _boot(
         bridge.original_model.config._name_or_path = known.name
         bridge.original_model.name_or_path = known.name
     ORIGINS[bridge] = Origin(known.kind, known.name, revision, known.step, known.seed, bos)
+    _compare(bridge)
     return bridge
 
 
 def _wrap(hugging_face: Any, tokenizer: Any) -> TransformerBridge:
     """Take over a Hugging Face model object."""
     config = hugging_face.config
+    require_one_stack(type(hugging_face).__name__, config)
     if not config.architectures:
         config.architectures = [type(hugging_face).__name__]
     bos = _bos_before_boot(tokenizer, config)
@@ -258,7 +263,31 @@ def _wrap(hugging_face: Any, tokenizer: Any) -> TransformerBridge:
     _keep_epsilons(bridge)
     bridge.eval()
     ORIGINS[bridge] = Origin("hugging_face", Path(name).name, bos_token_id=bos)
+    _compare(bridge)
     return bridge
+
+
+def _compare(bridge: TransformerBridge) -> None:
+    """Compare a bridge with the model that it wraps, and keep how far they agree.
+
+    Raises:
+        SinklensError: They differ beyond rounding, or the model does not run.
+    """
+    known = ORIGINS[bridge]
+    try:
+        found = agreement(bridge, short_prompt(bridge)[:1])
+    except SinklensError:
+        raise
+    except Exception as error:
+        raise SinklensError(
+            f"{bridge.cfg.architecture} does not run in TransformerLens: {first_line(error)}"
+        ) from error
+    ORIGINS[bridge] = replace(known, agreement=found)
+
+
+def _class_name(config: Any, name: str) -> str:
+    """The class of a model, from its config."""
+    return str((config.architectures or [name])[0])
 
 
 def _build(hugging_face: Any, tokenizer: Any, name: str) -> TransformerBridge:

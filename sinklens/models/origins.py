@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -28,6 +29,8 @@ class Origin:
         seed: The training seed of a shipped model.
         bos_token_id: The BOS token as tokenizer or config gave it before booting; None where the
             model has none (TransformerLens fills a missing BOS with EOS).
+        agreement: The largest difference to the logits of the plain Hugging Face model; None where
+            they were not compared.
     """
 
     kind: str
@@ -36,8 +39,10 @@ class Origin:
     step: int | None = None
     seed: int | None = None
     bos_token_id: int | None = None
+    agreement: float | None = None
 
 
+SHORT = 8
 ORIGINS: WeakKeyDictionary[Any, Origin] = WeakKeyDictionary()
 _hashes: WeakKeyDictionary[Any, tuple[State, str]] = WeakKeyDictionary()
 
@@ -113,6 +118,19 @@ def ordinary_tokens(model: HookedModel) -> Int[Tensor, " token"]:
             "special tokens are some of the vocabulary"
         )
     return torch.tensor(ordinary)
+
+
+def short_prompt(model: HookedModel) -> Int[Tensor, "2 pos"]:
+    """Two prompts of about 8 ordinary tokens that differ in the last one.
+
+    Their length is none of the model's other sizes, so that no two axes can be confused.
+    """
+    sizes = {getattr(model.cfg, size, None) for size in ("n_heads", "n_key_value_heads", "d_head")}
+    length = next(n for n in range(SHORT, SHORT + 4) if n not in sizes)
+    choice = np.random.default_rng(0).choice(ordinary_tokens(model).numpy(), length + 1)
+    tokens = torch.from_numpy(choice[:length]).repeat(2, 1)
+    tokens[1, -1] = int(choice[-1])
+    return tokens.to(model.cfg.device)
 
 
 def count_parameters(model: HookedModel) -> int:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..models.capabilities import check, hook_name
 from .base import SiteProbe
@@ -79,9 +80,15 @@ class SinkReads(SiteProbe[_Edge]):
     """What every query reads from one key of one layer: `A_ip v_p` for queries i > p, else 0."""
 
     def __init__(self, model: HookedModel, layer: int, position: int = 0) -> None:
-        """Read pattern and values of a layer of `model`."""
+        """Read pattern and values of a layer of `model`.
+
+        Raises:
+            SinklensError: The heads of that layer do not put out weights times values.
+        """
         super().__init__("pattern", [layer], beside=["value"])
         capabilities = check(model)
+        if reason := capabilities.gate("SinkReads", [layer]):
+            raise SinklensError(reason)
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
         self._position = position
 

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..models.capabilities import check
 from .base import LayerProbe, SiteProbe
@@ -59,13 +60,15 @@ class LogSplit(SiteProbe[Tensor]):
         scores = self.held["scores"].float().masked_fill(~seen, -torch.inf)
         weights = pattern.float()
         log_z = scores.logsumexp(-1, keepdim=True)
-        logs = weights.clamp_min(SMALLEST_WEIGHT).log()
+        # Below the smallest normal number of their dtype, weights lose digits.
+        smallest = max(SMALLEST_WEIGHT, torch.finfo(pattern.dtype).tiny)
+        logs = weights.clamp_min(smallest).log()
         if self._learned:
             if layer not in self._sink_logits:
                 self._sink_logits[layer] = _sink_logit(scores, logs, weights)
             b = self._sink_logits[layer][:, None, None]
             log_z = torch.logaddexp(log_z, b)
-        errors = (logs - scores + log_z).abs().masked_fill(weights <= SMALLEST_WEIGHT, 0.0)
+        errors = (logs - scores + log_z).abs().masked_fill(weights <= smallest, 0.0)
         return errors.amax((1, 2, 3))
 
     def compute(self) -> LogSplitValues:
@@ -115,8 +118,13 @@ class SinkReadouts(LayerProbe[SinkReadoutValues]):
             model: The model.
             key: The key that is read.
             after: The position after which queries count, the key or a later one.
+
+        Raises:
+            SinklensError: The heads of some layer do not put out weights times values.
         """
         capabilities = check(model)
+        if reason := capabilities.gate("SinkReadouts"):
+            raise SinklensError(reason)
         super().__init__("z", range(capabilities.n_layers), beside=["value", "pattern"])
         self._key, self._first = key, max(key, after) + 1
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]

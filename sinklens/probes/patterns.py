@@ -70,6 +70,7 @@ class PatternReader:
             SinklensError: TransformerLens gives no pattern for some layer.
         """
         self.capabilities, self.length, self.draws = capabilities, tokens.shape[1], draws
+        capabilities.visible_keys(self.length)  # refuses masks of another form
         self._seeds = [content_seed(row, seed) for row in tokens.cpu()] if draws else []
         for layer in range(capabilities.n_layers):
             if hook_name("pattern", layer) not in model.hook_dict:

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..functional.graphs import permute_rows
 from ..functional.reference_points import contribution_share, reference_points
@@ -49,8 +50,13 @@ class ReferenceShares(LayerProbe[dict[str, Tensor]]):
             model: The model.
             reader: Knows the masks and the random orders.
             threshold: The mean received attention of a reference point.
+
+        Raises:
+            SinklensError: The heads of some layer do not put out weights times values.
         """
         capabilities = reader.capabilities
+        if reason := capabilities.gate("ReferenceShares"):
+            raise SinklensError(reason)
         # Where attention is delegated, the pattern comes after what it was used for.
         super().__init__(
             "resid_post", range(capabilities.n_layers), beside=["residual", "value", "pattern"]

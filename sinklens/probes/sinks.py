@@ -132,6 +132,7 @@ def sink_scores(model: HookedModel, tokens: Any) -> Float[Tensor, "layer head"]:
     """
     require_eval_mode(model)
     probe, rows = SinkScores(model), token_tensor(model, tokens)
+    check(model).require_readable((name for name, _ in probe.fwd_hooks), "sink_scores")
     with torch.no_grad():
         model.run_with_hooks(rows, fwd_hooks=probe.fwd_hooks, return_type=None)
     return probe.compute().scores[..., 0].mean(0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ..core.errors import SinklensError, UsageError
+from ..metrics import Metric, ProbeMetric
 from ..models.capabilities import Capabilities
 from ..models.prompts import Prompts
 
@@ -49,6 +50,7 @@ class Need:
         )
 
 
+NOT_CAUSAL = "it is a next-token measure and this model attends in both directions"
 CAUSAL = Need("a causal model, in which position 0 sees only itself", lambda model, _: model.causal)
 READABLE_SCORES = Need(
     "a model whose attn.hook_attn_scores holds the scores that the softmax gets",
@@ -87,3 +89,15 @@ def at_least_prompts(count: int, why: str) -> Need:
         "Use more prompts (--n-prompts).",
         of_prompts=True,
     )
+
+
+def impossible_metrics(metrics: Iterable[Metric], capabilities: Capabilities) -> dict[str, str]:
+    """By name, why a metric cannot be measured on a model."""
+    reasons: dict[str, str] = {}
+    for metric in metrics:
+        if metric.causal_only and not capabilities.causal:
+            reasons[metric.name] = NOT_CAUSAL
+        elif isinstance(metric, ProbeMetric) and metric.reads:
+            lacking = capabilities.lacking(metric.reads)
+            reasons |= {metric.name: f"on {capabilities.architecture} {lacking}"} if lacking else {}
+    return reasons

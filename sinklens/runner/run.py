@@ -47,13 +47,13 @@ from .compare import (
 from .counted import Config, Counted
 from .declaration import Experiment
 from .described import described, per_prompt
+from .needs import impossible_metrics
 from .null_models import few_prompts, judged_note, random_contrasts
 from .precision import QUICK, quick_note
 from .ranking import rank
 
 OWN_HOOKS = "The model carried hooks of its user's, under which everything was measured: {}."
 NAMED_HOOKS = 5
-NOT_CAUSAL = "it is a next-token measure and this model attends in both directions"
 
 
 class Run(Counted[Config], Generic[Config]):
@@ -103,13 +103,11 @@ class Run(Counted[Config], Generic[Config]):
     def _choose_metrics(self) -> list[Any]:
         """The metrics that the model has; one that was asked for by name has to be one of them."""
         resolved = self._experiment.resolve_metrics(self.config)
-        impossible = [m for m in resolved if m.causal_only and not self.capabilities.causal]
-        if impossible and self.config.metrics:
-            raise SinklensError(
-                f"{impossible[0].name} cannot be measured: {NOT_CAUSAL}; use metrics=kl"
-            )
-        self._left_out = {metric.name: NOT_CAUSAL for metric in impossible}
-        return [metric for metric in resolved if metric not in impossible]
+        self._left_out = impossible_metrics(resolved, self.capabilities)
+        for name, reason in self._left_out.items():
+            if self.config.metrics:
+                raise SinklensError(f"{name} cannot be measured: {reason}; use metrics=kl")
+        return [metric for metric in resolved if metric.name not in self._left_out]
 
     def refuse(self, reasons: Mapping[str, str], *, none_is_fine: bool = False) -> None:
         """Leave conditions out, with the reason why each cannot act here.

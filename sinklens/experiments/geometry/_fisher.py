@@ -92,8 +92,9 @@ def weight_groups(model: HookedModel) -> Groups:
         # Norms first: TransformerLens finds some of them inside attention and MLP.
         norms = [module for name, module in block.named_children() if name.startswith("ln")]
         take(("other", -1), [w for norm in norms for w in norm.parameters()])
-        take(("attention", layer), list(block.attn.parameters()))
-        take(("mlp", layer), list(block.mlp.parameters()))
+        for group, name in (("attention", "attn"), ("mlp", "mlp")):
+            part = getattr(block, name, None)
+            take((group, layer), [] if part is None else list(part.parameters()))
     take(("other", -1), list(model.original_model.parameters()))
     return groups
 

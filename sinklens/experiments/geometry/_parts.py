@@ -144,14 +144,15 @@ def read_attention(
     seed, tokens = run.config.seed, run.prompts.tokens
     reader = PatternReader(model, run.capabilities, tokens, draws=draws, seed=seed)
     patterns = MeanPatterns(model, reader, reductions(run, parts))
-    shares = ReferenceShares(model, reader, threshold=run.config.reference)
-    with_shares = "shares" in parts
-    run.read(patterns, *([shares] if with_shares else []), *beside, model=model)
+    shares = []
+    if "shares" in parts:
+        shares.append(ReferenceShares(model, reader, threshold=run.config.reference))
+    run.read(patterns, *shares, *beside, model=model)
     read: Read = defaultdict(dict)
     for (source, name), values in patterns.compute().items():
         read[name][source] = values
-    if with_shares:
-        read["reference_share"] = shares.compute()
+    for one in shares:
+        read["reference_share"] = one.compute()
         del read["reference_share"]["points"]
     return read
 

@@ -207,6 +207,8 @@ def reference_frame(run: Run[ReferenceFrameConfig]) -> None:
     Raises:
         SinklensError: The model has no pattern to read, or something asked for cannot be had here.
     """
+    if reason := run.capabilities.lacking("value") or run.capabilities.gate("shares"):
+        run.refuse({"shares": reason})
     config, parts = run.config, run.conditions
     if config.topology:
         require_gudhi()

@@ -188,12 +188,10 @@ def absolute_position(run: Run[AbsolutePositionConfig]) -> None:
 
     # The clean run: attention split into scores and log Z, what heads read at position 0, and at
     # each later key with position 0 at the same queries beside it.
-    keys_read = [(key, place) for place in positions for key in (place, 0)]
-    split, at_position0, *at_later = run.read(
-        LogSplit(run.model),
-        SinkReadouts(run.model),
-        *(SinkReadouts(run.model, key, after=place) for key, place in keys_read),
-    )
+    keys_read = [(0, 0), *((key, place) for place in positions for key in (place, 0))]
+    gated = run.capabilities.gate("what heads read at position 0")
+    readouts = [] if gated else [SinkReadouts(run.model, key, after=p) for key, p in keys_read]
+    split, *at_keys = run.read(LogSplit(run.model), *readouts)
     split_error = require_split(run, split)
 
     # The residual-stream component, beside the null: logits shifted along their diagonals.
@@ -208,7 +206,11 @@ def absolute_position(run: Run[AbsolutePositionConfig]) -> None:
     add_mask(run, clean, reader.windows, split.sink_logit, window)
 
     # Heads that read position 0, beside uniform attention and their control, a later key.
-    add_reading_heads(run, at_position0, positions, at_later[::2], at_later[1::2])
+    if gated:
+        run.note(f"Heads that read position 0 are left out: {gated}.")
+    else:
+        at_position0, *at_later = at_keys
+        add_reading_heads(run, at_position0, positions, at_later[::2], at_later[1::2])
 
     # What later queries know of the first token, beside chance and its control, a later position.
     position0_change = None

@@ -113,11 +113,14 @@ def _refusals(run: Run[SinkHeadAblationConfig]) -> dict[str, str]:
     """The conditions that cannot act here, with reasons."""
     capabilities, reasons = run.capabilities, {}
     for condition in run.conditions:
-        site = "pattern" if condition == "drop_edge" else "z"
-        instead = ""
-        if condition == "drop_edge" and capabilities.edits["z"]:
-            instead = "drop_edge_unnormalised works there, by way of hook_z."
-        reason = capabilities.refusal(site, condition, instead)
+        in_z = _reason_against_reads(capabilities)
+        if condition == "drop_edge_unnormalised" and not capabilities.edits["pattern"]:
+            reason = in_z
+        elif condition in EDGE_CONDITIONS:
+            instead = "" if in_z else "drop_edge_unnormalised works there, by way of hook_z."
+            reason = capabilities.refusal("pattern", condition, instead)
+        else:
+            reason = capabilities.refusal("z", condition)
         if condition == "resample" and len(run.prompts) < 2:
             reason = "resample needs at least two prompts"
         elif run.prompts.length < run.prompts.longest and _by_position(run, condition):
@@ -128,6 +131,15 @@ def _refusals(run: Run[SinkHeadAblationConfig]) -> dict[str, str]:
         if reason:
             reasons[condition] = reason
     return reasons
+
+
+def _reason_against_reads(capabilities: Capabilities) -> str:
+    """Why what is read from a key cannot be subtracted from z, empty where it can."""
+    name = "drop_edge_unnormalised"
+    reason = capabilities.refusal("z", name)
+    if not reason and (lacking := capabilities.lacking("value")):
+        reason = f"{name} needs the values of every layer; on {capabilities.architecture} {lacking}"
+    return reason or capabilities.gate(name)
 
 
 def _by_position(run: Run[SinkHeadAblationConfig], condition: str) -> bool:

@@ -20,7 +20,7 @@ uniform attention. Scores fall as T grows; compare only at the same T.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -101,6 +101,7 @@ def _entering(layer: int, inputs: int) -> str:
     return f"entering layer {layer}" if layer < inputs - 1 else "leaving the last layer"
 
 
+NORMS = {"residual": ResidualNorms, "value": ValueNorms}
 MEASURES = {
     "sink_rate": Measure("share of heads", "uniform attention", ".1%"),
     "sink_mass": Measure("share of attention", "uniform attention", ".1%"),
@@ -148,9 +149,13 @@ def sink_profile(run: Run[SinkProfileConfig]) -> None:
         prompts = _input(run, name)
         sinks = SinkScores(run.model)
         if name == "natural":
-            norms, values = ResidualNorms(run.model), ValueNorms(run.model)
-            run.read(sinks, norms, values, prompts=prompts)
-            _keep_arrays(run, sinks.compute(), norms, values)
+            norms = {site: probe(run.model) for site, probe in NORMS.items()}
+            for site in NORMS:
+                if lacking := run.capabilities.lacking(site):
+                    run.note(f"Norms of {site} are left out: {lacking}.")
+                    del norms[site]
+            run.read(sinks, *norms.values(), prompts=prompts)
+            _keep_arrays(run, sinks.compute(), norms)
         else:
             run.read(sinks, prompts=prompts)
             run.keep(f"sink_mass_{name}", sinks.compute().mass.mean(0), "layer head")
@@ -238,7 +243,7 @@ def _learned_share(capabilities: Capabilities, length: int) -> float:
 
 
 def _keep_arrays(
-    run: Run[SinkProfileConfig], scores: SinkScoreValues, norms: ResidualNorms, values: ValueNorms
+    run: Run[SinkProfileConfig], scores: SinkScoreValues, norms: Mapping[str, Any]
 ) -> None:
     """What a figure or a closer look needs, averaged over prompts."""
     length = scores.scores.shape[-1]
@@ -249,7 +254,6 @@ def _keep_arrays(
     later[..., elsewhere] = 0
     sinks = (scores.scores > SINK_THRESHOLDS["gu"]) & ~elsewhere
     null = torch.from_numpy(_uniform_scores(run, length))
-    residual, value = norms.compute(), values.compute()
     run.keep("sink_mass", scores.mass.mean(0), "layer head")
     run.keep("sink_rate", above[..., 0], "layer head")
     run.keep("sink_score", scores.scores.mean(0), "layer head key")
@@ -257,10 +261,14 @@ def _keep_arrays(
     run.keep("later_sink_share", later, "layer head key")
     run.keep("some_later_sink_share", sinks.any(-1).float().mean(0), "layer head")
     run.facts(later_sinks=_tokens_of(run, sinks))
-    run.keep("position0_norm", residual.position0.mean(0), "layer_input")
-    run.keep("other_norm", residual.others.mean(0), "layer_input")
-    run.keep("position0_value_norm", value.position0.mean(0), "layer key_value_head")
-    run.keep("other_value_norm", value.others.mean(0), "layer key_value_head")
+    if "residual" in norms:
+        residual = norms["residual"].compute()
+        run.keep("position0_norm", residual.position0.mean(0), "layer_input")
+        run.keep("other_norm", residual.others.mean(0), "layer_input")
+    if "value" in norms:
+        value = norms["value"].compute()
+        run.keep("position0_value_norm", value.position0.mean(0), "layer key_value_head")
+        run.keep("other_value_norm", value.others.mean(0), "layer key_value_head")
 
 
 def _tokens_of(

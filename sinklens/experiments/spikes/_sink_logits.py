@@ -38,8 +38,8 @@ class SinkGaps:
     def __init__(self, run: Run[Any]) -> None:
         """Draw the later keys; none where draws is 0 or no such position is left."""
         # A query after such a key has to see key 0 as well.
-        seen = min(window or run.prompts.length for window in run.capabilities.windows)
-        length = min(run.prompts.length, seen)
+        windows = run.capabilities.visible_keys(run.prompts.length)
+        length = min(window or run.prompts.length for window in windows)
         places = control_positions(length, run.config.draws, run.config.seed)
         run.drawn(gap_positions=places)
         self._run, self._first = run, LogitGaps(run.model)

@@ -1,0 +1,123 @@
+"""Whether a TransformerLens bridge gives the logits of the Hugging Face model that it wraps.
+
+A bridge puts components of its own in the place of the model's modules, and keeps each module
+inside of its component. `unwrapped` puts the modules back for the length of a `with` block, so that
+the plain model runs on the very same weights. Some bridges are wrong: that of Falcon's new decoder
+architecture orders queries, keys and values in another way. Every experiment would then measure
+another model, without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..core.errors import SinklensError
+from ..core.protocol import HookedModel
+
+# The largest difference of logits that is rounding, as a share of the largest logit.
+ROUNDING = {
+    torch.float64: 1e-6,
+    torch.float32: 2e-3,
+    torch.float16: 0.05,
+    torch.bfloat16: 0.25,
+}
+
+
+@contextmanager
+def unwrapped(bridge: HookedModel) -> Iterator[Any]:
+    """The Hugging Face model of a bridge with its own modules, as it was before it was wrapped."""
+    model = bridge.original_model
+    replaced: list[tuple[Any, str, Any]] = []
+    try:
+        _put_back(model, replaced, set())
+        yield model
+    finally:
+        for parent, name, component in reversed(replaced):
+            parent._modules[name] = component
+
+
+def _put_back(parent: Any, replaced: list[tuple[Any, str, Any]], seen: set[int]) -> None:
+    """Put the modules of everything below a module back, and note what was there."""
+    seen.add(id(parent))
+    for name, child in list(parent._modules.items()):
+        own = _original(child)
+        if own is not child:
+            replaced.append((parent, name, child))
+            parent._modules[name] = own
+        if own is not None and id(own) not in seen:
+            _put_back(own, replaced, seen)
+
+
+def _original(module: Any) -> Any:
+    """The module inside a component of TransformerLens; any other module is itself."""
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+    while isinstance(module, GeneralizedComponent) and module.original_component is not None:
+        module = module.original_component
+    return module
+
+
+def agreement(bridge: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> float | None:
+    """The largest difference between the logits of a bridge and of its plain model.
+
+    Args:
+        bridge: In eval mode.
+        tokens: Short prompts.
+
+    Returns:
+        None where they cannot be compared: in compatibility mode, whose folded weights are not
+        those of the plain model, without a Hugging Face model, or with hooks of the user's.
+
+    Raises:
+        SinklensError: They differ beyond rounding.
+    """
+    if not _comparable(bridge):
+        return None
+    with torch.no_grad():
+        logits = bridge(tokens)
+        with unwrapped(bridge) as plain:
+            expected = plain(tokens).logits
+    difference = float((logits - expected).abs().max())
+    largest = float(expected.abs().max())
+    if difference > ROUNDING.get(expected.dtype, 0.25) * largest:
+        raise SinklensError(
+            f"TransformerLens gives other logits for {bridge.cfg.architecture} than Hugging Face: "
+            f"they differ by up to {difference:.2g} where the largest is {largest:.2g}, so that "
+            "everything would be measured on another model; this needs a TransformerLens that "
+            "supports this architecture"
+        )
+    return difference
+
+
+def _comparable(bridge: Any) -> bool:
+    """Whether the plain model is there and hooks change nothing."""
+    model = bridge.original_model
+    processed = getattr(bridge, "compatibility_mode", False) or getattr(
+        bridge, "_weights_processed", False
+    )
+    if processed or not hasattr(model, "config"):
+        return False
+    return not any(
+        not handle.is_permanent
+        for point in bridge.hook_dict.values()
+        for handle in (*point.fwd_hooks, *point.bwd_hooks)
+    )
+
+
+def require_one_stack(architecture: str, config: Any) -> None:
+    """Refuse encoder-decoders, whose tokens go into two stacks.
+
+    Raises:
+        SinklensError: It is one.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise SinklensError(
+            f"{architecture} is an encoder-decoder; sinklens works on models with one stack of "
+            "blocks: decoders such as Llama and encoders such as BERT"
+        )

@@ -1,0 +1,124 @@
+"""Why sites of a model cannot be read or edited for what their names say.
+
+Every function takes hook points by kind of site and layer (`names`) and what they held in a clean
+run on two short prompts (`trials.Sites`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.protocol import HookedModel
+from .trials import (
+    Sites,
+    add_noise,
+    differs,
+    layers_changed,
+    misshapen,
+    writes_what_it_reads,
+)
+
+NO_EFFECT = "an intervention there does nothing"
+_SHOWN = 6
+
+
+def meant_shapes(
+    length: int, heads: int, groups: int, width: int
+) -> dict[str, dict[str, int | None]]:
+    """The axes of every kind of site, with their sizes for two prompts."""
+    start: dict[str, int | None] = {"batch": 2}
+    stream = {**start, "pos": length, "d_model": width}
+    pattern = {**start, "head": heads, "query": length, "key": length}
+    grouped = {**start, "pos": length, "key_value_head": groups, "d_head": None}
+    return {
+        "embedding": stream,
+        "residual": stream,
+        "resid_post": stream,
+        "z": {**start, "pos": length, "head": heads, "d_head": None},
+        "pattern": pattern,
+        "scores": pattern,
+        "key": grouped,
+        "value": grouped,
+    }
+
+
+def unreadable_hooks(
+    names: Mapping[str, Sequence[str]], clean: Sites, shapes: Mapping[str, Mapping[str, int | None]]
+) -> dict[str, str]:
+    """By hook point, why it does not hold what the code means."""
+    found: dict[str, str] = {}
+    for site, by_layer in names.items():
+        absent = [layer for layer, name in enumerate(by_layer) if name not in clean.held]
+        attention = any(names["pattern"][layer] in clean.held for layer in absent)
+        for layer, name in enumerate(by_layer):
+            if layer in absent:
+                found[name] = _absence(by_layer[0], absent, len(by_layer), attention)
+            elif reason := misshapen(clean.held[name], shapes[site]):
+                found[name] = reason
+    return found
+
+
+def _absence(name: str, absent: Sequence[int], n_layers: int, attention: bool) -> str:
+    """That some layers do not have a site."""
+    hook = name.rpartition(".")[2]
+    where = "no layer" if len(absent) == n_layers else layer_list(absent, n_layers)
+    if len(absent) == n_layers:
+        return f"{where} has a {hook} that TransformerLens can reach"
+    verb = "have" if len(absent) > 1 else "has"
+    return f"{where} {verb} {'no ' + hook if attention else 'no attention with a ' + hook}"
+
+
+def layer_list(layers: Sequence[int], n_layers: int) -> str:
+    """Some layers in words: `layers 0 and 2 of 3`."""
+    if len(layers) == n_layers:
+        return "any layer"
+    shown = [str(layer) for layer in layers[:_SHOWN]]
+    if len(layers) > _SHOWN:
+        shown.append(f"{len(layers) - _SHOWN} more")
+    *first, last = shown
+    named = f"{', '.join(first)} and {last}" if first else last
+    return f"layer{'s' if len(layers) > 1 else ''} {named} of {n_layers}"
+
+
+def obstacles_to_edits(
+    model: HookedModel,
+    tokens: Any,
+    clean: Sites,
+    names: Mapping[str, Sequence[str]],
+    unreadable: Mapping[str, str],
+) -> dict[str, str]:
+    """By kind of site why interventions there do not do what they mean."""
+    n_layers, entries = len(names["residual"]), names["residual"]
+    found: dict[str, str] = {}
+    for site, by_layer in names.items():
+        bad = [name for name in by_layer if name in unreadable]
+        if bad:
+            found[site] = unreadable[bad[0]]
+            continue
+        if site == "embedding":
+            edited = model.run_with_hooks(tokens, fwd_hooks=[(by_layer[0], add_noise)])
+            changed = [differs(edited, clean.logits)]
+        elif all(name in clean.held for name in entries):
+            changed = layers_changed(model, tokens, clean, by_layer, entries)
+        else:
+            changed = [False]
+        still = [layer for layer, effect in enumerate(changed) if not effect]
+        if len(still) == len(changed):
+            found[site] = NO_EFFECT
+        elif still:
+            found[site] = f"{NO_EFFECT} in {layer_list(still, n_layers)}"
+    return found
+
+
+def gated_layers(
+    names: Mapping[str, Sequence[str]], clean: Sites, unreadable: Mapping[str, str]
+) -> tuple[int, ...]:
+    """The layers in which z is not A v, as far as the three can be read."""
+    wrong = []
+    for layer, sites in enumerate(zip(names["pattern"], names["value"], names["z"], strict=True)):
+        if not unreadable.keys() & set(sites):
+            pattern, value, z = (clean.held[name] for name in sites)
+            if not writes_what_it_reads(pattern, value, z):
+                wrong.append(layer)
+    return tuple(wrong)
