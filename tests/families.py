@@ -70,7 +70,7 @@ def tiny_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
 def gpt2() -> PreTrainedModel:
     """GPT-2: learned positions, LayerNorm, biases everywhere, tied embeddings."""
     config = transformers.GPT2Config(
-        **_ids(),
+        **ids(),
         n_layer=N_LAYERS,
         n_head=N_HEADS,
         n_embd=D_MODEL,
@@ -80,18 +80,20 @@ def gpt2() -> PreTrainedModel:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     )
-    return _random(transformers.GPT2LMHeadModel, config)
+    return random_model(transformers.GPT2LMHeadModel, config)
 
 
 def llama() -> PreTrainedModel:
     """Llama: rotary positions, RMSNorm, two query heads for each key-value head."""
-    return _random(transformers.LlamaForCausalLM, transformers.LlamaConfig(**_ids(), **_rotary()))
+    return random_model(
+        transformers.LlamaForCausalLM, transformers.LlamaConfig(**ids(), **_rotary())
+    )
 
 
 def neox() -> PreTrainedModel:
     """GPT-NeoX (Pythia): attention and MLP in parallel, rotary positions on half of each head."""
     config = transformers.GPTNeoXConfig(
-        **_ids(),
+        **ids(),
         num_hidden_layers=N_LAYERS,
         num_attention_heads=N_HEADS,
         hidden_size=D_MODEL,
@@ -99,31 +101,31 @@ def neox() -> PreTrainedModel:
         max_position_embeddings=MAX_POSITIONS,
         rope_parameters={"rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
     )
-    return _random(transformers.GPTNeoXForCausalLM, config)
+    return random_model(transformers.GPTNeoXForCausalLM, config)
 
 
 def gemma2() -> PreTrainedModel:
     """Gemma-2: layers 0 and 2 see a window of 4, layer 1 sees everything; scaled embeddings."""
     config = transformers.Gemma2Config(
-        **_ids(),
+        **ids(),
         **_rotary(n_layers=3),
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         sliding_window=WINDOW,
         query_pre_attn_scalar=D_HEAD,
     )
-    return _random(transformers.Gemma2ForCausalLM, config)
+    return random_model(transformers.Gemma2ForCausalLM, config)
 
 
 def mistral() -> PreTrainedModel:
     """Mistral: Llama with a window of 4 in every layer."""
-    config = transformers.MistralConfig(**_ids(), **_rotary(), sliding_window=WINDOW)
-    return _random(transformers.MistralForCausalLM, config)
+    config = transformers.MistralConfig(**ids(), **_rotary(), sliding_window=WINDOW)
+    return random_model(transformers.MistralForCausalLM, config)
 
 
 def opt() -> PreTrainedModel:
     """OPT: TransformerLens leaves its attention to Hugging Face, so pattern edits are ignored."""
     config = transformers.OPTConfig(
-        **_ids(),
+        **ids(),
         num_hidden_layers=N_LAYERS,
         num_attention_heads=N_HEADS,
         hidden_size=D_MODEL,
@@ -132,13 +134,13 @@ def opt() -> PreTrainedModel:
         max_position_embeddings=MAX_POSITIONS,
         dropout=0.0,
     )
-    return _random(transformers.OPTForCausalLM, config)
+    return random_model(transformers.OPTForCausalLM, config)
 
 
 def bert() -> PreTrainedModel:
     """BERT: attention in both directions, a masked language model without a next-token loss."""
     config = transformers.BertConfig(
-        **_ids(),
+        **ids(),
         num_hidden_layers=N_LAYERS,
         num_attention_heads=N_HEADS,
         hidden_size=D_MODEL,
@@ -148,7 +150,7 @@ def bert() -> PreTrainedModel:
         attention_probs_dropout_prob=0.0,
     )
     # With seed 0, hardly a head looks at BOS and replacing it moves the logits by 0.002 nats.
-    return _random(transformers.BertForMaskedLM, config, seed=4)
+    return random_model(transformers.BertForMaskedLM, config, seed=4)
 
 
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
@@ -178,7 +180,7 @@ def boot(name: str, *, tokenizer: PreTrainedTokenizerFast | None = None) -> Tran
         )
 
 
-def _ids() -> dict[str, Any]:
+def ids() -> dict[str, Any]:
     return {
         "vocab_size": VOCABULARY,
         "pad_token_id": PAD,
@@ -201,7 +203,7 @@ def _rotary(n_layers: int = N_LAYERS) -> dict[str, Any]:
     }
 
 
-def _random(
+def random_model(
     model_class: type[PreTrainedModel], config: transformers.PretrainedConfig, seed: int = 0
 ) -> PreTrainedModel:
     # A fresh config names no architecture, and TransformerLens reads it from there.

@@ -228,6 +228,6 @@ def without_cache(model: HookedModel) -> Iterator[None]:
 def _keep_output(
     module: Any, inputs: Any, output: Any, *, kept: dict[int, Any], layer: int
 ) -> None:
-    # Whatever a tuple holds besides the stream (weights, caches) belongs to that run alone.
-    whole = isinstance(output, tuple)
+    # Whatever else a block puts out (weights, caches) belongs to that run alone.
+    whole = isinstance(output, (tuple, list))
     kept[layer] = (output[0], *[None] * (len(output) - 1)) if whole else output

@@ -280,7 +280,8 @@ def _compare(bridge: TransformerBridge) -> None:
         raise
     except Exception as error:
         raise SinklensError(
-            f"{bridge.cfg.architecture} does not run in TransformerLens: {first_line(error)}"
+            f"{bridge.cfg.architecture} does not run in {str(bridge.cfg.dtype)[6:]} in "
+            f"TransformerLens: {first_line(error)}"
         ) from error
     ORIGINS[bridge] = replace(known, agreement=found)
 

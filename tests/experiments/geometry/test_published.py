@@ -176,8 +176,8 @@ def check(model: Any, plain: Any, prompts: sinklens.Prompts) -> dict[tuple[str, 
 
 def tiny_llama(n_layers: int) -> transformers.LlamaForCausalLM:
     """A random model of many layers whose attention is far from uniform."""
-    config = transformers.LlamaConfig(**families._ids(), **families._rotary(n_layers))
-    return families._random(transformers.LlamaForCausalLM, config)
+    config = transformers.LlamaConfig(**families.ids(), **families._rotary(n_layers))
+    return families.random_model(transformers.LlamaForCausalLM, config)
 
 
 def test_six_layers() -> None:

@@ -1,0 +1,166 @@
+"""Tiny random models that are unlike the usual decoder, made offline from their configs.
+
+Each function returns a plain Hugging Face model of three layers, as those of `tests.families`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+
+from tests.families import D_HEAD, D_MLP, D_MODEL, N_HEADS, N_KV_HEADS, ids, random_model
+
+LAYERS = 3
+CHUNK = 5
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+
+
+def _decoder(**more: Any) -> dict[str, Any]:
+    shared = {
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": N_HEADS,
+        "num_key_value_heads": N_KV_HEADS,
+        "head_dim": D_HEAD,
+        "hidden_size": D_MODEL,
+        "intermediate_size": D_MLP,
+        "max_position_embeddings": 128,
+    }
+    return {**ids(), **shared, **more}
+
+
+def deepseek_v3() -> PreTrainedModel:
+    """Multi-head latent attention: z and keys have other axes than elsewhere."""
+    config = transformers.DeepseekV3Config(
+        **_decoder(num_key_value_heads=N_HEADS, head_dim=4),
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        n_shared_experts=1,
+    )
+    return random_model(transformers.DeepseekV3ForCausalLM, config)
+
+
+def falcon() -> PreTrainedModel:
+    """Falcon's new decoder architecture, whose bridge is wrong in TransformerLens 4.3.0."""
+    config = transformers.FalconConfig(
+        **ids(),
+        num_hidden_layers=LAYERS,
+        num_attention_heads=N_HEADS,
+        num_kv_heads=N_KV_HEADS,
+        hidden_size=D_MODEL,
+        new_decoder_architecture=True,
+        multi_query=False,
+        bias=False,
+    )
+    return random_model(transformers.FalconForCausalLM, config)
+
+
+def afmoe() -> PreTrainedModel:
+    """A gate behind attention, which is delegated."""
+    config = transformers.AfmoeConfig(
+        **_decoder(**EXPERTS),
+        moe_intermediate_size=16,
+        num_dense_layers=1,
+        num_shared_experts=1,
+        sliding_window=64,
+    )
+    return random_model(transformers.AfmoeForCausalLM, config)
+
+
+def _qwen(kinds: list[str]) -> PreTrainedModel:
+    config = transformers.Qwen3_5TextConfig(
+        **_decoder(),
+        layer_types=kinds,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    )
+    return random_model(transformers.Qwen3_5ForCausalLM, config)
+
+
+def hybrid() -> PreTrainedModel:
+    """Qwen3.5: only layer 1 has attention."""
+    return _qwen(["linear_attention", "full_attention", "linear_attention"])
+
+
+def gated() -> PreTrainedModel:
+    """Qwen3.5 with attention in every layer, gated, and rebuilt by TransformerLens."""
+    return _qwen(["full_attention"] * LAYERS)
+
+
+def mamba() -> PreTrainedModel:
+    """No attention at all."""
+    config = transformers.MambaConfig(
+        **ids(), num_hidden_layers=LAYERS, hidden_size=D_MODEL, state_size=8, intermediate_size=64
+    )
+    return random_model(transformers.MambaForCausalLM, config)
+
+
+def chunked() -> PreTrainedModel:
+    """Llama 4: layers 0 and 2 attend within chunks of 5 tokens."""
+    config = transformers.Llama4TextConfig(
+        **_decoder(),
+        intermediate_size_mlp=D_MLP,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        attention_chunk_size=CHUNK,
+        layer_types=["chunked_attention", "full_attention", "chunked_attention"],
+        no_rope_layers=[1, 0, 1],
+        moe_layers=[1],
+    )
+    return random_model(transformers.Llama4ForCausalLM, config)
+
+
+def t5() -> PreTrainedModel:
+    """An encoder-decoder."""
+    config = transformers.T5Config(
+        **ids(), num_layers=LAYERS, num_heads=N_HEADS, d_model=D_MODEL, d_kv=D_HEAD, d_ff=D_MLP
+    )
+    return random_model(transformers.T5ForConditionalGeneration, config)
+
+
+def gpt1() -> PreTrainedModel:
+    """The first GPT, whose blocks put out lists."""
+    config = transformers.OpenAIGPTConfig(
+        **ids(), n_layer=LAYERS, n_head=N_HEADS, n_embd=D_MODEL, n_positions=128
+    )
+    return random_model(transformers.OpenAIGPTLMHeadModel, config)
+
+
+def opt_350m() -> PreTrainedModel:
+    """OPT-350m: embeddings of half the width, projected up."""
+    config = transformers.OPTConfig(
+        **ids(),
+        num_hidden_layers=LAYERS,
+        num_attention_heads=N_HEADS,
+        hidden_size=D_MODEL,
+        word_embed_proj_dim=D_MODEL // 2,
+        ffn_dim=D_MLP,
+        max_position_embeddings=128,
+        do_layer_norm_before=False,
+    )
+    return random_model(transformers.OPTForCausalLM, config)
+
+
+def gpt_oss() -> PreTrainedModel:
+    """Learned sinks: attention rows sum to less than 1."""
+    config = transformers.GptOssConfig(**_decoder(), num_local_experts=4, num_experts_per_tok=2)
+    return random_model(transformers.GptOssForCausalLM, config)
+
+
+def olmoe() -> PreTrainedModel:
+    """A mixture of experts, which PyTorch does not run in float64."""
+    settings = _decoder(**EXPERTS)
+    del settings["head_dim"]
+    return random_model(transformers.OlmoeForCausalLM, transformers.OlmoeConfig(**settings))
