@@ -32,7 +32,7 @@ from torch import Tensor
 from ..core.errors import UsageError, unknown_name
 from ..core.labels import Head, head_label
 from ..core.protocol import HookedModel
-from ..models.capabilities import hook_name
+from ..models.capabilities import check, hook_name
 from .intervention import FwdHooks, HookFunction, Intervention
 
 OUTPUT_CONDITIONS = ("zero", "mean", "resample")
@@ -68,6 +68,7 @@ def ablate_heads(
 
     Raises:
         UsageError: The condition or a head does not exist, or heads or values are missing.
+        SinklensError: The output of heads cannot be edited on this model.
     """
     if with_ not in HEAD_CONDITIONS:
         raise unknown_name("condition", with_, HEAD_CONDITIONS)
@@ -85,6 +86,8 @@ def ablate_heads(
     if not by_layer:
         raise UsageError("no heads to ablate")
     on_output = values is not None or with_ in OUTPUT_CONDITIONS
+    if on_output:
+        check(model).require("z", with_)
     listed = [(layer, head) for layer, these in by_layer.items() for head in these]
     only = listed[0] if len(listed) == 1 else (None, None)
     bind = partial(

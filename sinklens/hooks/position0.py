@@ -126,7 +126,7 @@ def require_patch(model: HookedModel, layer: int, with_: str, part: str) -> None
 
     Raises:
         UsageError: There is no such condition, part or layer.
-        SinklensError: The model is not causal.
+        SinklensError: The model is not causal, or the part cannot be edited.
     """
     if with_ not in POSITION0_CONDITIONS:
         raise unknown_name("condition", with_, POSITION0_CONDITIONS)
@@ -144,6 +144,7 @@ def require_patch(model: HookedModel, layer: int, with_: str, part: str) -> None
         )
     if not 0 <= layer < model.cfg.n_layers:
         raise UsageError(f"there is no layer {layer}: this model has {model.cfg.n_layers}")
+    check(model).require(part, f"{with_}:{part}")
 
 
 def _intervention(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 import sinklens
 from sinklens import SinklensError
 from sinklens.engine.evaluate import evaluate
-from sinklens.hooks import drop_edge
+from sinklens.hooks import ablate_heads, drop_edge, patch_position0
 from sinklens.models import masks
 from sinklens.models.agreement import agreement, unwrapped
 from sinklens.models.capabilities import check
@@ -120,6 +120,14 @@ def test_latent_attention_has_other_axes() -> None:
         evaluate(
             bridge("deepseek_v3"), prompts(), [], [], probes=[ValueNorms(bridge("deepseek_v3"))]
         )
+
+
+def test_hooks_alone_refuse_latent_attention_too() -> None:
+    with pytest.raises(SinklensError, match="instead of"):
+        ablate_heads(bridge("deepseek_v3"), [(0, 1)], "zero")
+    with pytest.raises(SinklensError, match="instead of"):
+        patch_position0(bridge("deepseek_v3"), 0, "zero", part="key")
+    assert ablate_heads(bridge("deepseek_v3"), [(0, 1)], "drop_edge").site == "pattern"
 
 
 def test_an_edge_of_latent_attention_is_that_of_plain_eager_attention(
