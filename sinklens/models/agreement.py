@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -63,8 +63,22 @@ def _original(module: Any) -> Any:
     return module
 
 
-def agreement(bridge: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> float | None:
-    """The largest difference between the logits of a bridge and of its plain model.
+class Compared(NamedTuple):
+    """The logits of a bridge beside those of its plain model.
+
+    Attributes:
+        difference: The largest difference.
+        largest: The largest logit of the plain model.
+        rounding: Whether the difference is no more than rounding.
+    """
+
+    difference: float
+    largest: float
+    rounding: bool
+
+
+def compared(bridge: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> Compared | None:
+    """How far a bridge and its plain model agree.
 
     Args:
         bridge: In eval mode.
@@ -73,9 +87,6 @@ def agreement(bridge: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> float |
     Returns:
         None where they cannot be compared: in compatibility mode, whose folded weights are not
         those of the plain model, without a Hugging Face model, or with hooks of the user's.
-
-    Raises:
-        SinklensError: They differ beyond rounding.
     """
     if not _comparable(bridge):
         return None
@@ -85,14 +96,32 @@ def agreement(bridge: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> float |
             expected = plain(tokens).logits
     difference = float((logits - expected).abs().max())
     largest = float(expected.abs().max())
-    if difference > ROUNDING.get(expected.dtype, 0.25) * largest:
+    rounding = difference <= ROUNDING.get(expected.dtype, 0.25) * largest
+    return Compared(difference, largest, rounding)
+
+
+def agreement(bridge: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> float | None:
+    """The largest difference between the logits of a new bridge and of its plain model.
+
+    Args:
+        bridge: In eval mode, as it was wrapped.
+        tokens: Short prompts.
+
+    Returns:
+        None where they cannot be compared (`compared`).
+
+    Raises:
+        SinklensError: They differ beyond rounding.
+    """
+    found = compared(bridge, tokens)
+    if found is not None and not found.rounding:
         raise SinklensError(
             f"TransformerLens gives other logits for {bridge.cfg.architecture} than Hugging Face: "
-            f"they differ by up to {difference:.2g} where the largest is {largest:.2g}, so that "
-            "everything would be measured on another model; this needs a TransformerLens that "
-            "supports this architecture"
+            f"they differ by up to {found.difference:.2g} where the largest is "
+            f"{found.largest:.2g}, so that everything would be measured on another model; this "
+            "needs a TransformerLens that supports this architecture"
         )
-    return difference
+    return found and found.difference
 
 
 def _comparable(bridge: Any) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..core.errors import SinklensError, UsageError, in_one_line
 from ..core.protocol import HookedModel
 from . import bos_token_id, in_use, look_again, model_state, origin, require_eval_mode
-from .agreement import agreement, require_one_stack
+from .agreement import compared, require_one_stack
 from .masks import read_masks
 from .obstacles import (
     NO_EFFECT,
@@ -96,6 +96,8 @@ class Capabilities:
         gated: The layers in which a head's output is not its weights times its values.
         agreement: The largest difference to the logits of the plain Hugging Face model; None where
             they cannot be compared.
+        unlike_plain: Whether that is more than rounding: one of the two was edited, or the bridge
+            is wrong.
     """
 
     architecture: str
@@ -112,6 +114,7 @@ class Capabilities:
     other_masks: tuple[int | None, ...] = ()
     gated: tuple[int, ...] = ()
     agreement: float | None = None
+    unlike_plain: bool = False
 
     def require(self, site: str, what: str, instead: str = "") -> None:
         """Refuse `what` if interventions at `site` do nothing on this model.
@@ -135,6 +138,16 @@ class Capabilities:
             f"{what} needs {hook} to take effect; on {self.architecture} {why}.{others}"
             f"{' ' + instead if instead else ''}"
         )
+
+    def doubts(self) -> list[str]:
+        """What results on this model have to say of it."""
+        if not self.unlike_plain:
+            return []
+        return [
+            "The logits of this bridge differ from those of the Hugging Face model inside it by up to "
+            f"{self.agreement:.2g}: one of the two was edited, or TransformerLens wraps "
+            f"{self.architecture} wrongly (sinklens.load refuses that)."
+        ]
 
     def require_readable(self, names: Iterable[Any], what: str) -> None:
         """Refuse hook points that do not hold what their names say.
@@ -259,8 +272,8 @@ def _try_everything(model: HookedModel) -> Capabilities:
             None if name in unreadable else clean.held[name].float() for name in names["pattern"]
         ]
         masks = read_masks(model, tokens, patterns, config, causal=causal)
-        agreed = origin(model).agreement
-        agreed = agreement(model, tokens[:1]) if agreed is None else agreed
+        # One that was given may have been edited by its user: then this is said, not refused.
+        found = None if origin(model).agreement is not None else compared(model, tokens[:1])
     learned = _learned_sinks(patterns, clean.logits.dtype)
     if learned and getattr(model, "compatibility_mode", False):
         raise SinklensError(
@@ -282,7 +295,8 @@ def _try_everything(model: HookedModel) -> Capabilities:
         unreadable=unreadable,
         other_masks=masks.others,
         gated=gated_layers(names, clean, unreadable),
-        agreement=agreed,
+        agreement=found.difference if found else origin(model).agreement,
+        unlike_plain=found is not None and not found.rounding,
     )
 
 

@@ -7,7 +7,6 @@ into a `TransformerBridge` with raw weights, eager attention and eval mode. `ori
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -26,6 +25,7 @@ from .gguf import convert_gguf, first_line, quiet_transformers
 from .names import hub_id, require_hub_id, require_reachable
 from .origins import ORIGINS, Origin, require_eval_mode, short_prompt
 from .placement import DTYPES, dtype_name, require_as_it_is, require_device
+from .wrapping import build, keep_epsilons
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -235,7 +235,7 @@ def _boot(
             ) from error
         reason = first_line(error).replace(name, known.name)
         raise SinklensError(f"cannot load {known.name}: {reason}") from error
-    _keep_epsilons(bridge)
+    keep_epsilons(bridge)
     bridge.eval()
     if known.kind in ("gguf", "shipped"):  # a folder of sinklens's own, not the user's
         bridge.cfg.model_name = known.name
@@ -257,10 +257,10 @@ def _wrap(hugging_face: Any, tokenizer: Any) -> TransformerBridge:
     hugging_face.eval()
     try:
         with _own_random_state():
-            bridge = _build(hugging_face, tokenizer, name)
+            bridge = build(hugging_face, tokenizer, name)
     except Exception as error:
         raise SinklensError(f"cannot wrap {name}: {first_line(error)}") from error
-    _keep_epsilons(bridge)
+    keep_epsilons(bridge)
     bridge.eval()
     ORIGINS[bridge] = Origin("hugging_face", Path(name).name, bos_token_id=bos)
     _compare(bridge)
@@ -289,45 +289,6 @@ def _compare(bridge: TransformerBridge) -> None:
 def _class_name(config: Any, name: str) -> str:
     """The class of a model, from its config."""
     return str((config.architectures or [name])[0])
-
-
-def _build(hugging_face: Any, tokenizer: Any, name: str) -> TransformerBridge:
-    """Boot a Hugging Face object, with or without a tokenizer."""
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-    from transformer_lens.utilities.attn_implementation import force_eager_attention
-
-    if tokenizer is None:  # boot_transformers would query the Hub for one
-        force_eager_attention(hugging_face)
-        return build_bridge_from_module(
-            hugging_face,
-            hugging_face.config.architectures[0],
-            hf_config=hugging_face.config,
-            model_name=name,
-        )
-    device = next(hugging_face.parameters()).device
-    return TransformerBridge.boot_transformers(
-        name, hf_model=hugging_face, tokenizer=tokenizer, device=device, dtype=hugging_face.dtype
-    )
-
-
-def _keep_epsilons(bridge: TransformerBridge) -> None:
-    """Give every norm the epsilon of the Hugging Face module that it wraps.
-
-    TransformerLens reads it from the config, does not recognise every name that it can have
-    (StarCoder2 has `norm_epsilon`), and then uses 1e-5.
-    """
-    from transformer_lens.model_bridge.generalized_components.normalization import (
-        NormalizationBridge,
-    )
-
-    for norm in bridge.modules():
-        if not isinstance(norm, NormalizationBridge):
-            continue
-        own = getattr(norm.original_component, "eps", None)
-        if isinstance(own, float) and own != norm.config.eps:
-            norm.config = copy.copy(norm.config)  # other norms may share it
-            norm.config.eps = own
 
 
 def _find_tokenizer(name: str, revision: str | None) -> Any:

@@ -85,7 +85,7 @@ class Run(Counted[Config], Generic[Config]):
         self._experiment = experiment
         self.prompt_numbers, self.random_weights = torch.arange(len(prompts)), False
         self.capabilities: Capabilities = check(model)
-        self.note(*notes_on(model, prompts))
+        self.note(*notes_on(model, prompts), *self.capabilities.doubts())
         if config.precision == QUICK:
             self.note(quick_note(config.draws, config.null_models))
         for need in experiment.needs:

@@ -179,7 +179,7 @@ def test_reading_under_an_edit_makes_no_logits(
 
     shortcuts(model), check(model)
     monkeypatch.setattr(type(head), "forward", count_rows)
-    shortcuts(model)
+    shortcuts(model), check(model)
     rows.clear()
     edit = ablate_heads(model, [(0, 1)], "zero")
     read = read_under(model, prompts, edit, SinkScores(model), last_layer=1)

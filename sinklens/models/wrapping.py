@@ -1,0 +1,48 @@
+"""Wrapping a Hugging Face model in a TransformerLens bridge, as the model itself computes."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def build(hugging_face: Any, tokenizer: Any, name: str) -> TransformerBridge:
+    """Boot a Hugging Face object, with or without a tokenizer."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+    from transformer_lens.utilities.attn_implementation import force_eager_attention
+
+    if tokenizer is None:  # boot_transformers would query the Hub for one
+        force_eager_attention(hugging_face)
+        return build_bridge_from_module(
+            hugging_face,
+            hugging_face.config.architectures[0],
+            hf_config=hugging_face.config,
+            model_name=name,
+        )
+    device = next(hugging_face.parameters()).device
+    return TransformerBridge.boot_transformers(
+        name, hf_model=hugging_face, tokenizer=tokenizer, device=device, dtype=hugging_face.dtype
+    )
+
+
+def keep_epsilons(bridge: TransformerBridge) -> None:
+    """Give every norm the epsilon of the Hugging Face module that it wraps.
+
+    TransformerLens reads it from the config, does not recognise every name that it can have
+    (StarCoder2 has `norm_epsilon`), and then uses 1e-5.
+    """
+    from transformer_lens.model_bridge.generalized_components.normalization import (
+        NormalizationBridge,
+    )
+
+    for norm in bridge.modules():
+        if not isinstance(norm, NormalizationBridge):
+            continue
+        own = getattr(norm.original_component, "eps", None)
+        if isinstance(own, float) and own != norm.config.eps:
+            norm.config = copy.copy(norm.config)  # other norms may share it
+            norm.config.eps = own
