@@ -144,8 +144,8 @@ class Capabilities:
         if not self.unlike_plain:
             return []
         return [
-            "The logits of this bridge differ from those of the Hugging Face model inside it by up to "
-            f"{self.agreement:.2g}: one of the two was edited, or TransformerLens wraps "
+            "The logits of this bridge differ from those of the Hugging Face model inside it by up "
+            f"to {self.agreement:.2g}: one of the two was edited, or TransformerLens wraps "
             f"{self.architecture} wrongly (sinklens.load refuses that)."
         ]
 

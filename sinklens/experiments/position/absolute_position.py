@@ -98,7 +98,7 @@ MEASURES = {
     "causal_slope": Measure("nats by log(i + 1)", "flat logits", ".2f"),
     "causal_r2": Measure("share of the variance", "flat logits", ".0%"),
     "window_kl": Measure("nats", "flat logits", ".2f"),
-    "causal_share": Measure("share, of both components", "flat logits", ".0%"),
+    "causal_share": Measure("share of both components", "flat logits", ".0%"),
     "sink_reading_heads": Measure("share of heads", "uniform attention", ".0%"),
     "sink_reading_heads/readout>0.3": Measure(
         "share of heads", "uniform attention over unrelated values", ".0%"
@@ -113,9 +113,9 @@ MEASURES = {
 
 SAYS = (
     not_explained,
-    "Causal mask, without key 0: the slope of log Z is {causal_slope/without_key0}. Against a "
-    "window of {mask_window} keys, seeing all costs {window_kl/without_key0}. The causal mask "
-    "makes up {causal_share/without_key0}.",
+    "Causal mask, without key 0: the slope of log Z is {causal_slope/without_key0}. The KL "
+    "divergence from its attention over the last {mask_window} keys to that over all is "
+    "{window_kl/without_key0}. The causal mask makes up {causal_share/without_key0}.",
     by_depth,
     replacing_bos,
     patching,
@@ -263,10 +263,10 @@ def limits(run: Run[AbsolutePositionConfig], window: int) -> Iterator[str]:
     if run.capabilities.learned_sinks:
         yield "This model has learned sinks: their logit is part of log Z."
     yield (
-        f"window_kl is against a window of {window} keys. All shares are averages over layers, "
-        "without layer 0, and what patches remove over those that they can change; removed is "
-        "negative where the component grows, and has a control where later queries have a "
-        "component above its null too."
+        f"window_kl is against a window of {window} keys. Shares of the variance and of the "
+        "component are averages over layers, without layer 0, and what patches remove over those "
+        "that they can change; removed is negative where the component grows, and has a control "
+        "where later queries have a component above its null too."
     )
     yield (
         "The estimators are a reconstruction: the abstract of Ruscio et al. 2026 (2606.06160) "

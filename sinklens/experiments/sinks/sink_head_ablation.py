@@ -34,8 +34,7 @@ from ...runner.registry import experiment
 from ...runner.run import Run
 
 SATURATED = 0.999
-# Under an edge condition sink_mass falls by construction, unless the edge is removed in z.
-SINK_CONDITIONS = (*OUTPUT_CONDITIONS, *(f"{name}{MATCHED}" for name in OUTPUT_CONDITIONS))
+MATCHED_CONDITIONS = tuple(f"{name}{MATCHED}" for name in OUTPUT_CONDITIONS)
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,17 @@ class SinkHeadAblationConfig(ExperimentConfig):
 def ablated_heads(result: Record) -> list[str]:
     """How many heads are ablated, and which if they are few."""
     heads, total = result.draws["heads"], result.arrays["sink_mass"].values.numel()
-    named = f": {', '.join(heads)}" if len(heads) <= 12 else ""
-    return [f"{len(heads)} of {total} heads are ablated{named}."]
+    layers = len({head.partition("H")[0] for head in heads})
+    named = f": {', '.join(heads)}" if len(heads) <= 12 else f", in {layers} layers"
+    chosen = result.settings["heads"] == ["sink"]
+    which = f"sink heads (sink mass above {SINK_MASS}), of {total} heads," if chosen else ""
+    return [f"{len(heads)} {which or f'of {total} heads'} are ablated{named}."]
 
 
 def effects_on_the_sink(result: Record) -> list[str]:
     """The conditions whose effect on sink mass is not by construction."""
     edges = EDGE_CONDITIONS if result.findings.get("edges_removed_in") == "z" else ()
-    return list(Compared("Ablating by", "sink_mass", (*SINK_CONDITIONS, *edges))(result))
+    return list(Compared("Ablating by", "sink_mass", (*OUTPUT_CONDITIONS, *edges))(result))
 
 
 @experiment(
@@ -72,8 +74,10 @@ def effects_on_the_sink(result: Record) -> list[str]:
     metrics=("loss", "kl", "sink_mass"),
     says=(
         ablated_heads,
-        Compared("Ablating by", "loss"),
+        Compared("Ablating by", "loss", HEAD_CONDITIONS),
         effects_on_the_sink,
+        Compared("Ablating by", "loss", MATCHED_CONDITIONS),
+        Compared("Ablating by", "sink_mass", MATCHED_CONDITIONS),
     ),
     figure=Effects(("loss|kl", "sink_mass"), "Ablating sink heads, or their edge to the sink"),
     smallest={"heads": ("L0H0", "L1H1")},

@@ -65,11 +65,19 @@ def effects_by_step(result: Record, what: str, metric: str, edits: Sequence[str]
         edits: The interventions.
     """
     for edit in edits:
-        rows = _rows(result, metric, edit)
+        rows = rows_of_edit(result, metric, edit)
         for row in rows[-1:]:
             sentence = effect_sentence(result, what, row).removesuffix(".")
-            apart = [f"at {place_of(step)} alone {describe(step)}" for step in rows[:-1]]
+            apart = [
+                f"at {place_of(step)} alone{_over(step, row)} {describe(step)}"
+                for step in rows[:-1]
+            ]
             yield "; ".join([sentence, *apart]) + "."
+
+
+def _over(step: EffectSize, row: EffectSize) -> str:
+    """The layers that a row averages, where another averages others."""
+    return f", over {step.layers}," if step.layers and step.layers != row.layers else ""
 
 
 def effects_on_sinks(result: Record, what: str, edits: Sequence[str]) -> Iterator[str]:
@@ -91,25 +99,25 @@ def written_again(result: Record, edit: str) -> Iterator[str]:
     """How large the spike is behind an intervention on it, and whether that is massive again."""
     points: dict[str, Any] = result.findings["entry_points"]
     spans = [f"spike_L{point[1:]}" for point in points]
-    spans = [name for name in spans if _rows(result, name, edit)] or ["spike"]
+    spans = [name for name in spans if rows_of_edit(result, name, edit)] or ["spike"]
     entered = [int(point[1:]) for point in points]
     ends = dict(pairwise(entered)) if len(spans) > 1 else {}
     said = []
-    for number, row in enumerate(_rows(result, spans[0], edit)):
+    for number, row in enumerate(rows_of_edit(result, spans[0], edit)):
         behind = []
         for span in spans:
-            after = _rows(result, span, edit)[number]
+            after = rows_of_edit(result, span, edit)[number]
             layer = int(span.partition("_L")[2] or after.layer or 0)
             if row.layer is None or layer >= row.layer:
                 times = points[f"L{layer}"]["times"]
-                side = "still a spike" if after.value >= times else "no spike"
+                side = "still above" if after.value >= times else "below"
                 end = ends.get(layer)
                 where = (
                     f"from layer {layer} on" if end is None else f"in layers {layer} to {end - 1}"
                 )
                 behind.append(
-                    f"{after.value:,.0f} {where} (clean run {after.baseline:,.0f}; {side}, by "
-                    f"{times:,.0f} times)"
+                    f"{after.value:,.0f} {where} (clean run {after.baseline:,.0f}; {side} "
+                    f"the {times:,.0f} times of its rule)"
                 )
         at = f"at {place_of(row)}" if row.layer is not None else row.condition
         said.append(f"{at} {', '.join(behind)}")
@@ -117,7 +125,7 @@ def written_again(result: Record, edit: str) -> Iterator[str]:
         yield f"The largest entry over the median after {edit}: {'; '.join(said)}."
 
 
-def _rows(result: Record, metric: str, edit: str) -> list[EffectSize]:
+def rows_of_edit(result: Record, metric: str, edit: str) -> list[EffectSize]:
     """The treatments of an intervention that change something: by step, and last all together."""
     idle = result.findings["changes_nothing"]
     return [

@@ -41,14 +41,21 @@ from ...probes.stream_entries import Entries, EntryValues
 from ...results.estimates import NOT_TESTED, OF_PROMPTS, Measure, Reference, Sample
 from ...results.figures import Forest, Lines, Stack
 from ...results.record import Record
-from ...results.wording import listed, phrase
+from ...results.wording import describe, listed, phrase
 from ...runner.compare import Comparison
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import CAUSAL, EQUAL_LENGTHS
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ...stats.nulls import gaussian_peak_ratio
-from ._clamps import effects_by_step, effects_on_sinks, idle, spike_metrics, written_again
+from ._clamps import (
+    effects_by_step,
+    effects_on_sinks,
+    idle,
+    rows_of_edit,
+    spike_metrics,
+    written_again,
+)
 from ._search import CHANNELS, CRITERIA, add_search, criteria, find_spikes, read_entries
 from ._steps import steps_in_words
 from ._vocabulary import sweep_vocabulary
@@ -164,9 +171,13 @@ def loss_of_edits(result: Record) -> Iterator[str]:
 
 
 def zeroed(result: Record) -> Iterator[str]:
-    """What zeroing leaves of the spike and of sinks."""
+    """What zeroing leaves of the spike and of sinks, and what other values do to sinks."""
     yield from written_again(result, "zero")
     yield from effects_on_sinks(result, "Massive entries set to", ("zero",))
+    others = [rows_of_edit(result, "sink_mass", edit)[-1:] for edit in EDITS[1:]]
+    said = [f"{row.condition} {describe(row)}" for rows in others for row in rows]
+    if said:
+        yield f"Sink mass where they are set to other values: {'; '.join(said)}."
 
 
 MEASURES = {

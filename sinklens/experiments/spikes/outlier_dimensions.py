@@ -158,7 +158,7 @@ SAYS = (
     sizes_of_outliers,
     "Rank correlation of outliers with token frequency, by {frequency_correlation/*}.",
     ablated_outliers,
-    Compared("Outliers set to", "sink_mass", ("zero:gain", "zero:size")),
+    Compared("Outliers set to", "sink_mass", CONDITIONS),
 )
 
 

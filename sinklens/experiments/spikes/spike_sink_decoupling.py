@@ -79,8 +79,8 @@ CONSTRUCTION = (
     "so with the effects of the controls, at the queries that theirs counts."
 )
 BOUND = (
-    "All spikes are at position 0, which sees only itself: drop_edge cannot change them, and in "
-    "its spike rows only the median moves."
+    "The largest entry is at position 0 in every prompt, which sees only itself: drop_edge cannot "
+    "change it, and in its spike rows only the median moves."
 )
 
 
@@ -232,8 +232,7 @@ def spike_sink_decoupling(run: Run[SpikeSinkDecouplingConfig]) -> None:
     run.refuse(_refusals(run, bool(massive), heads), none_is_fine=True)
     gaps.add_rows(heads)
     add_mechanism(run, spikes, entries[spikes.layer])
-    positions = [bool(own.massive.position.any()) for own in massive.values()]
-    at_position0 = bool(positions) and not any(positions)
+    at_position0 = bool(massive) and not bool(spikes.positions.any())
     run.drawn(heads=[head_label(head) for head in heads])
     run.facts(**spikes.described(), layer=spikes.layer, spikes_at_position0_only=at_position0)
     run.keep("sink_mass", mass, "layer head")

@@ -513,7 +513,8 @@ def test_a_spike_in_two_steps() -> None:
     unreached = result.find(metric="spike_L1", condition="zero", layer=3, kind="treatment")
     assert unreached.effect == 0
     (line,) = (line for line in result.summary if line.startswith("The largest entry over"))
-    assert line.count("; still a spike, by 50 times") == 3 and line.count("; no spike, by") == 2
+    assert line.count("; still above the 50 times") == 3
+    assert line.count("; below the 50 times") == 2
     # Both hooks in one forward pass of plain Hugging Face.
 
     def zeroed(module: Any, arguments: Any) -> Any:
