@@ -173,11 +173,13 @@ def loss_of_edits(result: Record) -> Iterator[str]:
 def zeroed(result: Record) -> Iterator[str]:
     """What zeroing leaves of the spike and of sinks, and what other values do to sinks."""
     yield from written_again(result, "zero")
-    yield from effects_on_sinks(result, "Massive entries set to", ("zero",))
+    lines = [*effects_on_sinks(result, "Massive entries set to", ("zero",))]
     others = [rows_of_edit(result, "sink_mass", edit)[-1:] for edit in EDITS[1:]]
     said = [f"{row.condition} {describe(row)}" for rows in others for row in rows]
     if said:
-        yield f"Sink mass where they are set to other values: {'; '.join(said)}."
+        lines.append(f"Sink mass under other values: {'; '.join(said)}.")
+    if lines:
+        yield " ".join(lines)
 
 
 MEASURES = {
