@@ -86,7 +86,8 @@ def compared(bridge: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> Compared
 
     Returns:
         None where they cannot be compared: in compatibility mode, whose folded weights are not
-        those of the plain model, without a Hugging Face model, or with hooks of the user's.
+        those of the plain model, without a Hugging Face model, with hooks of the user's, or
+        where the plain model gives NaN or infinite logits.
     """
     if not _comparable(bridge):
         return None
@@ -94,6 +95,8 @@ def compared(bridge: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> Compared
         logits = bridge(tokens)
         with unwrapped(bridge) as plain:
             expected = plain(tokens).logits
+    if not bool(torch.isfinite(expected).all()):
+        return None
     difference = float((logits - expected).abs().max())
     largest = float(expected.abs().max())
     rounding = difference <= ROUNDING.get(expected.dtype, 0.25) * largest

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..core.errors import SinklensError, UsageError
+from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
-from .state import State, model_state
+from .state import State, model_state, require_bridge
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,6 @@ def require_eval_mode(model: HookedModel) -> None:
         raise SinklensError(
             "the model is in train mode, where two equal runs can differ; call model.eval() first"
         )
-
-
-def require_bridge(model: Any) -> None:
-    """Refuse what is no model with hook points.
-
-    Raises:
-        UsageError: It is a name, a Hugging Face model, or something else.
-    """
-    if not hasattr(model, "hook_dict"):
-        given = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
-        raise UsageError(f"{given} is not a loaded model; sinklens.load(...) gives one")
 
 
 def origin(model: HookedModel) -> Origin:

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ..core.errors import UsageError
 from ..core.protocol import HookedModel
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,13 +36,28 @@ _locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _making = Lock()
 
 
+def require_bridge(model: Any) -> None:
+    """Refuse what is no model with hook points.
+
+    Raises:
+        UsageError: It is a name, a Hugging Face model, or something else.
+    """
+    if not hasattr(model, "hook_dict"):
+        given = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
+        raise UsageError(f"{given} is not a loaded model; sinklens.load(...) gives one")
+
+
 @contextmanager
 def in_use(model: HookedModel) -> Iterator[None]:
     """Use a model alone, and as it is now, for the length of a `with` block.
 
     Hooks are attached to the model itself, so that another thread that wants it waits. What is made
     beside it is float32 unless it says otherwise, whatever the caller's default is.
+
+    Raises:
+        UsageError: It is no bridge.
     """
+    require_bridge(model)
     if model in _states.get():
         yield
         return

@@ -14,7 +14,7 @@ from .estimates import Measure
 from .figures import KINDS
 
 MOST_PROMPTS = 2**40
-_FORM = re.compile(r"\+?\.\d{1,2}[efg%]|")
+_FORM = re.compile(r"\+?,?\.\d{1,2}[efg%]|")
 _NAMES = {NoneType: "null", float: "a number", int: "a whole number", str: "text", bool: "a bool"}
 
 

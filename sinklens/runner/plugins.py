@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import MutableMapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 GROUP = "sinklens.experiments"
 
-_left_out: dict[EntryPoint, str] = {}
+_left_out: dict[Any, str] = {}
 
 
 def load_plugins(experiments: MutableMapping[str, Any]) -> None:
@@ -41,7 +41,7 @@ def left_out() -> list[str]:
     return [f"{_named(entry)}: {reason}" for entry, reason in _left_out.items()]
 
 
-def _named(entry: EntryPoint) -> str:
+def _named(entry: Any) -> str:
     """`the plugin my_experiment (my_package.module)`, with its package and version if known."""
     package = f", {entry.dist.name} {entry.dist.version}" if entry.dist else ""
     return f"the plugin {entry.name} ({entry.value}{package})"

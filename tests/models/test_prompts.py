@@ -314,7 +314,8 @@ def test_what_fits_is_not_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("sinklens.engine.sizes.device_memory", lambda _: 4 * 2 * 128**2)
     assert sinklens.evaluate(model, prompts, [], ["loss"]).shortcuts["patterns"]
     with pytest.raises(sinklens.SinklensError, match="128 tokens need"):
-        sinklens.run("bos_replacement", model, prompts, progress=False)
+        edits = [sinklens.hooks.ablate_heads(model, [(0, 0)], "drop_edge")]
+        sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
 
 
 def test_of_a_long_text_no_more_is_tokenised_than_is_used(

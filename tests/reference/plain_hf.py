@@ -182,7 +182,7 @@ def loss(logits: Tensor, tokens: Tensor, after: int) -> Tensor:
 
 def kl(clean: Tensor, edited: Tensor, after: int) -> Tensor:
     """KL(clean || edited) of the predictions made at positions > `after`, [prompt]."""
-    p, q = (logits[:, after + 1 :].log_softmax(-1) for logits in (clean, edited))
+    p, q = (logits[:, after + 1 :].double().log_softmax(-1) for logits in (clean, edited))
     return (p.exp() * (p - q)).sum(-1).mean(-1)
 
 

@@ -218,7 +218,7 @@ def truncated(folder: Path) -> str:
 def without_values(folder: Path) -> str:
     file = folder / "position0_patching" / "values.safetensors"
     file.unlink()
-    return str(file)
+    return f"{file.parent} holds no result: there is no {file.name}"
 
 
 def with_other_values(folder: Path) -> str:

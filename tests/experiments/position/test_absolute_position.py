@@ -330,16 +330,8 @@ def test_the_summary_and_the_figure(rope: Any, prompts: Prompts, tmp_path: Path)
     assert any("Ruscio et al. 2026 (2606.06160) report 40%" in line for line in result.summary)
     assert any("null" in line for line in result.summary)
     drawn = result.plot()
-    assert [trace.name for trace in drawn.data] == [
-        "clean",
-        "mean",
-        "zero",
-        "random token",
-        "gaussian",
-    ]
-    assert drawn.data[0].x == ("1:2", "2:4", "4:8", "8:16")
-    curve = result.arrays["curve"].values[1]
-    assert drawn.data[0].y[2] == pytest.approx(float(curve[4:8].mean()))
+    # That its numbers are the result's is held for every experiment in test_drawing.
+    assert {"analytic null", "control: shuffled offsets"} <= {trace.name for trace in drawn.data}
     result.save(tmp_path / "out")
     again = ExperimentResult.load(tmp_path / "out")
     assert again.effects == result.effects
