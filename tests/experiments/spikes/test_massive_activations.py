@@ -332,7 +332,7 @@ def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> Any:
             row = result.find(metric=metric, **named)
             found = result.per_prompt["value"][result.effects.index(row)]
             np.testing.assert_allclose(
-                found, edited[metric], atol=1e-5, err_msg=f"{condition} {metric}"
+                found, edited[metric], rtol=1e-5, atol=1e-5, err_msg=f"{condition} {metric}"
             )
             before = 0.0 if metric == "kl" else float(clean[metric].mean())
             assert row.effect == pytest.approx(float(edited[metric].mean()) - before, abs=1e-5)
