@@ -72,6 +72,7 @@ def _is_a_screen(card: sinklens.Diagnosis) -> None:
     assert len(lines) <= 12 and max(map(len, lines)) <= 100, lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "verdict"),
     [
@@ -161,6 +162,7 @@ def test_the_command_writes_what_show_prints(written: tuple[Path, str]) -> None:
     assert again.exit_code == 1 and "not empty" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_diagnosis_is_loaded_again(written: tuple[Path, str], tmp_path: Path) -> None:
     folder, printed = written
     loaded = sinklens.Diagnosis.load(folder)

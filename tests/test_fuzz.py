@@ -9,6 +9,8 @@ import pytest
 
 from tests import fuzz
 
+pytestmark = pytest.mark.slow  # many models or pages
+
 
 @pytest.mark.skipif(os.name == "nt", reason="needs alarms")
 @pytest.mark.parametrize("kind", fuzz.KINDS)

@@ -84,6 +84,7 @@ def test_a_card_prints_as_a_card() -> None:
         assert f"| held-out loss | {loss:.3f} |" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_all_that_can_be_asked_of_an_experiment_is_printed(name: str) -> None:
     declared, page = registry.get(name), printed("list", name)
@@ -108,6 +109,7 @@ def test_all_that_can_be_asked_of_an_experiment_is_printed(name: str) -> None:
     assert re.search(r"Cost: \d+ forward passes", page)
 
 
+@pytest.mark.slow
 def test_help_behind_a_name_is_about_that_experiment() -> None:
     for arguments in (["run", "bos_replacement", "--help"], ["run", "--help", "bos_replacement"]):
         page = printed(*arguments)

@@ -21,6 +21,8 @@ from sinklens.core.labels import token_label
 from sinklens.hooks import ablate_heads, drop_edge, replace_bos_embedding
 from sinklens.results.attention import AttentionView
 
+pytestmark = pytest.mark.slow  # many models or pages
+
 ROUNDING = 5.1e-5  # four decimals
 
 

@@ -164,6 +164,7 @@ def test_rows_of_no_layer_are_left_out_with_the_reason() -> None:
     assert compared.unreached() == {"sink_mass of zero L5, zero L1 against other_heads": UNREACHED}
 
 
+@pytest.mark.slow
 def test_rows_say_their_layers(boot_family: Any) -> None:
     model = boot_family("gemma2")
     prompts = random_prompts(model, n=3, length=12)

@@ -23,6 +23,8 @@ from sinklens.probes import SinkReads, SinkScores, ValueNorms
 from sinklens.probes.log_split import SinkReadouts
 from tests import families, odd_models
 
+pytestmark = pytest.mark.slow  # many models or pages
+
 TOKENS = torch.tensor(
     [
         [families.BOS, 5, 9, 17, 30, 12, 44, 8, 21, 33],

@@ -15,6 +15,8 @@ import sinklens
 from sinklens.models import gguf
 from tests import families
 
+pytestmark = pytest.mark.slow  # many models or pages
+
 
 @pytest.mark.parametrize("local", [True, False])
 @pytest.mark.parametrize("tokenizer", [True, False])

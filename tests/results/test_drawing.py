@@ -26,6 +26,8 @@ from sinklens.results.record import Array
 from sinklens.results.result import ExperimentResult
 from sinklens.stats.effects import Row, with_q_values
 
+pytestmark = pytest.mark.slow  # many models or pages
+
 LOSS, MASS = Measure("nats", "the clean run"), Measure("share of attention", "uniform attention")
 NOISE = np.random.default_rng(0).standard_normal((4, 12)) / 20
 STEPS = (0, 64, 256)

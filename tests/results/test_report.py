@@ -24,6 +24,8 @@ from sinklens.results.methods import as_html
 from sinklens.results.report import Report
 from sinklens.runner.methods import methods_of
 
+pytestmark = pytest.mark.slow  # many models or pages
+
 ORDER = ["sink_profile", "bos_replacement", "sink_head_ablation", "position0_patching"]
 HOSTILE = "</script><script>alert(1)</script><!-- \u202e\x07 \u05e9\u05dc\u05d5\u05dd"
 

@@ -323,6 +323,7 @@ def test_plot(result: sinklens.ExperimentResult, tmp_path: Path) -> None:
     assert loaded.plot().to_json() == result.plot().to_json()
 
 
+@pytest.mark.slow
 def test_plot_and_table_in_a_fresh_process(
     results: dict[str, sinklens.ExperimentResult], tmp_path: Path
 ) -> None:

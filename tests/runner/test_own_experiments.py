@@ -51,6 +51,7 @@ def test_a_cell_that_runs_again_replaces_its_experiment(module: str, boot_family
         run_cell(boot_family, 3.0, "another_module")
 
 
+@pytest.mark.slow
 def test_a_script_may_be_imported_and_run_again() -> None:
     program = (
         "import importlib, sys, types, sinklens, torch\n"

@@ -43,6 +43,7 @@ def test_what_a_call_says_holds(boot_family: Boot) -> None:
     assert any(note.startswith("A quick run: 2 draws. precision") for note in result.notes())
 
 
+@pytest.mark.slow
 def test_default_prompts(boot_family: Boot) -> None:
     model = boot_family("llama")
     run: dict[str, Any] = {"conditions": ("mean",), "draws": 0, "metrics": "loss"}
@@ -52,6 +53,7 @@ def test_default_prompts(boot_family: Boot) -> None:
     assert diagnosis.default_prompts(model, {"precision": "quick"}) == 8
 
 
+@pytest.mark.slow
 def test_large_models_get_a_quick_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
     rope = sinklens.load("rope")
     weights = sum(weight.numel() for weight in rope.original_model.parameters())

@@ -55,6 +55,7 @@ def planted() -> Any:
     return plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_planted_outlier_is_found_exactly(draws: int) -> None:
     model = sinklens.load(planted(), tokenizer=families.tiny_tokenizer())
