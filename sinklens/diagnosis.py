@@ -7,7 +7,7 @@ all sink heads mean-ablated, and their edges to the sink dropped; position 0 pat
 residual stream of another token at six evenly spaced layers. `full`: 16 prompts of 64 tokens, 3
 draws, 3 models with random weights; at most 60 forward passes of the batch, besides those of two
 prompts on the models with random weights. `quick`: 8 prompts, none of those models, heads not
-mean-ablated, and position 0 at four layers; the default for large models (`runner.precision`).
+mean-ablated, and position 0 at three layers; the default for large models (`runner.precision`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .runner.precision import FULL, QUICK, by_size
 SHARED = ("draws", "null_models", "precision", "seed", "progress", "batch_size", "memory")
 LENGTH, DRAWS, NULL_MODELS = 64, 3, 3
 N_PROMPTS = {FULL: 16, QUICK: 8}
-PATCHED_LAYERS = {FULL: 6, QUICK: 4}
+PATCHED_LAYERS = {FULL: 6, QUICK: 3}
 ABLATIONS = {FULL: ("mean", "drop_edge"), QUICK: ("drop_edge",)}
 
 

@@ -61,7 +61,7 @@ def test_large_models_get_a_quick_diagnosis(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(precision, "LARGE", weights - 1)
     assert precision.by_size(rope) == "quick"
     battery = diagnosis._battery(rope, {})
-    assert battery["position0_patching"]["layers"] == [0, 2, 3, 5]
+    assert battery["position0_patching"]["layers"] == [0, 2, 5]
     assert all(own["precision"] == "quick" for own in battery.values())
     assert "draws" not in battery["bos_replacement"]  # the precision says how many
 
