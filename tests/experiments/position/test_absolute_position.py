@@ -332,6 +332,11 @@ def test_the_summary_and_the_figure(rope: Any, prompts: Prompts, tmp_path: Path)
     drawn = result.plot()
     # That its numbers are the result's is held for every experiment in test_drawing.
     assert {"analytic null", "control: shuffled offsets"} <= {trace.name for trace in drawn.data}
+    bands = result.arrays["component_by_band"]
+    assert bands.labels("condition") == ["clean", "mean", "zero", "random_token", "gaussian"]
+    assert bands.labels("band") == ["1:2", "2:4", "4:8", "8:16"]
+    curve = result.arrays["curve"].values[1]
+    assert float(bands.values[2, 0]) == pytest.approx(float(curve[4:8].mean()))
     result.save(tmp_path / "out")
     again = ExperimentResult.load(tmp_path / "out")
     assert again.effects == result.effects

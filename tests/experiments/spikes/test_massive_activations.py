@@ -8,6 +8,7 @@ and numpy, and shares nothing with sinklens but the draws.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sinklens import SinklensError
 from sinklens.cli import app
 from sinklens.core.labels import stage_name
 from sinklens.core.seeds import seeded
+from sinklens.engine.shortcuts import assume_shortcuts, shortcuts
 from sinklens.functional.massive import rises
 from sinklens.hooks import replace_entries
 from sinklens.models.prompts import Prompts, random_prompts
@@ -264,6 +266,9 @@ CONDITIONS = ("zero", "mean", "flipped_mean", "first_token_mean")
 
 def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> Any:
     """Peak, every edit and two controls on every metric, from the definitions."""
+    # In the same kernel of attention: two float32 kernels differ by 2e-5 nats in a KL of 3.5, and
+    # lie 1.2e-5 (sdpa) and 3e-5 (eager) from float64. Kernels are compared in engine/test_key0.py.
+    assume_shortcuts(model, replace(shortcuts(model), key0=False))
     prompts = Prompts(tokens, bos=True, source="test")
     result = run(model, prompts, draws=1, conditions=CONDITIONS)
     layer = result.findings["layer"]
@@ -332,7 +337,7 @@ def check_against_plain(plain: Any, model: Any, tokens: Tensor) -> Any:
             row = result.find(metric=metric, **named)
             found = result.per_prompt["value"][result.effects.index(row)]
             np.testing.assert_allclose(
-                found, edited[metric], rtol=1e-5, atol=1e-5, err_msg=f"{condition} {metric}"
+                found, edited[metric], atol=1e-5, err_msg=f"{condition} {metric}"
             )
             before = 0.0 if metric == "kl" else float(clean[metric].mean())
             assert row.effect == pytest.approx(float(edited[metric].mean()) - before, abs=1e-5)
