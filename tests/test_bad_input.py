@@ -526,6 +526,7 @@ def test_output_folder_in_use(tmp_path: Path, run_fails: Callable[..., str]) -> 
     assert "--overwrite" in run_fails(status=1)  # and the listing is the same
 
 
+@pytest.mark.slow
 def test_output_folder_with_another_result(
     saved: Path,
     model: Any,

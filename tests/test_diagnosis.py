@@ -179,6 +179,7 @@ def test_a_diagnosis_is_loaded_again(written: tuple[Path, str], tmp_path: Path) 
         loaded.plot("bos_replacment")
 
 
+@pytest.mark.slow
 def test_a_diagnosis_without_its_refusals_is_shown(
     written: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_model_object_is_not_converted() -> None:
         sinklens.load(model, dtype="float32")
 
 
+@pytest.mark.slow
 def test_run_takes_what_diagnose_takes() -> None:
     tokens = torch.randint(5, 40, (3, 8), generator=torch.Generator().manual_seed(0))
     prompts = sinklens.Prompts(tokens, bos=False, source="tokens")

@@ -124,6 +124,7 @@ def test_within_a_run_the_state_is_asked_for_once(monkeypatch: pytest.MonkeyPatc
     assert len(taken) == 1
 
 
+@pytest.mark.slow
 def test_threads_take_turns() -> None:
     model = families.boot("llama")
     wanted = [run(model, seed=seed).effects for seed in range(4)]

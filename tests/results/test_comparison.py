@@ -232,6 +232,7 @@ def test_table_and_figure_hold_the_differences() -> None:
     assert "\\toprule" in comparison.to_latex() and not re.search(r"\bnan\b", page)
 
 
+@pytest.mark.slow
 def test_a_figure_of_many_rows_shows_the_largest() -> None:
     sides = []
     for shift in (0.0, 0.3):

@@ -73,6 +73,7 @@ def drawn_elsewhere(folder: Path) -> go.Figure:
     return go.Figure(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_a_function_gives_a_declaration(
     boot_family: Boot, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_function_gives_a_declaration(
     assert drawn.layout.title.text.startswith("<b>2 rows<") and drawn.data[0].type == "heatmap"
 
 
+@pytest.mark.slow
 def test_a_function_gives_a_plotly_figure(
     boot_family: Boot, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -364,6 +364,7 @@ def test_no_draws_says_so(boot_family: Callable[[str], Any]) -> None:
     assert "smallest p of a sign-flip test is 0.5, so that no row that it tests" in str(result)
 
 
+@pytest.mark.slow
 def test_one_prompt_has_no_interval(boot_family: Callable[[str], Any], tmp_path: Path) -> None:
     model = boot_family("llama")
     prompts = sinklens.prompts(model, corpus()[:2000], n=1, length=12, bos=True)

@@ -53,6 +53,7 @@ def test_coverage_where_documents_differ() -> None:
     assert 920 <= covered[1] <= 970 and covered[0] < 880, covered
 
 
+@pytest.mark.slow
 def test_a_run_says_which_was_done(boot_family: Callable[[str], Any]) -> None:
     model = boot_family("llama")
     texts = ["the quick brown fox jumps " * 4, "over a lazy dog and sleeps " * 4]
