@@ -76,6 +76,7 @@ def test_a_run_with_a_folder_goes_on(
     assert ablate(out=out, overwrite=True) == expected
 
 
+@pytest.mark.slow
 def test_another_run_does_not_take_over(ablate: Run, groups: Groups, tmp_path: Path) -> None:
     groups.restart(stop_at=3)
     with pytest.raises(KeyboardInterrupt):

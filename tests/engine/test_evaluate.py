@@ -75,10 +75,7 @@ def values(random: Any, shape: tuple[int, ...]) -> Tensor:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in ("llama", "bert") else pytest.param(name, marks=pytest.mark.slow)
-        for name in FAMILIES
-    ],
+    [name if name == "llama" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
 )
 @settings(
     max_examples=12,

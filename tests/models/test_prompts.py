@@ -282,6 +282,7 @@ def test_prompts_are_a_sequence(model: Any, capsys: pytest.CaptureFixture[str]) 
 # --- Length ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_context_that_was_not_trained_on_is_said() -> None:
     """By the card of a shipped model, else by the configuration."""
     rope = sinklens.load("rope")
