@@ -124,7 +124,7 @@ def verdict(made: Sequence[Claim]) -> str:
 
 
 def what_was_run(results: Results) -> str:
-    """Model, prompts, seed and weights, in one line."""
+    """Model, prompts, seed, weights, and whether it was a quick run, in one line."""
     profile = results["sink_profile"]
     layers, heads = profile.arrays["sink_mass"].values.shape
     known = profile.provenance
@@ -133,10 +133,11 @@ def what_was_run(results: Results) -> str:
     bos = "with" if known["bos"] else "without"
     number = "1 prompt" if prompts["n"] == 1 else f"{prompts['n']} prompts"
     source = _cut(str(prompts["source"]), NAME // 2)
+    quick = "; quick" if profile.settings.get("precision") == "quick" else ""
     return _cut(
         f"{layers} layers x {heads} heads; {number} x {prompts['length']}{longest} tokens"
         f" of {source}, {bos} BOS; seed {known.get('seed', 0)}; "
-        f"weights {str(known['model']['weights'])[:8]}",
+        f"weights {str(known['model']['weights'])[:8]}{quick}",
         WIDTH,
     )
 

@@ -278,3 +278,10 @@ def test_the_screen_fits_and_says_what_was_not_run() -> None:
     assert len(claims({"sink_profile": found}, {})) == 5
     long = first_screen({"sink_profile": found}, {"bos_replacement": "because " * 50})
     assert len(long) <= 12 and any(line.endswith(" ...") for line in long)
+
+
+def test_a_quick_run_is_said() -> None:
+    found = profile()
+    quick = first_screen({"sink_profile": replace(found, settings={"precision": "quick"})}, {})
+    assert quick[1].endswith("; weights 01234567; quick")
+    assert first_screen({"sink_profile": found}, {})[1].endswith("; weights 01234567")

@@ -29,6 +29,7 @@ from sinklens.functional.massive import rises
 from sinklens.hooks import replace_entries
 from sinklens.models.prompts import Prompts, random_prompts
 from sinklens.probes import Criterion, Entries, PeakTrace, StreamEntries
+from sinklens.probes.stream_entries import LargestEntries
 from sinklens.stats.nulls import gaussian_exceeds, gaussian_peak_ratio, largest_share
 from sinklens.zoo.constructed import ConstructedSink, constructed_sink
 from tests import families
@@ -471,6 +472,40 @@ def test_the_median_entries_stand_at_the_positions_of_the_massive_ones(
             wanted = nearest[draw * len(own) : (draw + 1) * len(own)]
             assert drawn[prompt, position] == set(wanted)
     assert places[0].keys() == places[1].keys() == places[2].keys()
+
+
+def test_random_weights_have_their_own_largest_entries(
+    model: Any, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many of each prompt as are given, whatever their places; and random models use them."""
+    probe = StreamEntries(model, 2, Criterion(1.0, 3.0), draws=1)
+    sinklens.evaluate(model, prompts, [], [], probes=[probe], progress=False)
+    given = probe.compute()
+    numbers = torch.tensor([1, 0])
+    largest = LargestEntries(model, 1, given, numbers)
+    sinklens.evaluate(model, prompts.take(numbers), [], [], probes=[largest], progress=False)
+    found = entries_at(largest.compute().massive)
+    _, cache = model.run_with_cache(prompts.tokens)
+    size = cache["blocks.1.hook_resid_pre"].abs().numpy()
+    for row, number in enumerate(numbers.tolist()):
+        count = int((given.massive.prompt == number).sum())
+        flat = np.argsort(-size[number].ravel(), kind="stable")[:count]
+        wanted = {divmod(int(place), size.shape[-1]) for place in flat}
+        mine = {(at, c) for (prompt, at), own in found.items() if prompt == row for c in own}
+        assert count > 0 and mine == wanted
+
+    made: list[str] = []
+
+    class Counted(LargestEntries):
+        def __init__(self, twin: Any, *rest: Any) -> None:
+            assert twin is not model
+            made.append("largest")
+            super().__init__(twin, *rest)
+
+    monkeypatch.setattr("sinklens.comparisons.spikes.LargestEntries", Counted)
+    settings = {"metrics": ("kl",), "scale_free": 3.0, "conditions": ("zero",), "draws": 1}
+    run(model, prompts, null_models=2, sweep_tokens=0, **settings)
+    assert len(made) >= 2
 
 
 def entries_at(entries: Entries) -> dict[tuple[int, int], set[int]]:
