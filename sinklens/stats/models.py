@@ -20,13 +20,20 @@ from .effects import Draws, standard_error
 
 OfModels = Float[np.ndarray, " model"]
 
+FLOOR = 1e-11
+"""In nats: what float32 rounding of logits of about 30 makes of a KL that is 0."""
+
 
 def contrast_of(own: Draws, other: Draws, *, ratio: bool) -> float:
-    """The contrast of two effects by draw and prompt; not finite where a ratio has no logarithm."""
+    """The contrast of two effects by draw and prompt; not a number where a ratio has no logarithm.
+
+    That is also where one of the two is only rounding, of which there is no ratio.
+    """
     if not ratio:
         return float((own - other).mean())
-    with np.errstate(all="ignore"):
-        return float(np.log(own.mean() / other.mean()))
+    if min(own.mean(), other.mean()) <= FLOOR:
+        return float("nan")
+    return float(np.log(own.mean() / other.mean()))
 
 
 def expected_contrasts(other: Draws, models: OfModels, *, ratio: bool) -> OfModels:

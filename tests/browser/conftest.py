@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.browser import Browser
+    from tests.browser.chromium import Browser
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -19,7 +19,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     """One browser for all pages."""
-    from tests.browser import browser
+    from tests.browser.chromium import browser
 
     with browser() as started:
         yield started

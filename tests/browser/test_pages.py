@@ -15,7 +15,7 @@ from sinklens.hooks import replace_bos_embedding
 from sinklens.results.report import Report
 from sinklens.runner.methods import methods_of
 from sinklens.views import views_of
-from tests.browser import WIDTHS, Browser
+from tests.browser.chromium import WIDTHS, Browser
 from tests.results.test_report import HOSTILE
 from tests.test_views import ODD, view_of
 

@@ -35,7 +35,9 @@ def test_what_cannot_be_tested_is_not() -> None:
     assert p_beside_models(one, one, np.array([0.0, 1.0]), ratio=False) is None
     many = np.ones((3, 4))
     assert p_beside_models(many, many, np.array([0.0]), ratio=False) is None
-    assert p_beside_models(many, 0 * many, np.array([0.0, 1.0]), ratio=True) is None
+    for nothing in (0.0, 1e-14):
+        for pair in ((many, nothing * many), (nothing * many, many), 2 * (nothing * many,)):
+            assert p_beside_models(*pair, np.array([0.0, 1.0]), ratio=True) is None
     assert p_beside_models(many, many, np.zeros(3), ratio=False) == 1.0
     assert p_beside_models(2 * many, many, np.zeros(3), ratio=False) == 0.0
     assert contrast_of(2 * many, many, ratio=False) == 1.0

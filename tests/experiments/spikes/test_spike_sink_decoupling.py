@@ -307,7 +307,7 @@ def test_the_interaction_of_controls_counts_the_same_predictions(rope: Any) -> N
 def test_spikes_at_position_0_are_said_to_be_out_of_reach_of_edges(result: Any) -> None:
     """Position 0 sees only itself: dropped edges move the median, never the largest entry."""
     assert result.findings["spikes_at_position0_only"]
-    assert any("drop_edge cannot change them" in note for note in result.settings["notes"])
+    assert any("drop_edge cannot change it" in note for note in result.settings["notes"])
     assert not any(line.startswith("Spike size") for line in result.summary)
 
 
