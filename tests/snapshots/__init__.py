@@ -20,7 +20,7 @@ from tests.conftest import smollm2_file
 FOLDER = Path(__file__).parent
 MODELS = ("rope", "learned-sink", "encoder")
 REAL = "SmolLM2"
-CHECKED_ON_REAL = ("sink_profile", "bos_replacement")
+CHECKED_ON_REAL = ("sink_profile",)
 OWN: dict[str, dict[str, Any]] = {"position0_patching": {"layers": (0, 11, 20, 29)}}
 """On SmolLM2, where all layers would take an hour."""
 N_PROMPTS, LENGTH = 8, 32
