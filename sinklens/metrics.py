@@ -70,6 +70,13 @@ class LogitMetric:
     counts: Callable[[Int[Tensor, " counted"], int], Int[Tensor, " taken"]] = lambda p, _: p
     needs_clean: bool = False
 
+    highest = None
+
+    @property
+    def lowest(self) -> float | None:
+        """The smallest value that it can have."""
+        return None if self.signed else 0.0
+
 
 @dataclass(frozen=True)
 class ProbeMetric:
@@ -82,6 +89,8 @@ class ProbeMetric:
         unit: The unit.
         higher_is_better: Whether higher is better; None where neither is.
         signed: Whether it can be negative.
+        lowest: The smallest value that it can have.
+        highest: The largest.
         causal_only: Whether it needs next-token predictions.
         reads: What is read in each layer (`hooks.reach.READABLE`), so that only layers that an
             intervention can reach count; None for one number per prompt.
@@ -94,6 +103,8 @@ class ProbeMetric:
     unit: str = ""
     higher_is_better: bool | None = None
     signed: bool = True
+    lowest: float | None = None
+    highest: float | None = None
     causal_only: bool = False
     reads: str | None = None
     over_layers: Callable[[Tensor, int], Tensor] = torch.mean
@@ -169,7 +180,7 @@ def kl_by_row(
     """
     clean = clean_log_probs.exp()
     change, whole = logits.float() - clean_log_probs, clean.sum(-1)
-    for _ in range(2):  # what float32 leaves of a large mean is small
+    for _step in range(2):  # what float32 leaves of a large mean is small
         change -= (torch.linalg.vecdot(clean, change) / whole)[:, None]
     # Float32 log-probabilities sum to 1 within 1e-5 only.
     more = torch.linalg.vecdot(clean, torch.expm1(change).sub_(change)) / whole
@@ -254,8 +265,24 @@ METRICS: dict[str, Metric] = {
         LogitMetric(
             "logit_diff", logit_diff, "logits", True, by_row=logit_diff_by_row, counts=last_position
         ),
-        ProbeMetric("sink_mass", SinkWeights, sink_mass, "share of attention", reads="pattern"),
-        ProbeMetric("sink_rate", SinkWeights, sink_rate, "share of heads", reads="pattern"),
+        ProbeMetric(
+            "sink_mass",
+            SinkWeights,
+            sink_mass,
+            "share of attention",
+            lowest=0.0,
+            highest=1.0,
+            reads="pattern",
+        ),
+        ProbeMetric(
+            "sink_rate",
+            SinkWeights,
+            sink_rate,
+            "share of heads",
+            lowest=0.0,
+            highest=1.0,
+            reads="pattern",
+        ),
         ProbeMetric(
             "position0_norm",
             ResidualNorms,

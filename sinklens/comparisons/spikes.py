@@ -119,7 +119,10 @@ class SpikeEdits:
             same = len(self._layers) == len(lines) and len(set(lines.values())) == 1
             whole = [f"mean {line}." for line in list(lines.values())[:1]]
             apart = [f"At L{layer} mean {line}." for layer, line in lines.items()]
-            self._run.footnote(edit, " ".join(whole if same else apart))
+            said = " ".join(whole if same else apart)
+            self._run.footnote(edit, said)
+            if len(self._layers) > 1:
+                self._run.footnote(at_all(edit), said)
 
 
 class _LayerEdits:

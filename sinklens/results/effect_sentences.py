@@ -12,30 +12,32 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ..core.labels import row_label
-from ..stats.effects import EffectSize, is_significant
+from ..stats.effects import EffectSize, is_significant, within_rounding
 from .record import Record
 from .wording import (
     control_verdict,
     describe,
     effect_of,
     interval_of,
+    is_close,
     phrase,
     place_of,
-    probability,
-    within_rounding,
+    tested,
 )
 
 HIGHER = {"more than": "higher than", "less than": "lower than"}
-"""The words for effects, which can be negative: a smaller fall is higher."""
+FALLS = {"more than": "a smaller fall than", "less than": "a larger fall than"}
+"""The words for two effects that are both negative."""
 
 
 @dataclass(frozen=True)
 class Compared:
     """A sentence for every condition of a metric: the effect, its controls, do they differ.
 
-    Where a condition has several rows (layers, heads), the one with the largest effect is said; of
-    rows that average different layers, the one whose effect is largest when summed over all. An
-    effect within float rounding, such as one that is 0 by construction, is no finding.
+    Where a condition has several rows (layers, heads), the one whose interval lies farthest from 0
+    is said, or without such an interval the largest; of rows that average different layers the
+    effects are summed over layers first. An effect within float rounding, such as one that is 0 by
+    construction, is no finding.
 
     Attributes:
         what: What was done, without the condition's name: `Replacing BOS by`.
@@ -60,11 +62,10 @@ class Compared:
                 continue
             unlike = len({row.layers for row in rows}) > 1
             size = partial(_over_all_layers, result) if unlike else lambda row: row.effect
-            chosen_of = f"the largest of {len(rows)} rows"
-            if unlike:
-                chosen_of = f"of {len(rows)} rows the largest when summed over layers"
-            largest = max(rows, key=lambda row: abs(size(row)))
-            yield effect_sentence(result, self.what, largest, chosen_of if len(rows) > 1 else "")
+            chosen = max(rows, key=lambda row: (abs(size(row)) * _surely(row), abs(size(row))))
+            rule = "the one whose interval is farthest from 0" if _surely(chosen) else "the largest"
+            chosen_of = f"of {len(rows)} rows {rule}{', summed over layers' if unlike else ''}"
+            yield effect_sentence(result, self.what, chosen, chosen_of if len(rows) > 1 else "")
 
 
 def every_row(result: Record) -> Iterator[str]:
@@ -82,6 +83,13 @@ def every_row(result: Record) -> Iterator[str]:
                 of = " ".join(part for part in (row.condition, place_of(row)) if part)
                 at = f" at queries {row.queries}" if row.queries else ""
                 yield f"{metric} of {of}{at}: {phrase(result, row)}."
+
+
+def _surely(row: EffectSize) -> float:
+    """The share of an effect that its interval leaves: 0 where it includes 0 or is not there."""
+    if row.ci_low is None or row.ci_high is None or not row.effect:
+        return 0.0
+    return max(row.ci_low, -row.ci_high, 0.0) / abs(row.effect)
 
 
 def _over_all_layers(result: Record, row: EffectSize) -> float:
@@ -102,37 +110,37 @@ def beside_control(
     if own != effect_of(treatment):
         difference = f"at the queries that both count {own}, {difference}"
     models = result.of_random_models(contrast)
-    side = HIGHER.get(control_verdict(contrast, models), control_verdict(contrast, models))
+    side = control_verdict(contrast, models)
+    falls = models is None and max(contrast.value, contrast.baseline) < 0
+    side = (FALLS if falls else HIGHER).get(side, side)
     if models is None:
         aside = interval_or_q(result, contrast)
         return f"{side} {name} ({its}; {difference}{aside})"
     expected = "that of models with random weights"
     if not result.measure(contrast.metric).signed:
         expected = "what their ratio in models with random weights would make it"
+    close = f"; {tested(contrast)}" if is_close(contrast) else ""
     return (
         f"its difference from {name} ({its}; {difference}) is {side} {expected} "
-        f"({effect_of(models)}{interval_of(models)})"
+        f"({effect_of(models)}{interval_of(models)}{close})"
     )
 
 
 def interval_or_q(result: Record, contrast: EffectSize) -> str:
-    """Where the interval of a contrast and its q-value disagree, both of them."""
+    """Where the interval of a contrast and its q-value disagree, both; a q near the level."""
     if contrast.ci_low is None or contrast.ci_high is None or contrast.p_value is None:
         return ""
     excludes = contrast.ci_low > 0 or contrast.ci_high < 0
     if excludes == is_significant(contrast):
-        return ""
+        return f"; {tested(contrast)}" if is_close(contrast) else ""
     family = [
         row
         for row in result.effects
         if (row.metric, row.kind) == (contrast.metric, contrast.kind) and row.p_value is not None
     ]
-    value = contrast.p_value if contrast.q_value is None else contrast.q_value
-    tested = f"q = {probability(value)} after FDR correction over {len(family)} rows"
-    if len(family) == 1:
-        tested = f"p = {probability(value)}"
-    tested = tested.replace("= <", "< ")
-    return f"; this interval {'excludes' if excludes else 'includes'} 0, but {tested}"
+    over = f" after FDR correction over {len(family)} rows" if len(family) > 1 else ""
+    side = "excludes" if excludes else "includes"
+    return f"; this interval {side} 0, but {tested(contrast)}{over}"
 
 
 def does_more(result: Record, treatment: EffectSize) -> bool:
@@ -159,13 +167,13 @@ def effect_sentence(result: Record, what: str, treatment: EffectSize, chosen_of:
         result: The result.
         what: What was done, without the condition's name.
         treatment: The row.
-        chosen_of: Of what it was chosen, such as `the largest of 6 rows`.
+        chosen_of: Of what it was chosen, such as `of 6 rows the largest`.
     """
     said = f"{what} {treatment.condition}"
     if place_of(treatment):
         said += f" at {place_of(treatment)}"
     if chosen_of:
-        choice = "; its interval ignores that choice" if interval_of(treatment) else ""
+        choice = "; the interval ignores the choice" if interval_of(treatment) else ""
         said += f" ({chosen_of}{choice})"
     over = f" over {treatment.layers}" if treatment.layers else ""
     said += f": {treatment.metric}{over} {describe(treatment)} against the clean run"

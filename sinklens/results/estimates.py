@@ -12,15 +12,17 @@ beside those of the clean run, a `Share` a share of tokens. Each can be compared
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from scipy import stats
 from torch import Tensor
 
-from ..stats.effects import Draws, Row, Values, paired_row
+from ..stats.effects import ROUNDING, Draws, Row, Values, paired_row
 from ..stats.models import OfModels, expected_contrasts, p_beside_models
 
 RANDOM_MODELS = "random_weights"
@@ -43,18 +45,40 @@ class Measure:
         form: How a value is written, such as `.3g` or `.1%`.
         signed: Whether a difference from the null can have either sign. Where it cannot (a
             divergence), a sign-flip test is not meaningful and is not run.
+        lowest: The smallest value that there can be, which no interval leaves; None for any.
+        highest: The largest, likewise.
     """
 
     unit: str
     null: str = "0"
     form: str = ".3g"
     signed: bool = True
+    lowest: float | None = None
+    highest: float | None = None
 
     def is_edge(self, null: float) -> bool:
-        """Whether a share's null is 0 or all, so that values lie on one side of it whatever is."""
-        share = self.unit.startswith("share of") and self.form.endswith("%")
-        printed = f"{null:{self.form}}" in (f"{0:{self.form}}", f"{1:{self.form}}")
-        return share and not self.form.startswith("+") and printed
+        """Whether a null is, as printed, a bound, so that values lie on one side of it anyway."""
+        ends = (self.lowest, self.highest)
+        return f"{null:{self.form}}" in [f"{end:{self.form}}" for end in ends if end is not None]
+
+    def within(self, row: Row) -> Row:
+        """A row whose interval holds only what can be: no share below 0 or above all."""
+        effect = row.effect
+        if effect.ci_low is None or effect.ci_high is None:
+            return row
+        lowest = -math.inf if self.lowest is None else self.lowest
+        highest = math.inf if self.highest is None else self.highest
+        low, high = lowest - effect.baseline, highest - effect.baseline
+        if effect.kind == "contrast":
+            low, high = lowest - highest, highest - lowest
+        # A value may lie beyond by rounding; its interval still holds it.
+        low, high = min(low, effect.effect), max(high, effect.effect)
+        low, high = max(low, effect.ci_low), min(high, effect.ci_high)
+        return replace(row, effect=replace(effect, ci_low=low, ci_high=high))
+
+
+proportion = partial(Measure, lowest=0.0, highest=1.0)
+"""The measure of a share of a whole."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +201,7 @@ def rows_of(
     """
     named: dict[str, Any] = {"unit": measure.unit, "seed": seed, **vars(place or Place())}
     values, nulls = sample.sides(prompts)
-    tested = sample.kind == "treatment" and measure.signed
+    tested = sample.kind == "treatment" and measure.signed and not _is_nothing(values, nulls)
     row = paired_row(
         metric,
         condition,
@@ -192,23 +216,27 @@ def rows_of(
         row = _without_spread(row)
     elif measure.unit == OF_PROMPTS and np.isin(row.values, (0, 1)).all():
         row = _with_wilson(row, int(row.values.sum()), len(row.values))
-    yield row
+    yield measure.within(row)
     for one in references:
         its, own = one.sample, one.own or sample
         named |= {"against": one.name, "layers": one.layers}
+        nothing = _is_nothing(*own.sides(prompts)) and _is_nothing(*its.sides(prompts))
         values, nulls = its.sides(prompts)
-        yield paired_row(metric, condition, one.kind, values, nulls, n_draws=its.draws, **named)
+        row = paired_row(metric, condition, one.kind, values, nulls, n_draws=its.draws, **named)
+        yield measure.within(row)
         both = (own.by_draw(prompts), its.by_draw(prompts))
         first, second = np.broadcast_arrays(*both)
-        contrast = paired_row(
-            metric,
-            condition,
-            "contrast",
-            first,
-            second,
-            tested=one.models is None,
-            n_draws=max(its.draws, one.own.draws if one.own else 1),
-            **named,
+        contrast = measure.within(
+            paired_row(
+                metric,
+                condition,
+                "contrast",
+                first,
+                second,
+                tested=one.models is None and not nothing,
+                n_draws=max(its.draws, one.own.draws if one.own else 1),
+                **named,
+            )
         )
         if one.models is None:
             yield contrast
@@ -217,6 +245,7 @@ def rows_of(
             contrast = _without_spread(contrast)
         ratio = not measure.signed
         p = p_beside_models(first, second, one.models, ratio=ratio)
+        p = None if nothing and not ratio else p
         yield replace(contrast, effect=replace(contrast.effect, p_value=p))
         if not len(one.models):
             continue
@@ -249,6 +278,11 @@ def _with_wilson(row: Row, hits: int, of: int) -> Row:
     ends = stats.binomtest(hits, of).proportion_ci(method="wilson")
     low, high = (float(end) - row.effect.baseline for end in (ends.low, ends.high))
     return replace(row, effect=replace(row.effect, ci_low=low, ci_high=high))
+
+
+def _is_nothing(values: Values | Draws, nulls: Values | Draws) -> bool:
+    """Whether values are their null but for float32 rounding, so that there is nothing to test."""
+    return bool(np.abs(values - nulls).max() <= ROUNDING * np.abs([values, nulls]).max())
 
 
 def _without_spread(row: Row) -> Row:

@@ -67,7 +67,8 @@ class ExperimentResult(Record):
             f"{prompts['length']}{longest} tokens {bos} BOS from {prompts['source']}"
             f"{self._draws_in_words()}."
         ]
-        lines += [f"* {line}" for line in self.settings.get("footnotes", {}).values()]
+        footnotes = dict.fromkeys(self.settings.get("footnotes", {}).values())
+        lines += [f"* {line}" for line in footnotes]
         lines += self.settings.get("notes", [])
         lines += [
             f"Left out: {what}, since {why}."

@@ -176,7 +176,7 @@ REFERENCE = (
     "against",
     "p (difference)",
     "q (difference)",
-    "its effect",
+    "control or null",
     "with random weights",
 )
 

@@ -25,11 +25,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..core.labels import head_label
-from ..stats.effects import EffectSize, is_significant
+from ..stats.effects import LEVEL, EffectSize, is_significant, within_rounding
 from .estimates import RANDOM_MODELS, Measure
 from .record import Record
 
-ROUNDING = 1e-6
 SMALL_P = 1e-4
 NO_SPREAD = " [no spread]"
 RELATIVE = {"more than": "higher than", "less than": "lower than", "above": "higher than"}
@@ -189,16 +188,24 @@ def references(result: Record, row: EffectSize) -> Iterator[tuple[str, str]]:
         words = f"{reference.against}".replace("_", "-")
         value = number(measure, reference.value)
         models = result.of_random_models(contrast)
-        if reference.against == RANDOM_MODELS and contrast.ci_low is None:
-            yield "beside", f"one model with random weights ({value})"
-            continue
         side = verdict(reference, contrast, models)
-        if models is not None and contrast.p_value is not None:
-            value += ", tested against models with random weights"
+        of_one = reference.against == RANDOM_MODELS and contrast.ci_low is None
+        if untested := of_one or (reference.kind == "control" and contrast.p_value is None):
+            side = "beside"
         if number(measure, reference.baseline) != number(measure, row.baseline):
-            # What is compared is the distance from the null, with its sign.
-            side = f"relative to {measure.null} {RELATIVE.get(side, side)}"
             value += f", beside {number(measure, reference.baseline)}"
+            if not untested:
+                # What is compared is the distance from the null, with its sign.
+                side = f"relative to {measure.null} {RELATIVE.get(side, side)}"
+        if of_one:
+            yield side, f"one model with random weights ({value})"
+            continue
+        if untested:
+            value += ", not tested"
+        elif models is not None:
+            value += ", tested against models with random weights"
+        elif reference.kind == "control" and is_close(contrast):
+            value += f", {tested(contrast)}"
         yield side, f"its {words} {reference.kind} ({value})"
 
 
@@ -221,26 +228,40 @@ def number(measure: Measure, value: float) -> str:
     return written(value, measure.form)
 
 
-def within_rounding(value: float, *measured: float) -> bool:
-    """Whether a number is 0 but for float32 rounding of what was measured (or of 1)."""
-    return abs(value) <= ROUNDING * max([1.0, *map(abs, measured)])
-
-
 def written(value: float, form: str, *measured: float) -> str:
     """A number in a form; what is 0 but for float32 rounding is written as 0, without a sign.
+
+    Thousands that are set apart by commas have no decimals.
 
     Args:
         value: The number.
         form: Such as `.3g`.
         measured: The values that it is the difference of, which may be rounded more.
     """
+    if form.startswith(",") and abs(value) >= 1000:
+        form = ",.0f"
     text = f"{0.0 if within_rounding(value, *measured) else value:{form}}"
     return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
 
 
 def probability(value: float) -> str:
-    """A p- or q-value: `0.012`, or `<1e-4`."""
-    return "<1e-4" if value < SMALL_P else f"{value:.2g}"
+    """A p- or q-value: `0.012`, or `<1e-4`; `0.0496` where two digits would hide the side."""
+    if value < SMALL_P:
+        return "<1e-4"
+    return f"{value:.3g}" if f"{value:.2g}" == f"{LEVEL:.2g}" else f"{value:.2g}"
+
+
+def tested(contrast: EffectSize) -> str:
+    """Its q- or, outside a family, p-value: `q = 0.012`."""
+    name, value = ("p", contrast.p_value) if contrast.q_value is None else ("q", contrast.q_value)
+    said = probability(value or 0.0)
+    return f"{name} {said.replace('<', '< ')}" if said.startswith("<") else f"{name} = {said}"
+
+
+def is_close(contrast: EffectSize) -> bool:
+    """Whether the level is within a factor of two, so that the verdict says less than q."""
+    value = contrast.p_value if contrast.q_value is None else contrast.q_value
+    return value is not None and LEVEL / 2 <= value <= 2 * LEVEL
 
 
 def quantity(measure: Measure, value: float) -> str:
@@ -268,16 +289,6 @@ def interval_of(effect: EffectSize, form: str = ".3g") -> str:
         return NO_SPREAD
     low, high = (written(end, form, *measured) for end in (effect.ci_low, effect.ci_high))
     return f" [{low}, {high}]"
-
-
-def spread_notes(effects: Iterable[EffectSize]) -> list[str]:
-    """What `[no spread]` means, where a row has none."""
-    if not any(interval_of(effect) == NO_SPREAD for effect in effects):
-        return []
-    return [
-        "No spread: the number is the same for every prompt (as what depends on a shared BOS "
-        "alone), so that there is no interval."
-    ]
 
 
 def place_of(effect: EffectSize) -> str:

@@ -30,11 +30,6 @@ from ..stats.models import OfModels, contrast_of
 
 ContrastKey = tuple[str, str, int | None, int | None, str]
 """Metric, condition, layer, head and control of a contrast."""
-LATER_QUERIES = (
-    "For metrics of predictions (loss, KL) a difference from a control at a later position counts "
-    "the predictions after that position alone, of the treatment too, whose own row counts all: it "
-    "is not the difference of the two effects shown."
-)
 UNREACHED = "the interventions reach no layer that is read"
 NO_POSITION = "no later position is left whose predictions could count"
 
@@ -82,14 +77,6 @@ class Comparison:
         first = self.treatment[0]
         return self.condition, first.layer, first.head
 
-    @property
-    def reads_later(self) -> bool:
-        """Whether a control counts other predictions than the treatment."""
-        own = {one.last_uncounted for one in self.treatment}
-        return any(
-            other.last_uncounted not in own for one in self.made for other in one.interventions
-        )
-
     def pairs(self, control: Control) -> list[tuple[Intervention, Intervention]]:
         """What is compared with a control, at the predictions that the control counts.
 
@@ -124,7 +111,13 @@ def contrast_key(metric: Metric, comparison: Comparison, control: Control) -> Co
 
 def measure_of(metric: Metric) -> Measure:
     """What kind of number a metric is, beside the clean run."""
-    return Measure(metric.unit, "the clean run", signed=metric.signed)
+    return Measure(
+        metric.unit,
+        "the clean run",
+        signed=metric.signed,
+        lowest=metric.lowest,
+        highest=metric.highest,
+    )
 
 
 class Beside(NamedTuple):

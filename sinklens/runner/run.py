@@ -29,14 +29,13 @@ from ..models.capabilities import Capabilities, check
 from ..models.prompts import Prompts, notes_on
 from ..probes import Probe
 from ..results.estimates import Place, Reference, Sample, Share, rows_of, share_row
+from ..results.notes import counted_notes, spread_notes
 from ..results.result import ExperimentResult, identity
-from ..results.wording import spread_notes
 from ..stats.clusters import by_document
 from ..stats.effects import EffectSize, Row, with_q_values
 from ..stats.models import OfModels
 from ..stats.skewness import skewness_notes
 from .compare import (
-    LATER_QUERIES,
     Compared,
     Comparison,
     ContrastKey,
@@ -202,8 +201,6 @@ class Run(Counted[Config], Generic[Config]):
         # What an experiment declares of a metric that it also reads itself has its own null.
         self._measures = {m.name: measure_of(m) for m in found.metrics} | self._measures
         nulls = self._random_contrasts(make, {one.place for one in comparisons}, found.metrics)
-        if any(one.reads_later for one in comparisons):
-            self.note(LATER_QUERIES)
         self.rows += compared.rows(self.config.seed, nulls)
         self._left_out |= compared.unreached()
         self._arrays |= compared.arrays()
@@ -315,7 +312,8 @@ class Run(Counted[Config], Generic[Config]):
         rows = with_q_values(self.rows)
         effects = [row.effect for row in rows]
         judged = judged_note(rows, len(self.prompts))
-        notes = [*self._notes, *judged, *skewness_notes(rows), *spread_notes(effects)]
+        notes = [*self._notes, *counted_notes(effects), *judged]
+        notes += [*skewness_notes(rows), *spread_notes(effects)]
         if not self.config.draws and self._experiment.draws_controls:
             notes.append("No controls and no contrasts with them: draws is 0.")
         settings = {

@@ -30,6 +30,8 @@ from scipy import stats
 RESAMPLES = 20_000
 EPSILON, ROUNDING_STEPS = float(np.finfo(float).eps), 10  # as scipy judges loss of precision
 LEVEL = 0.05
+ROUNDING = 1e-6
+"""Float32 rounding, relative to what was measured."""
 OVER_PROMPTS = ("prompt", "document")
 """What is resampled in rows of one value per prompt."""
 Values = Float[np.ndarray, " prompt"]
@@ -285,6 +287,11 @@ def underpowered_families(effects: Sequence[EffectSize]) -> list[str]:
                 f"{family} rows) one such row alone cannot be significant after FDR correction."
             )
     return lines
+
+
+def within_rounding(value: float, *measured: float) -> bool:
+    """Whether a number is 0 but for float32 rounding of what was measured (or of 1)."""
+    return abs(value) <= ROUNDING * max([1.0, *map(abs, measured)])
 
 
 def is_significant(effect: EffectSize) -> bool:

@@ -152,8 +152,8 @@ CLAIMS = (
     *(
         Claim(
             POSITION,
-            f"Replacing the BOS embedding removes 40% of that component at early queries (by "
-            f"what is not in the abstract: here by {words})",
+            "Replacing the BOS embedding removes 40% of that component (without key 0) at early "
+            f"queries (by what is not in the abstract: here by {words})",
             BOS,
             row_of("removed_without_key0", condition, "treatment"),
             Near(0.40, 0.40, 0.10),

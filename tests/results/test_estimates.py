@@ -17,6 +17,7 @@ from sinklens.results.estimates import (
     Reference,
     Sample,
     Share,
+    proportion,
     share_row,
 )
 from sinklens.results.estimates import rows_of as rows
@@ -103,6 +104,34 @@ def test_what_is_so_of_every_prompt_has_wilsons_interval() -> None:
     # Shares between are means of several, and have the interval of a mean.
     (row,) = rows("at0", measure, "x", Sample(np.full(12, 0.5), 0.2), prompts=12, seed=0)
     assert row.effect.ci_low == row.effect.ci_high
+
+
+def test_no_interval_holds_what_cannot_be() -> None:
+    """Two draws that differ have an interval of t with one degree of freedom."""
+    share = proportion("share of attention")
+    control = Reference(Effect(np.array([[0.1] * 4, [0.5] * 4]), 0.6), "other_key")
+    values = np.array([[0.0] * 4, [0.6] * 4])
+    row, its, contrast = (one.effect for one in made(Effect(values, 0.6), control, measure=share))
+    (free,) = (one.effect for one in made(Effect(values, 0.6)))
+    assert free.ci_low is not None and free.ci_low < -3 and free.ci_high is not None
+    assert (row.ci_low, row.ci_high) == (pytest.approx(-0.6), pytest.approx(0.4))
+    assert (its.ci_low, its.ci_high) == (pytest.approx(-0.6), pytest.approx(0.4))
+    assert contrast.ci_low is not None and contrast.ci_high is not None
+    assert -1 <= contrast.ci_low < contrast.ci_high <= 1
+    assert (row.effect, row.p_value) == (pytest.approx(-0.3), pytest.approx(free.p_value))
+    divergence = replace(MEASURE, signed=False, lowest=0.0)
+    (kl,) = (one.effect for one in made(Effect(np.array([0.0, 0.0, 0, 9]), 0), measure=divergence))
+    assert kl.ci_low == 0 and kl.ci_high is not None and kl.ci_high > 9
+
+
+def test_what_changes_nothing_is_not_tested() -> None:
+    same = Effect(VALUES * (1 + 1e-8), VALUES)
+    rows = made(same, Reference(same, "other_key"), Reference(Effect(LATER, VALUES), "later_key"))
+    effects = [row.effect for row in rows]
+    assert [row.p_value is None for row in effects if row.kind != "control"] == [True, True, False]
+    models = np.array([0.1, 0.2, 0.3])
+    judged = made(same, Reference(same, "other_key", models=models))
+    assert judged[2].effect.kind == "contrast" and judged[2].effect.p_value is None
 
 
 def effect_with(low: float | None, high: float | None, q: float | None, size: float) -> EffectSize:

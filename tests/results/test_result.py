@@ -19,7 +19,7 @@ import torch
 import sinklens
 from sinklens.models.prompts import corpus
 from sinklens.results.record import Array
-from sinklens.stats.effects import OVER_PROMPTS
+from sinklens.stats.effects import OVER_PROMPTS, EffectSize
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "sink_profile": {},
@@ -112,14 +112,27 @@ def test_rows_follow_from_the_prompts_values(result: sinklens.ExperimentResult) 
         assert effect.effect == pytest.approx(mean, abs=1e-9)
         assert effect.value == pytest.approx(float(values[number].mean()), abs=1e-9)
         half = quantile * deviation / math.sqrt(8)
+        lowest, highest = _ends(effect)
         if effect.n_draws == 1:
-            assert effect.ci_low == pytest.approx(mean - half, abs=1e-9)
-            assert effect.ci_high == pytest.approx(mean + half, abs=1e-9)
+            assert effect.ci_low == pytest.approx(max(mean - half, lowest), abs=1e-9)
+            assert effect.ci_high == pytest.approx(min(mean + half, highest), abs=1e-9)
         else:  # the choice of draws is in it as well
-            assert effect.ci_high - mean == pytest.approx(mean - effect.ci_low, abs=1e-9)
-            assert effect.ci_high - mean >= half * (1 - 1e-9)
+            wider = half * (1 - 1e-9)
+            assert effect.ci_low <= max(mean - wider, lowest + 1e-9)
+            assert effect.ci_high >= min(mean + wider, highest - 1e-9)
+            if lowest + 1e-9 < effect.ci_low and effect.ci_high < highest - 1e-9:
+                assert effect.ci_high - mean == pytest.approx(mean - effect.ci_low, abs=1e-9)
         if deviation > 1e-12:
             assert effect.d_z == pytest.approx(mean / deviation, rel=1e-6)
+
+
+def _ends(effect: EffectSize) -> tuple[float, float]:
+    """What a difference can be, from what its metric can be."""
+    lowest = 0.0 if effect.metric in ("kl", "sink_mass", "sink_rate") else -math.inf
+    highest = 1.0 if effect.metric in ("sink_mass", "sink_rate") else math.inf
+    if effect.kind == "contrast":
+        return lowest - highest, highest - lowest
+    return lowest - effect.baseline, highest - effect.baseline
 
 
 def test_only_signed_treatments_and_contrasts_are_tested(

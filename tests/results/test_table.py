@@ -54,7 +54,7 @@ def test_the_contrast_stands_beside_the_effect(result: ExperimentResult) -> None
     table = result.table()
     assert list(table.columns) == [
         *("condition", "metric", "effect [95 %]", "difference [95 %]", "against"),
-        *("q (difference)", "its effect", "q", "baseline", "value", "unit", "over"),
+        *("q (difference)", "control or null", "q", "baseline", "value", "unit", "over"),
     ]
     assert table["condition"].fillna("").tolist() == ["zero", "", "mean", "position0"]
     contrast = result.find(condition="zero", kind="contrast", against="later_position")

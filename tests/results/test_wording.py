@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sinklens.results.effect_sentences import Compared, does_more
-from sinklens.results.estimates import Effect, Measure, Reference, Sample, rows_of
+from sinklens.results.estimates import Effect, Measure, Reference, Sample, proportion, rows_of
+from sinklens.results.notes import counted_notes, spread_notes
 from sinklens.results.record import Array, Record
 from sinklens.results.wording import (
     describe,
@@ -19,13 +20,12 @@ from sinklens.results.wording import (
     null_verdict,
     probability,
     say,
-    spread_notes,
     written,
 )
 from sinklens.stats.effects import with_q_values
 
 MEASURES = {
-    "mass": Measure("share of attention", "uniform attention", ".1%"),
+    "mass": proportion("share of attention", "uniform attention", ".1%"),
     "loss": Measure("nats", "the clean run"),
 }
 # Centred, so that means are round.
@@ -112,6 +112,8 @@ def test_the_effect_against_the_clean_run_leads(record: Record) -> None:
         (-0.02, ".0%", "-2%"),
         (-1.2e-5, "+.3g", "-1.2e-05"),
         (-0.0004, "+.0%", "0%"),
+        (14240.4, ",.1f", "14,240"),
+        (769.34, ",.1f", "769.3"),
     ],
 )
 def test_a_zero_has_no_sign_and_no_rounding(value: float, form: str, words: str) -> None:
@@ -142,6 +144,8 @@ def test_one_form_for_every_probability() -> None:
         "0.031",
         "1",
     ]
+    # Two digits would hide on which side of 0.05 these lie.
+    assert [probability(value) for value in (0.0496, 0.05, 0.0504)] == ["0.0496", "0.05", "0.0504"]
 
 
 def test_an_effect_within_rounding_is_no_finding(record: Record) -> None:
@@ -185,6 +189,68 @@ def test_an_interval_and_a_q_that_disagree_are_both_said(record: Record) -> None
     assert "; this interval includes 0, but q = 0.01 after FDR correction over 2 rows)" in mean
 
 
+def test_a_q_near_the_level_is_said(record: Record) -> None:
+    for q, said in ((0.04, "; q = 0.04)"), (0.001, "])"), (0.4, "])")):
+        rows = [
+            replace(row, q_value=q, ci_low=(1.0 if q < 0.05 else -1.0))
+            if row.kind == "contrast"
+            else row
+            for row in record.effects
+        ]
+        (zero, _) = say(replace(record, effects=rows), [Compared("Replacing BOS by", "loss")])
+        assert zero.endswith(said + ".")
+
+
+def test_a_smaller_fall_is_called_so(record: Record) -> None:
+    rows = [
+        replace(row, value=-0.1, baseline=-1.2) if row.kind == "contrast" else row
+        for row in record.effects
+    ]
+    (zero, _) = say(replace(record, effects=rows), [Compared("Replacing BOS by", "loss")])
+    assert "; a smaller fall than its later-position control (" in zero
+
+
+def test_what_is_not_tested_stands_beside(record: Record) -> None:
+    rows = [
+        replace(row, p_value=None, q_value=None) if row.kind == "contrast" else row
+        for row in record.effects
+    ]
+    (line,) = say(replace(record, effects=rows), ["Position 0 gets {mass/position0}."])
+    assert line.endswith("; beside its later-position control (8.0%, not tested).")
+
+
+def test_of_several_rows_the_surest_is_said(record: Record) -> None:
+    """Half of 2 within [1, 3] is more than what [-1, 7] leaves of 3."""
+    row = record.find(metric="loss", condition="zero", against=None)
+    rows = [
+        replace(row, layer=layer, effect=effect, ci_low=low, ci_high=high)
+        for layer, effect, low, high in (
+            (0, 3.0, -1.0, 7.0),
+            (1, 2.0, 1.0, 3.0),
+            (2, 1.5, 0.5, 2.5),
+        )
+    ]
+    (line,) = say(replace(record, effects=rows), [Compared("Patching with", "loss")])
+    assert line.startswith(
+        "Patching with zero at L1 (of 3 rows the one whose interval is farthest from 0; the "
+        "interval ignores the choice): loss +2 nats [1, 3]"
+    )
+    (line,) = say(replace(record, effects=rows[:1] * 2), [Compared("Patching with", "loss")])
+    assert " at L0 (of 2 rows the largest; the interval ignores the choice)" in line
+
+
+def test_differences_that_do_not_add_up_are_said(record: Record) -> None:
+    assert counted_notes(record.effects) == []
+    moved = [
+        replace(row, value=row.value + 0.3)
+        if (row.metric, row.kind, row.condition) == ("loss", "contrast", "zero")
+        else row
+        for row in record.effects
+    ]
+    (note,) = counted_notes(moved)
+    assert note.startswith("In loss some differences are not those of the two effects shown")
+
+
 def test_rows_over_different_layers_are_compared_by_their_sums(record: Record) -> None:
     """0.3 in one layer is less than 0.2 in each of three."""
     row = record.find(metric="loss", condition="zero", against=None)
@@ -198,8 +264,8 @@ def test_rows_over_different_layers_are_compared_by_their_sums(record: Record) -
     result = replace(record, effects=rows, arrays=arrays)
     (line,) = say(result, [Compared("Patching with", "loss")])
     assert line.startswith(
-        "Patching with patch at L0 (of 2 rows the largest when summed over layers; its interval "
-        "ignores that choice): loss +0.2 nats"
+        "Patching with patch at L0 (of 2 rows the one whose interval is farthest from 0, summed "
+        "over layers; the interval ignores the choice): loss +0.2 nats"
     )
 
 

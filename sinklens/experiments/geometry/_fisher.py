@@ -25,13 +25,13 @@ from ...core.protocol import HookedModel
 from ...core.seeds import content_seed
 from ...engine.gradients import NO_LABEL, squared_gradients
 from ...models.prompts import Prompts
-from ...results.estimates import Measure, Sample
+from ...results.estimates import Measure, Sample, proportion
 from ...runner.run import Run
 
 GROUPS = ("attention", "mlp", "embedding", "other")
 MASKED = 0.15
 MEASURES = {
-    "fisher_share": Measure("share of trace", "its share of the weights", ".1%"),
+    "fisher_share": proportion("share of trace", "its share of the weights", ".1%"),
     "fisher_depth": Measure("rank correlation", "no correlation", "+.2f"),
 }
 Groups = dict[tuple[str, int], list[Tensor]]

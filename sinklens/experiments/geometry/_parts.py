@@ -44,7 +44,7 @@ from ...probes.patterns import (
     Reduction,
 )
 from ...probes.reference_points import SPACES, ReferenceShares
-from ...results.estimates import Measure
+from ...results.estimates import Measure, proportion
 from ...runner.run import Run
 from ._nulls import RANDOM_UNIFORM, BesideNulls, BySource, at
 
@@ -53,27 +53,28 @@ Read = dict[str, dict[str, Tensor]]
 # The graph metrics that have a row of their own; the others are in the arrays.
 SHOWN = ("star_likeness", "gini", "combined_star", "centralisation", "density", "fiedler")
 _beside_uniform = partial(Measure, null="uniform attention")
+_share = partial(proportion, null="uniform attention")
 MEASURES = {
-    "largest_column": _beside_uniform("share of attention", form=".1%"),
+    "largest_column": _share("share of attention", form=".1%"),
     "effective_anchors": _beside_uniform("keys"),
-    "first_share": _beside_uniform("share of the columns' sum", form=".1%"),
-    "last_share": _beside_uniform("share of the columns' sum", form=".1%"),
-    "stability": Measure("share of layer pairs", "keys drawn at random", ".1%"),
-    "centralised": _beside_uniform("share of the columns' sum", form=".1%"),
-    "distributed": _beside_uniform("share of the columns' sum", form=".1%"),
-    "bidirectional": _beside_uniform("share of the columns' sum", form=".1%"),
-    "star_likeness": _beside_uniform("share of queries", form=".1%"),
+    "first_share": _share("share of the columns' sum", form=".1%"),
+    "last_share": _share("share of the columns' sum", form=".1%"),
+    "stability": proportion("share of layer pairs", "keys drawn at random", ".1%"),
+    "centralised": _share("share of the columns' sum", form=".1%"),
+    "distributed": _share("share of the columns' sum", form=".1%"),
+    "bidirectional": _share("share of the columns' sum", form=".1%"),
+    "star_likeness": _share("share of queries", form=".1%"),
     "gini": _beside_uniform(""),
     "combined_star": _beside_uniform(""),
     "centralisation": _beside_uniform(""),
-    "density": _beside_uniform("share of pairs", form=".1%"),
+    "density": _share("share of pairs", form=".1%"),
     "fiedler": _beside_uniform("eigenvalue"),
     "participation_ratio": _beside_uniform("singular values"),
     "stable_rank": _beside_uniform("singular values"),
     "singular_gap": _beside_uniform("share of the largest", form=".1%"),
     "persistence0": _beside_uniform("sum of bar lengths"),
     "persistence1": _beside_uniform("sum of bar lengths"),
-    "reference_share": _beside_uniform("share of the norm", form=".0%"),
+    "reference_share": _share("share of the norm", form=".0%"),
     "head_kl": Measure("nats", "the value with all columns"),
     "kl_reduction_z": Measure("standard deviations", "random columns"),
 }

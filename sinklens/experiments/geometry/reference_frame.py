@@ -256,6 +256,12 @@ def reference_frame(run: Run[ReferenceFrameConfig]) -> None:
             "The baseline is uniform attention over the visible keys (head_kl: all columns; "
             "stability: keys drawn at random)."
         )
+    if "frame" in parts:
+        run.note(
+            "A column is the mean weight that a key gets from the queries that see it (share of "
+            "attention); shares of the columns' sum are of all columns together, in which late "
+            "keys, seen by few queries, count as much as early ones."
+        )
     run.facts(causal=run.capabilities.causal)
     if run.capabilities.causal and "frame" in parts:
         run.note(

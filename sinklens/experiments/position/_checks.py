@@ -24,8 +24,9 @@ from ...models.capabilities import hook_name
 from ...models.prompts import Prompts
 from ...probes.log_split import LogSplitValues
 from ...probes.logits import LogitForms
-from ...results.wording import ROUNDING, written
+from ...results.wording import written
 from ...runner.run import Run
+from ...stats.effects import ROUNDING
 from ._components import Components
 from ._pairs import PairSets
 

@@ -222,7 +222,8 @@ def replacing_bos(result: Record) -> Iterator[str]:
         for row in result.effects
         if row.kind == "treatment" and row.layer is None
     }
-    early: dict[str, list[str]] = {"without_key0": [], "all_keys": []}
+    early: list[str] = []
+    shown: set[str] = set()
     for condition in dict.fromkeys(condition for _, condition, _ in rows):
         parts = []
         for keys, queries in (
@@ -235,22 +236,27 @@ def replacing_bos(result: Record) -> Iterator[str]:
                 continue
             parts.append(f"{words}, {_removal(result, row)}")
             if queries == first:
+                shown.add(keys)
+            if (keys, queries) == ("without_key0", first):
                 contained = "contains" if contains(row, REPORTED) else "excludes"
-                early[keys].append(
+                early.append(
                     f"{written(row.value, '.0%')}{interval_of(row, '.0%')} ({condition}; the "
                     f"interval {contained} {REPORTED:.0%})"
                 )
         if parts:
             yield f"Replacing BOS by {condition}: {'; '.join(parts)}."
-    lacking = [keys for keys in early if rows and not early[keys]]
+    lacking = [keys for keys in ("without_key0", "all_keys") if rows and keys not in shown]
     said = [_no_share(result, rows.values(), first, lacking)] if lacking else []
-    keys = "without_key0" if early["without_key0"] else "all_keys"
-    if early[keys]:
-        where = "without key 0" if KEYS[keys] else "with key 0, since without it no row is left"
+    if shown:
+        here = f"removed here at queries {first}, without key 0: {', '.join(early)}"
+        if not early:
+            here = (
+                "it cannot be set against the shares above, which are with key 0, whose own "
+                "attention replacing BOS changes in any case"
+            )
         said.append(
             f"Ruscio et al. 2026 (2606.06160) report {REPORTED:.0%} removed at early queries, for "
-            "a replacement and a range that their abstract does not name; removed here at queries "
-            f"{first}, {where}: {', '.join(early[keys])}."
+            f"a replacement and a range that their abstract does not name; {here}."
         )
     if said:
         yield " ".join(said)

@@ -35,7 +35,7 @@ from ...hooks.intervention import one_per_run
 from ...hooks.matching import control_positions
 from ...hooks.position0 import PARTS
 from ...probes.log_split import LogSplit, SinkReadouts
-from ...results.estimates import Measure
+from ...results.estimates import Measure, proportion
 from ...results.figures import Forest, Stack
 from ...results.record import Record
 from ...runner.compare import in_order, without_control
@@ -99,12 +99,12 @@ MEASURES = {
     "causal_r2": Measure("share of the variance", "flat logits", ".0%"),
     "window_kl": Measure("nats", "flat logits", ".2f"),
     "causal_share": Measure("share of both components", "flat logits", ".0%"),
-    "sink_reading_heads": Measure("share of heads", "uniform attention", ".0%"),
-    "sink_reading_heads/readout>0.3": Measure(
+    "sink_reading_heads": proportion("share of heads", "uniform attention", ".0%"),
+    "sink_reading_heads/readout>0.3": proportion(
         "share of heads", "uniform attention over unrelated values", ".0%"
     ),
     "fingerprint": Measure("ratio"),
-    "fingerprint/nearest_centroid": Measure("share of first tokens", "chance", ".0%"),
+    "fingerprint/nearest_centroid": proportion("share of first tokens", "chance", ".0%"),
     "position0_cosine": Measure("cosine", "different prompts at the last query", ".2f"),
     **{f"removed_{keys}": Measure("share of the component", form=".0%") for keys in KEYS},
     **{f"component_{keys}": Measure("nats^2", "the clean run") for keys in KEYS},

@@ -19,6 +19,7 @@ uniform attention. Scores fall as T grows; compare only at the same T.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ from ...models.capabilities import Capabilities
 from ...models.prompts import Prompts, random_prompts, repeated_prompts, token_text
 from ...probes import ResidualNorms, SinkScores, ValueNorms
 from ...probes.sinks import SinkScoreValues
-from ...results.estimates import Measure, Sample
+from ...results.estimates import Sample, proportion
 from ...results.figures import Forest, Heatmap, Stack
 from ...results.record import Record
 from ...runner.config import ExperimentConfig
@@ -69,7 +70,8 @@ def later_sinks(result: Record) -> Iterator[str]:
     """How many heads have a sink at a later key, the same one or whichever, and at which tokens."""
     same = int((result.arrays["later_sink_share"].values >= LATER_SHARE).any(-1).sum())
     some = int((result.arrays["some_later_sink_share"].values >= LATER_SHARE).sum())
-    found = result.findings["later_sinks"]
+    found, prompts = result.findings["later_sinks"], result.effects[0].n_prompts
+    least = math.ceil(LATER_SHARE * prompts)
     tokens = "".join(
         f"; of {found['keys']} such keys over heads and prompts {one['keys']} hold "
         f"{one['token']!r} ({one['first']} the first in its prompt), at positions "
@@ -77,10 +79,11 @@ def later_sinks(result: Record) -> Iterator[str]:
         for one in found["tokens"][:1]
     )
     yield (
-        f"Later sinks (a key in 1 .. T/2 whose score exceeds 0.3 in a quarter of the prompts; "
-        f"uniform attention scores at most {float(result.arrays['later_sink_null'].values[1]):.3f} "
-        f"there): {same} of {result.arrays['sink_mass'].values.numel()} heads have one at the same "
-        f"key in these prompts, {some} at whichever key{tokens}."
+        f"Later sinks (a key in 1 .. T/2 whose score exceeds 0.3 in at least {least} of {prompts} "
+        f"prompts; uniform attention scores at most "
+        f"{float(result.arrays['later_sink_null'].values[1]):.3f} there): "
+        f"{same} of {result.arrays['sink_mass'].values.numel()} heads have one that is at the same "
+        f"key in that many prompts, {some} one at whichever key{tokens}."
     )
 
 
@@ -103,8 +106,8 @@ def _entering(layer: int, inputs: int) -> str:
 
 NORMS = {"residual": ResidualNorms, "value": ValueNorms}
 MEASURES = {
-    "sink_rate": Measure("share of heads", "uniform attention", ".1%"),
-    "sink_mass": Measure("share of attention", "uniform attention", ".1%"),
+    "sink_rate": proportion("share of heads", "uniform attention", ".1%"),
+    "sink_mass": proportion("share of attention", "uniform attention", ".1%"),
 }
 SAYS = (
     "Position 0 gets {sink_mass/position0|value} from later queries, "

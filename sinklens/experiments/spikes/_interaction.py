@@ -125,11 +125,24 @@ def compare_with_interaction(
         summed, clean = float(np.mean(row.null)), float(np.mean(alone.effects[0].null))
         if metric.name in SHARES and summed < -NEARLY_ALL * clean:
             floors.append(f"{summed:.3g} of the clean run's {clean:.3g} ({metric.name})")
+        if metric.name == "loss":
+            _note_ceiling(run, table, summed + clean)
     if floors:
         run.note(
             f"The effects of {table[CLAMP].condition} and {DROP} alone sum to "
             f"{' and '.join(floors)}. A share cannot fall below 0, so that such an interaction "
             "cannot be much below 0 either, and one above 0 may be a floor effect alone."
+        )
+
+
+def _note_ceiling(run: Run[Any], table: Mapping[str, Comparison], summed: float) -> None:
+    """Say where the two losses would add up to more than a guess costs."""
+    guess = float(np.log(run.model.cfg.d_vocab_out))
+    if summed > guess:
+        run.note(
+            f"With the losses of {table[CLAMP].condition} and {DROP} added, the loss would be "
+            f"{summed:.3g} nats, above that of a uniform guess ({guess:.3g}): the interaction of "
+            "the loss may be a ceiling effect alone."
         )
 
 

@@ -203,6 +203,7 @@ def read_entries(run: Run[Any], spikes: Spikes, layers: Sequence[int]) -> dict[i
             "times": spikes.criteria[names[layer]].times,
             "per_prompt": len(own.massive.prompt) / len(run.prompts),
             "channels": own.massive.channel.unique().tolist(),
+            "positions": own.massive.position.unique().tolist(),
         }
         for layer, own in entries.items()
     }

@@ -28,7 +28,7 @@ batch (SmolLM2-135M, 16 prompts of 64 tokens, one core).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ from ...hooks.matching import control_positions
 from ...models.prompts import token_text
 from ...probes import PositionPeaks
 from ...probes.stream_entries import Entries, EntryValues
-from ...results.estimates import NOT_TESTED, OF_PROMPTS, Measure, Reference, Sample
+from ...results.estimates import NOT_TESTED, OF_PROMPTS, Measure, Reference, Sample, proportion
 from ...results.figures import Forest, Lines, Stack
 from ...results.record import Record
 from ...results.wording import describe, listed, phrase
@@ -152,7 +152,7 @@ def edited_entries(result: Record) -> Iterator[str]:
 
     others = "".join(
         f" At {place} by {criterion(point)}: {point['per_prompt']:.2g} per prompt, in channels "
-        f"{point['channels'][:5]}."
+        f"{_first(point['channels'])} at positions {_first(point['positions'])}."
         for place, point in result.findings["entry_points"].items()
         if place != main and point["per_prompt"]
     )
@@ -163,6 +163,11 @@ def edited_entries(result: Record) -> Iterator[str]:
         yield f"Nothing is massive {result.findings['where']} by {by}.{others}"
     else:
         yield f"Nothing was intervened on: {NOTHING}."
+
+
+def _first(numbers: Sequence[int], most: int = 8) -> str:
+    """The first of some numbers: `0, 3, 5, ...`."""
+    return ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
 
 
 def loss_of_edits(result: Record) -> Iterator[str]:
@@ -185,11 +190,11 @@ def zeroed(result: Record) -> Iterator[str]:
 MEASURES = {
     "peak_ratio": Measure("times the median", "Gaussian entries", ",.1f"),
     "kurtosis": Measure("", "Gaussian entries"),
-    "peak_at_position0": Measure(OF_PROMPTS, "a random position", ".0%"),
-    "massive": Measure(OF_PROMPTS, "Gaussian entries", ".0%"),
+    "peak_at_position0": proportion(OF_PROMPTS, "a random position", ".0%"),
+    "massive": proportion(OF_PROMPTS, "Gaussian entries", ".0%"),
     "step_up": Measure("share of the peak", "the broken-stick expectation", ".0%"),
     "step_down": Measure("share of the largest size", "the broken-stick expectation", ".0%"),
-    "vocabulary_spikes": Measure("share of tokens", "Gaussian entries", ".2%"),
+    "vocabulary_spikes": proportion("share of tokens", "Gaussian entries", ".2%"),
 }
 SAYS = (
     peak_found,

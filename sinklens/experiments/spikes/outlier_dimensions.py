@@ -49,7 +49,7 @@ from ...results.effect_sentences import Compared
 from ...results.estimates import NOT_TESTED, Measure, Reference, Sample
 from ...results.figures import Forest
 from ...results.record import Record
-from ...results.wording import number, phrase, probability
+from ...results.wording import number, phrase, probability, written
 from ...runner.compare import Comparison, Control
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import EQUAL_LENGTHS, at_least_tokens
@@ -110,7 +110,7 @@ def write_channels(
 
 def outliers_by_rule(result: Record) -> Iterator[str]:
     """Which channels each rule names, and how many its null expects."""
-    shuffled = f", shuffled channels {result.findings['gain_shuffled']:.2g}"
+    shuffled = f", shuffled channels {written(result.findings['gain_shuffled'], '.2g')}"
     for rule, places, more in (("gain", "norms", shuffled), ("size", "places", "")):
         row = result.find(metric=f"{rule}_outliers")
         channels = result.findings[f"{rule}_channels"]

@@ -43,7 +43,7 @@ from ...core.labels import Head, head_label
 from ...metrics import SINK_MASS, ProbeMetric
 from ...probes import LogitGaps, SinkScores
 from ...results.effect_sentences import Compared, beside_control, effect_sentence
-from ...results.estimates import Measure
+from ...results.estimates import Measure, proportion
 from ...results.figures import Interaction
 from ...results.record import Record
 from ...results.wording import control_verdict, describe, effect_of, number, phrase, say, written
@@ -166,17 +166,17 @@ def joined(*says: str | Callable[[Record], Iterable[str]]) -> Callable[[Record],
 
 MEASURES = {
     "logit_gap": Measure("nats", "uniform attention", ".2f"),
-    "sparsity": Measure("share", "as many of the largest channels at other tokens", ".1%"),
+    "sparsity": proportion("share", "as many of the largest channels at other tokens", ".1%"),
     "constancy": Measure("cosine", "a later position over prompts", ".2f"),
-    "first_token_spikes": Measure("share of tokens", "Gaussian entries", ".0%"),
+    "first_token_spikes": proportion("share of tokens", "Gaussian entries", ".0%"),
     "quadratic_norm": Measure("norm", "the median channel"),
     "leading_eigenvalue": Measure("size", "the median of other channels"),
-    "leading_share": Measure("share of the squared norm", "the median of other channels", ".0%"),
+    "leading_share": proportion("share of the squared norm", "the median of other channels", ".0%"),
     "alignment": Measure("share", "other tokens", ".0%"),
     "quadratic_prediction": Measure("share of what is written", "inputs at ordinary tokens", ".0%"),
     "peak_ratio": Measure("times the median", "Gaussian entries", ",.1f"),
-    "sink_mass": Measure("share of attention", "uniform attention", ".1%"),
-    "sink_rate": Measure("share of heads", "uniform attention", ".1%"),
+    "sink_mass": proportion("share of attention", "uniform attention", ".1%"),
+    "sink_rate": proportion("share of heads", "uniform attention", ".1%"),
 }
 SAYS = (
     clamped,

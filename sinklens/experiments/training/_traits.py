@@ -38,17 +38,17 @@ from ...models.capabilities import Capabilities, check
 from ...probes import KeyMass, PositionValues, ResidualPeaks, SinkScores, ValueNorms
 from ...probes.patterns import ROW_PERMUTED, MeanPatterns, PatternReader
 from ...probes.positions import PartValues
-from ...results.estimates import NOT_TESTED, Measure, Reference, Sample
+from ...results.estimates import NOT_TESTED, Measure, Reference, Sample, proportion
 from ...runner.run import Run
 from ...stats.nulls import gaussian_peak_ratio, uniform_sink_mass, uniform_sink_scores
 
 SIDES = {"sink_mass": 1, "value_drain": -1, "spike": 1, "largest_early_column": 1}
 """Where a trait lies once it has appeared: 1 above its null, -1 below."""
 TRAIT_MEASURES = {
-    "sink_mass": Measure("share of attention", "uniform attention", ".1%"),
+    "sink_mass": proportion("share of attention", "uniform attention", ".1%"),
     "value_drain": Measure("times later positions", "equal norms"),
     "spike": Measure("times the median", "Gaussian entries"),
-    "largest_early_column": Measure("share of attention", "uniform attention", ".1%"),
+    "largest_early_column": proportion("share of attention", "uniform attention", ".1%"),
 }
 
 

@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from ...stats.effects import EffectSize
+from ...stats.effects import EffectSize, within_rounding
 from ..record import Record
-from ..wording import interval_of, place_of, within_rounding, written
+from ..wording import interval_of, place_of, written
 from .style import escaped
 
 METRICS = {

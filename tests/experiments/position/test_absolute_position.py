@@ -222,7 +222,7 @@ def test_no_share_of_nothing(rope: Any, prompts: Prompts) -> None:
     assert not any(line.startswith("From layer 1 to the last") for line in result.summary)
     (checks,) = (note for note in result.notes() if note.startswith("Checks:"))
     assert "only through differences (content may still carry position)" in checks
-    assert any("with key 0, since without it" in line for line in result.summary)
+    assert any("it cannot be set against the shares above" in line for line in result.summary)
     assert any("uniform attention (0%)" in line for line in result.summary)
 
 
