@@ -79,7 +79,7 @@ def _is_a_screen(card: sinklens.Diagnosis) -> None:
         ("rope", "rope: a BOS sink that the model uses"),
         pytest.param(
             "learned-sink",
-            "learned-sink: no sink at position 0; learned sinks take the attention",
+            "learned-sink: no sink at position 0; learned sink logits take attention",
             marks=pytest.mark.slow,
         ),
         pytest.param("encoder", "encoder: no sink", marks=pytest.mark.slow),
@@ -93,7 +93,9 @@ def test_the_first_screen_says_what_the_rows_say(name: str, verdict: str) -> Non
     assert "..." not in str(card)
     text = " ".join(line.strip() for line in str(card).splitlines())
     mass = card.results["sink_profile"].find(condition="position0", metric="sink_mass")
-    assert f" takes {mass.value:.1%} of later attention, uniform {mass.baseline:.1%}" in text
+    low, high = (mass.baseline + end for end in (mass.ci_low, mass.ci_high))
+    assert f" takes {mass.value:.1%} [95% CI {low:.1%}, {high:.1%}] of later queries'" in text
+    assert f"(uniform {mass.baseline:.1%})" in text
     heads = card.results["sink_profile"].array("sink_mass").to_numpy()
     assert f"{(heads > 0.3).sum() or 'no'} " in text and f"({heads.max():.1%})" in text
     metric = "kl" if name == "encoder" else "loss"

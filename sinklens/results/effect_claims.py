@@ -12,8 +12,9 @@
    (`does_more`), and least where it is smallest.
 
 Each effect is said against the clean run, then whether it is more than its control
-(`control_verdict`), with the difference where both count. It costs something if its interval lies
-above 0.
+(`control_verdict`), with the difference where both count; of a metric without sign (KL) that is
+judged by the ratio in models with random weights, which is said. It costs something if its interval
+lies above 0.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from .effect_sentences import does_more
 from .record import Record
 from .wording import control_verdict, describe, effect_of, interval_of, null_verdict
 
-HALF, HARDLY = 0.5, 0.1
+HALF, HARDLY, FEW = 0.5, 0.1, 4
+PATCHING = "Patching position 0 with another token's residual stream"
 REPLACEMENTS = {
-    "random_token": "",
+    "random_token": " by another token",
     "mean": " by the mean embedding",
     "zero": " by zero",
 }
@@ -56,7 +58,7 @@ def replacing_bos(result: Record, sink: bool) -> Claim:
         untested = "; not tested" if verdict == "untested" else ""
         said += f"{CHANGES[verdict]} ({values}{untested}) and "
         rows.insert(0, mass)
-    said += _costs(result, cost, "a later token's")
+    said += _costs(result, cost, "replacing a later token does")
     if verdict == "removes":
         verdict = f"removes, {_use(result, cost)}"
     return Claim(f"{said}.", cited(result, rows), verdict)
@@ -83,7 +85,7 @@ def cutting_the_edge(result: Record) -> Claim:
         return Claim("sink_head_ablation has no row of a cut edge.")
     heads = len(result.draws.get("heads", ()))
     of = f"in {heads} sink heads" if heads else "in the sink heads"
-    said = _costs(result, cost, "that to a later key")
+    said = _costs(result, cost, "cutting that to a later key")
     text = f"Cutting the attention to position 0 {of} {said}."
     return Claim(text, cited(result, [cost]), _use(result, cost))
 
@@ -104,12 +106,14 @@ def by_layer(result: Record) -> Claim:
     if larger:
         return _largest_layer(result, larger[-1], compared[0])
     most, difference = compared[-1]
-    largest = f"{describe(difference)} (L{most.layer})"
+    largest = f"the highest difference is {describe(difference)} (L{most.layer})"
+    of = f"{len(rows)} layers"
+    if len(rows) <= FEW:
+        of += f" ({', '.join(f'L{row.layer}' for row in rows)})"
     if _side(result, most) in UNTESTED:
-        said = f"Patching position 0 is not tested; of {len(rows)} layers the largest difference"
-        return Claim(f"{said} from a later position is {largest}.", cited(result, [most]))
-    said = f"What position 0 holds matters entering none of {len(rows)} layers more than at a later"
-    text = f"{said} position; the largest difference is {largest}."
+        text = f"{PATCHING} is not tested beside a later position in {of}; {largest}."
+        return Claim(text, cited(result, [most]))
+    text = f"{PATCHING} costs more than at a later position in none of {of}; {largest}."
     return Claim(text, cited(result, [most]), "none")
 
 
@@ -119,8 +123,8 @@ def _largest_layer(
     """Claim 5 where it matters: the layers with the largest and smallest difference."""
     (most, difference), (least, other) = largest, smallest
     said = (
-        f"What position 0 holds matters most entering L{most.layer}: {describe(most)}, "
-        f"{effect_of(difference)}{interval_of(difference)} beyond its control"
+        f"{PATCHING} costs most entering L{most.layer}: {describe(most)}, "
+        f"{effect_of(difference)}{interval_of(difference)} more than at a later position"
     )
     if least is not most:
         more = "" if does_more(result, least) else ", not significantly more"
@@ -136,7 +140,10 @@ def _costs(result: Record, row: EffectSize, control: str) -> str:
     said = f"costs {describe(row)}" if costs else f"changes {what} by {describe(row)}"
     for _, contrast in result.references(row)[:1]:
         difference = f"difference {effect_of(contrast)}{interval_of(contrast)}"
-        return f"{said}, {_side(result, row)} {control} ({difference})"
+        judged = ""
+        if not result.measure(row.metric).signed and result.of_random_models(contrast) is not None:
+            judged = ", beside random weights"
+        return f"{said}, {_side(result, row)} {control}{judged} ({difference})"
     return f"{said}, without a control"
 
 

@@ -9,6 +9,8 @@ the whole page. The heading is put together from their verdicts:
     that the model uses | whose removal costs less, not significantly more than its control | too
         few prompts to tell        from claim 4; where it was not run, from claim 3 if replacing BOS
         removes the sink; nothing where it is not tested
+    a sink at position 0, used by the model whatever token it holds       from claims 2 and 4, where
+        what is there does not matter by claim 5
     no sink at position 0, with what takes the attention instead            from claim 1
 """
 
@@ -36,7 +38,7 @@ SINKS = {
 NO_SINK = {
     "none": "no sink",
     "later": "no sink at position 0, but later ones",
-    "learned_sink": "no sink at position 0; learned sinks take the attention",
+    "learned_sink": "no sink at position 0; learned sink logits take attention",
     "last_position": "no sink at position 0; the last position takes more than uniform attention",
 }
 USES = {
@@ -87,6 +89,8 @@ def claims(results: Results, refused: Mapping[str, str]) -> list[Claim]:
         make(results[name]) if name in results else _not_run(name, refused)
         for name, make in made.items()
     ]
+    if "sink_head_ablation" not in results and not sink_heads(profile):
+        effects[1] = Claim("No head is a sink head, so that there is no such attention to cut.")
     return [the_sink(profile), what_it_follows(profile), *effects]
 
 
@@ -116,9 +120,11 @@ def heading(results: Results, made: Sequence[Claim]) -> str:
 
 def verdict(made: Sequence[Claim]) -> str:
     """What the heading says: which sink there is, and whether the model uses it."""
-    sink, follows, replaced, cut, _ = (claim.verdict for claim in made)
+    sink, follows, replaced, cut, patched = (claim.verdict for claim in made)
     if sink != "sink":
         return NO_SINK[sink]
+    if (follows, cut, patched) == ("position", "more than", "none"):
+        return "a sink at position 0, used by the model whatever token it holds"
     removing = cut or replaced.removeprefix("removes, ")
     return f"{SINKS[follows]} {USES.get(removing, '')}".rstrip(" ,")
 

@@ -6,11 +6,11 @@ attention does. With such heads there is a sink at position 0, else none.
 1  Sink: `sink_mass position0`, with the array `sink_mass` for heads; `sink_mass learned_sink` and
    `last_position` where they are above uniform attention; later sinks are heads with one in a
    quarter of the prompts (array `some_later_sink_share`).
-2  What it follows: `sink_mass position0:no_bos`, `:random`, `:repeated`. An input keeps the sink if
-   its sink mass is above uniform attention by at least half of what text is above it; weakens it
-   if it is above by less; removes it if it is not above. Without BOS removed: the sink follows BOS;
-   kept: the position; weakened: BOS in part. Nothing is claimed where the mean over heads is not
-   above uniform attention on text.
+2  What it follows: `sink_mass position0:no_bos`, `:random`, `:repeated`. With an input the sink is
+   kept if its sink mass is above uniform attention by at least 80 % of what text is above it;
+   weakened if it is above by less; gone if it is not above. Without BOS gone: the sink follows
+   BOS; kept: the position; weakened: BOS in part. Nothing is claimed where the mean over heads is
+   not above uniform attention on text.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..core.labels import head_label
 from ..stats.effects import EffectSize
 from .claim import Claim, cited, percent, row_of
 from .record import Record
-from .wording import interval_of, null_verdict, written
+from .wording import null_verdict
 
-SINK_HEAD, LATER_SHARE, KEEPS, LONGEST_TOKEN = 0.3, 0.25, 0.5, 12
+SINK_HEAD, LATER_SHARE, KEPT, LONGEST_TOKEN = 0.3, 0.25, 0.8, 12
 ROOM = 192
 """Characters of a claim that two lines hold for sure."""
-INPUTS = ("random", "repeated")
+INPUTS = {"random": "random text", "repeated": "one token repeated"}
 NOT_ABOVE = ("below", "not distinguishable from")
-FOLLOWS = {"removes": "bos", "keeps": "position", "weakens": "part"}
+FOLLOWS = {"gone": "bos", "kept": "position", "weakened": "part"}
 OPENINGS = {
     "bos": "It follows the BOS token, not the position",
     "position": "It follows position 0, whatever token it holds",
@@ -51,8 +51,9 @@ def the_sink(profile: Record) -> Claim:
     strongest = divmod(int(mass.argmax()), mass.shape[1])
     largest = f"{head_label(strongest)} ({percent(float(mass.max()))})"
     opening = "A sink: position 0" if heads else "No sink at position 0: it"
+    whole = " of later queries' attention"
     sentences = [
-        f"{opening} takes {_beside_uniform(row, ' of later attention')}; "
+        f"{opening} takes {_beside_uniform(row, whole).replace('[', '[95% CI ', 1)}; "
         + (
             f"{len(heads)} of {mass.numel()} heads give it more than 30%, strongest {largest}"
             if heads
@@ -61,7 +62,7 @@ def the_sink(profile: Record) -> Claim:
     ]
     rows, verdict = [row], "sink" if heads else "none"
     for condition, words in (
-        ("learned_sink", "Learned sinks take"),
+        ("learned_sink", "Learned sink logits, which hold no token, take"),
         ("last_position", "The last position takes"),
     ):
         other = row_of(profile, "sink_mass", condition)
@@ -86,10 +87,10 @@ def _later_sinks(profile: Record) -> tuple[str, str] | None:
     shares = profile.arrays["some_later_sink_share"].values
     count = int((shares >= LATER_SHARE).sum())
     if not count:
-        return "No later sinks", ""
+        return "No later key is a sink", ""
     tokens = profile.findings.get("later_sinks", {}).get("tokens", [])
     at = f", most at {tokens[0]['token'][:LONGEST_TOKEN]!r}" if tokens else ""
-    return f"Later sinks in {count} of {shares.numel()} heads", at
+    return f"Later keys are sinks in {count} of {shares.numel()} heads", at
 
 
 def what_it_follows(profile: Record) -> Claim:
@@ -124,33 +125,37 @@ def _by_input(
         yield f"{OPENINGS[verdict]}: without BOS position 0 gets {without}"
     elif not bos:
         yield "These prompts have no BOS to take away"
-    after = " after BOS" if bos else ""
-    groups: dict[str, list[str]] = {}
-    for name in (name for name in INPUTS if name in rows):
-        groups.setdefault(keeping(natural, rows[name]), []).append(name)
-    for word, names in groups.items():
-        values = ", ".join(percent(rows[name].value) for name in names)
-        yield f"{' or '.join(names)} text{after} {word} it ({values})"
+    others = [
+        f"with {words} {keeping(natural, rows[name])} ({percent(rows[name].value)})"
+        for name, words in INPUTS.items()
+        if name in rows
+    ]
+    if others:
+        yield f"{'after BOS ' if bos else ''}it is {', '.join(others)}"
 
 
 def _without_a_sink(rows: Mapping[str, EffectSize]) -> str:
     """Claim 2 where there is no sink: whether another input gives position 0 more."""
-    words = {"no_bos": "without BOS"}
-    above = [words.get(name, name) for name, row in rows.items() if null_verdict(row) == "above"]
-    values = ", ".join(f"{words.get(name, name)} {percent(rows[name].value)}" for name in rows)
-    inputs = " and ".join(above) or "none"
-    return f"Of other inputs {inputs} gives position 0 more than uniform attention does ({values})."
+    words = {"no_bos": "without BOS", **{name: f"with {said}" for name, said in INPUTS.items()}}
+    values = ", ".join(
+        f"{percent(row.value)} {words[name]}"
+        f"{' (above uniform attention)' if null_verdict(row) == 'above' else ''}"
+        for name, row in rows.items()
+    )
+    return f"Nor on other inputs: position 0 gets {values}."
 
 
 def keeping(natural: EffectSize, other: EffectSize) -> str:
-    """Whether an input keeps, weakens or removes the sink that there is on text."""
+    """Whether with an input the sink that there is on text is kept, weakened or gone."""
     if null_verdict(other) in NOT_ABOVE or other.effect <= 0:
-        return "removes"
-    return "keeps" if other.effect >= KEEPS * natural.effect else "weakens"
+        return "gone"
+    return "kept" if other.effect >= KEPT * natural.effect else "weakened"
 
 
 def _beside_uniform(row: EffectSize, whole: str = "") -> str:
-    """A share of attention with its distance from uniform attention."""
-    distance = written(row.effect, "+.1%")
-    beside = f"uniform {percent(row.baseline)} ({distance}{interval_of(row, '.1%')})"
-    return f"{percent(row.value)}{whole}, {beside}"
+    """A share of attention with its interval, beside uniform attention."""
+    interval = ""
+    if row.ci_low is not None and row.ci_high is not None:
+        low, high = (percent(row.baseline + end) for end in (row.ci_low, row.ci_high))
+        interval = f" [{low}, {high}]"
+    return f"{percent(row.value)}{interval}{whole} (uniform {percent(row.baseline)})"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from sinklens.results.claim import Claim
-from sinklens.results.effect_claims import by_layer, cutting_the_edge, replacing_bos
+from sinklens.results.effect_claims import PATCHING, by_layer, cutting_the_edge, replacing_bos
 from sinklens.results.estimates import Effect, Measure, Place, Reference, Sample, rows_of
 from sinklens.results.first_screen import claims, first_screen, verdict
 from sinklens.results.record import Array, Record
@@ -80,11 +82,14 @@ def test_a_sink_is_where_a_head_exceeds_30_percent_and_uniform_attention() -> No
     assert sink_heads(found) == [(0, 1), (1, 0)]
     claim = the_sink(found)
     assert claim.verdict == "sink"
-    assert claim.text.startswith(
-        "A sink: position 0 takes 35.0% of later attention, uniform 5.0% (+30.0% ["
-    )
+    assert claim.text.startswith("A sink: position 0 takes 35.0% [95% CI ")
+    ends = re.findall(r"CI ([\d.]+)%, ([\d.]+)%\] of later queries' attention", claim.text)
+    low, high = map(float, ends[0])
+    half = 100 * stats.t.ppf(0.975, PROMPTS - 1) * NOISE[0].std(ddof=1) / np.sqrt(PROMPTS)
+    assert (low, high) == (round(35 - half, 1), round(35 + half, 1))
+    assert "] of later queries' attention (uniform 5.0%); " in claim.text
     assert "2 of 4 heads give it more than 30%, strongest L0H1 (60.0%)" in claim.text
-    assert claim.text.endswith("No later sinks.")
+    assert claim.text.endswith("No later key is a sink.")
     assert claim.names() == "sink_profile: sink_mass position0"
     none = the_sink(profile(strongest=0.25, position0=0.04))
     assert none.verdict == "none" and none.text.startswith("No sink at position 0: it takes 4.0%")
@@ -101,12 +106,20 @@ def test_short_prompts_make_no_sink() -> None:
 @pytest.mark.parametrize(
     ("found", "expected", "words"),
     [
-        (profile(0.1, position0=0.01, learned_sink=0.6), "learned_sink", "sinks take 60.0%"),
-        (profile(0.1, position0=0.01, learned_sink=0.01), "none", "No later sinks"),
+        (
+            profile(0.1, position0=0.01, learned_sink=0.6),
+            "learned_sink",
+            "token, take 60.0%",
+        ),
+        (profile(0.1, position0=0.01, learned_sink=0.01), "none", "No later key is a sink"),
         (profile(0.1, position0=0.01, last_position=0.2), "last_position", "takes 20.0%"),
-        (profile(0.1, later=0.25, position0=0.01), "later", "in 1 of 4 heads, most at ' the'"),
-        (profile(0.1, later=0.24, position0=0.01), "none", "No later sinks"),
-        (profile(0.6, later=0.5), "sink", "Later sinks in 1 of 4 heads"),
+        (
+            profile(0.1, later=0.25, position0=0.01),
+            "later",
+            "sinks in 1 of 4 heads",
+        ),
+        (profile(0.1, later=0.24, position0=0.01), "none", "No later key is a sink"),
+        (profile(0.6, later=0.5), "sink", "Later keys are sinks in 1 of 4 heads"),
     ],
 )
 def test_what_else_takes_the_attention(found: Record, expected: str, words: str) -> None:
@@ -119,31 +132,37 @@ def test_what_else_takes_the_attention(found: Record, expected: str, words: str)
     [
         (0.04, "bos", "It follows the BOS token, not the position: without BOS position 0 get"),
         (0.05, "bos", "It follows the BOS token"),  # as under uniform attention
-        (0.19, "part", "It follows BOS in part: without BOS position 0 gets 19.0%"),
-        (0.21, "position", "It follows position 0, whatever token it holds"),
+        (0.28, "part", "It follows BOS in part: without BOS position 0 gets 28.0%"),
+        (0.30, "position", "It follows position 0, whatever token it holds"),
     ],
 )
 def test_what_the_sink_follows(without: float, expected: str, words: str) -> None:
     claim = what_it_follows(profile(no_bos=without, random=0.36, repeated=0.4))
     assert claim.verdict == expected and claim.text.startswith(words)
-    assert claim.text.endswith("; random or repeated text after BOS keeps it (36.0%, 40.0%).")
+    assert claim.text.endswith(
+        "; after BOS it is with random text kept (36.0%), with one token repeated kept (40.0%)."
+    )
     assert len(claim.rows) == 4
 
 
 def test_other_inputs_that_weaken_or_remove_the_sink() -> None:
     text = what_it_follows(profile(no_bos=0.04, random=0.1, repeated=0.02)).text
-    assert "random text after BOS weakens it (10.0%); repeated text after BOS removes it" in text
+    assert "with random text weakened (10.0%), with one token repeated gone (2.0%)" in text
 
 
 def test_without_bos_or_inputs_or_a_sink_nothing_is_said_to_follow() -> None:
     claim = what_it_follows(profile(bos=False, random=0.36))
     assert claim.verdict == ""
-    assert claim.text == "These prompts have no BOS to take away; random text keeps it (36.0%)."
+    assert claim.text == (
+        "These prompts have no BOS to take away; it is with random text kept (36.0%)."
+    )
     assert "not measured" in what_it_follows(profile()).text
     assert "cannot be told" in what_it_follows(profile(position0=0.05, no_bos=0.3)).text
     none = what_it_follows(profile(0.1, position0=0.04, no_bos=0.02, repeated=0.2))
-    assert none.text.startswith("Of other inputs repeated gives position 0 more than uniform")
-    assert "(without BOS 2.0%, repeated 20.0%)" in none.text and none.verdict == ""
+    assert none.verdict == "" and none.text == (
+        "Nor on other inputs: position 0 gets 2.0% without BOS, 20.0% with one token repeated "
+        "(above uniform attention)."
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,10 +181,10 @@ def test_without_bos_or_inputs_or_a_sink_nothing_is_said_to_follow() -> None:
 def test_replacing_bos(mass: float, control: float | None, words: str, expected: str) -> None:
     rows = effects(("sink_mass", "random_token", mass, control), ("loss", "random_token", 0.2, 0.1))
     claim = replacing_bos(record(rows), sink=True)
-    assert claim.text.startswith(f"Replacing BOS {words}")
+    assert claim.text.startswith(f"Replacing BOS by another token {words}")
     assert claim.verdict == expected
     assert "and costs +0.2 nats [" in claim.text
-    assert ", more than a later token's (difference +0.1 [" in claim.text
+    assert ", more than replacing a later token does (difference +0.1 [" in claim.text
     without = replacing_bos(record(rows), sink=False)
     assert "sink" not in without.text and len(without.rows) == 1
 
@@ -190,7 +209,7 @@ def test_cutting_the_edge(size: float, control: float, words: str, expected: str
     rows = effects(("loss", "drop_edge", size, control))
     claim = cutting_the_edge(record(rows, draws={"heads": ["L0H0", "L1H1"]}))
     assert claim.text.startswith(f"Cutting the attention to position 0 in 2 sink heads {words}")
-    assert f"{expected} that to a later key (difference " in claim.text
+    assert f"{expected} cutting that to a later key (difference " in claim.text
     assert claim.verdict == expected
 
 
@@ -216,16 +235,20 @@ def layers(*sizes: tuple[float, float | None]) -> Record:
 
 def test_by_layer() -> None:
     claim = by_layer(layers((0.2, 0.1), (0.5, 0.1), (0.1, 0.1)))
-    assert claim.text.startswith("What position 0 holds matters most entering L1: +0.5 nats [")
-    assert "+0.4 [" in claim.text and "beyond its control; least entering L2: 0 [" in claim.text
+    assert claim.text.startswith(f"{PATCHING} costs most entering L1: +0.5 nats [")
+    assert "+0.4 [" in claim.text
+    assert "more than at a later position; least entering L2: 0 [" in claim.text
     assert claim.text.endswith(", not significantly more.")
     assert [row.layer for _, row in claim.rows] == [1, 2] and claim.verdict == "L1"
     both = by_layer(layers((0.2, 0.1), (0.5, 0.1))).text
     assert "least entering L0: +0.1 [" in both and "not significantly" not in both
     assert "least" not in by_layer(layers((0.2, 0.1))).text
     none = by_layer(layers((0.1, 0.1), (0.1, 0.5)))
-    assert none.text.startswith("What position 0 holds matters entering none of 2 layers more")
-    assert "the largest difference is 0 nats [" in none.text and none.text.endswith("(L0).")
+    assert none.text.startswith(
+        f"{PATCHING} costs more than at a later position in none of 2 layers (L0, L1); the highest "
+        "difference is 0 nats ["
+    )
+    assert none.text.endswith("(L0).")
     assert "not compared" in by_layer(layers((0.2, None))).text
 
 
@@ -248,13 +271,37 @@ def test_by_layer() -> None:
         (("sink", "bos", "removes, more than", "not tested against"), "a BOS sink"),
         (("none", "", "", ""), "no sink"),
         (("later", "", "", ""), "no sink at position 0, but later ones"),
-        (("learned_sink", "", "", ""), "no sink at position 0; learned sinks take the attention"),
+        (("learned_sink", "", "", ""), "no sink at position 0; learned sink logits take attention"),
         (("last_position", "", "", ""), "no sink at position 0; the last position takes more"),
     ],
 )
 def test_the_heading(verdicts: tuple[str, ...], expected: str) -> None:
     made = [Claim("", (), verdict) for verdict in (*verdicts, "")]
     assert verdict(made).startswith(expected)
+
+
+def test_the_attention_may_be_used_whatever_is_there() -> None:
+    made = [Claim("", (), word) for word in ("sink", "position", "hardly", "more than", "none")]
+    assert verdict(made) == "a sink at position 0, used by the model whatever token it holds"
+
+
+def test_a_verdict_by_the_ratio_of_random_models_is_said_to_be() -> None:
+    """The interval of its difference may include 0."""
+    values = Effect(np.abs(NOISE[1]) + 1e-3, 0.0)
+    models = np.log([9.0, 10.0, 11.0])
+    control = Reference(Effect(np.abs(NOISE[2]) + 1e-3, 0.0), "later_position", models=models)
+    measure = replace(LOSS, signed=False)
+    rows = rows_of("kl", measure, "random_token", values, control, **SEEDED)
+    made = record(list(rows), measures={"kl": measure})
+    text = replacing_bos(made, sink=False).text
+    assert "changes KL by +" in text
+    assert ", less than replacing a later token does, beside random weights (" in text
+
+
+def test_without_a_sink_head_there_is_nothing_to_cut() -> None:
+    found = profile(0.1, position0=0.04)
+    made = claims({"sink_profile": found}, {"sink_head_ablation": "hook_pattern is not there"})
+    assert made[3].text == "No head is a sink head, so that there is no such attention to cut."
 
 
 def test_the_screen_fits_and_says_what_was_not_run() -> None:
