@@ -12,8 +12,7 @@ Probe metrics, by prompt, averaged over heads and over the layers that the inter
 (`hooks.reach`):
 
 - `sink_mass`: mean attention of queries i >= 1 to key 0;
-- `sink_rate`: share of heads whose sink score of key 0 exceeds 0.3 (`gu`: Gu et al. 2025,
-  2410.10781);
+- `sink_rate`: share of heads whose sink score of key 0 exceeds 0.3 (Gu et al. 2025, 2410.10781);
 - `position0_norm`: the largest norm of the residual stream at position 0, entering each block and
   leaving the last, as far as it can be reached.
 
@@ -290,6 +289,7 @@ METRICS: dict[str, Metric] = {
             "norm",
             reads="residual",
             over_layers=torch.amax,
+            lowest=0.0,
         ),
     )
 }

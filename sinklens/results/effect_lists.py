@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..stats.effects import EffectSize
-from .effect_sentences import HIGHER, interval_or_q
+from .effect_sentences import HIGHER
 from .record import Record
 from .table import with_interval
-from .wording import control_verdict, effect_of, place_of
+from .wording import control_verdict, effect_of, interval_or_q, place_of
 
 INDENT = "  "
 VERDICTS = {

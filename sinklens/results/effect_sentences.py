@@ -19,12 +19,14 @@ from .wording import (
     describe,
     effect_of,
     interval_of,
+    interval_or_q,
     is_close,
     phrase,
     place_of,
     tested,
 )
 
+NO_CONTROL = "there is no control"
 HIGHER = {"more than": "higher than", "less than": "lower than"}
 FALLS = {"more than": "a smaller fall than", "less than": "a larger fall than"}
 """The words for two effects that are both negative."""
@@ -64,7 +66,8 @@ class Compared:
             size = partial(_over_all_layers, result) if unlike else lambda row: row.effect
             chosen = max(rows, key=lambda row: (abs(size(row)) * _surely(row), abs(size(row))))
             rule = "the one whose interval is farthest from 0" if _surely(chosen) else "the largest"
-            chosen_of = f"of {len(rows)} rows {rule}{', summed over layers' if unlike else ''}"
+            summed = " when summed over layers (shown is their mean)" if unlike else ""
+            chosen_of = f"of {len(rows)} rows {rule}{summed}"
             yield effect_sentence(result, self.what, chosen, chosen_of if len(rows) > 1 else "")
 
 
@@ -126,23 +129,6 @@ def beside_control(
     )
 
 
-def interval_or_q(result: Record, contrast: EffectSize) -> str:
-    """Where the interval of a contrast and its q-value disagree, both; a q near the level."""
-    if contrast.ci_low is None or contrast.ci_high is None or contrast.p_value is None:
-        return ""
-    excludes = contrast.ci_low > 0 or contrast.ci_high < 0
-    if excludes == is_significant(contrast):
-        return f"; {tested(contrast)}" if is_close(contrast) else ""
-    family = [
-        row
-        for row in result.effects
-        if (row.metric, row.kind) == (contrast.metric, contrast.kind) and row.p_value is not None
-    ]
-    over = f" after FDR correction over {len(family)} rows" if len(family) > 1 else ""
-    side = "excludes" if excludes else "includes"
-    return f"; this interval {side} 0, but {tested(contrast)}{over}"
-
-
 def does_more(result: Record, treatment: EffectSize) -> bool:
     """Whether an effect is significantly larger than each of its controls."""
     pairs = result.references(treatment)
@@ -178,4 +164,4 @@ def effect_sentence(result: Record, what: str, treatment: EffectSize, chosen_of:
     over = f" over {treatment.layers}" if treatment.layers else ""
     said += f": {treatment.metric}{over} {describe(treatment)} against the clean run"
     against = [beside_control(result, treatment, *pair) for pair in result.references(treatment)]
-    return f"{said}; {' and '.join(against) or 'there is no control'}."
+    return f"{said}; {' and '.join(against) or NO_CONTROL}."

@@ -1,6 +1,7 @@
 """Sentences from the rows of a result, and the one rule for every verdict.
 
     against a null      by the interval of the distance: above, below, not distinguishable from;
+                        of an empirical null that was tested, by its q as well;
                         beside a null that no value can be below (0 %) or above, no verdict;
                         without an interval (a single prompt, a number without spread) it says so
     against a control   by q of the contrast: more than, less than, not significantly different
@@ -64,8 +65,15 @@ def control_verdict(contrast: EffectSize, models: EffectSize | None = None) -> s
 
 
 def verdict(row: EffectSize, contrast: EffectSize, models: EffectSize | None = None) -> str:
-    """The verdict on a control or empirical null, by its kind."""
-    return control_verdict(contrast, models) if row.kind == "control" else null_verdict(contrast)
+    """The verdict on a control or empirical null, by its kind.
+
+    Beside an empirical null that was tested, the interval and q have both to say so.
+    """
+    if row.kind == "control":
+        return control_verdict(contrast, models)
+    if contrast.p_value is not None and not is_significant(contrast):
+        return "not distinguishable from"
+    return null_verdict(contrast)
 
 
 def say(result: Record, says: Says) -> list[str]:
@@ -204,8 +212,8 @@ def references(result: Record, row: EffectSize) -> Iterator[tuple[str, str]]:
             value += ", not tested"
         elif models is not None:
             value += ", tested against models with random weights"
-        elif reference.kind == "control" and is_close(contrast):
-            value += f", {tested(contrast)}"
+        elif reference.kind == "control":
+            value += interval_or_q(result, contrast, "the interval of the difference")
         yield side, f"its {words} {reference.kind} ({value})"
 
 
@@ -256,6 +264,23 @@ def tested(contrast: EffectSize) -> str:
     name, value = ("p", contrast.p_value) if contrast.q_value is None else ("q", contrast.q_value)
     said = probability(value or 0.0)
     return f"{name} {said.replace('<', '< ')}" if said.startswith("<") else f"{name} = {said}"
+
+
+def interval_or_q(result: Record, contrast: EffectSize, which: str = "this interval") -> str:
+    """Where the interval of a contrast and its q-value disagree, both; a q near the level."""
+    if contrast.ci_low is None or contrast.ci_high is None or contrast.p_value is None:
+        return ""
+    excludes = contrast.ci_low > 0 or contrast.ci_high < 0
+    if excludes == is_significant(contrast):
+        return f"; {tested(contrast)}" if is_close(contrast) else ""
+    family = [
+        row
+        for row in result.effects
+        if (row.metric, row.kind) == (contrast.metric, contrast.kind) and row.p_value is not None
+    ]
+    over = f" after FDR correction over {len(family)} rows" if len(family) > 1 else ""
+    side = "excludes" if excludes else "includes"
+    return f"; {which} {side} 0, but {tested(contrast)}{over}"
 
 
 def is_close(contrast: EffectSize) -> bool:

@@ -189,6 +189,26 @@ def test_an_interval_and_a_q_that_disagree_are_both_said(record: Record) -> None
     assert "; this interval includes 0, but q = 0.01 after FDR correction over 2 rows)" in mean
 
 
+def test_an_empirical_null_that_was_tested_needs_its_q_as_well(record: Record) -> None:
+    """The interval of its contrast excludes 0."""
+    for q, said in ((0.01, "above uniform attention (10.0%) and its row-permuted null"), (0.2, "")):
+        rows = [
+            replace(row, q_value=q) if (row.metric, row.kind) == ("mass", "contrast") else row
+            for row in record.effects
+        ]
+        (line,) = say(replace(record, effects=rows), ["It gets {mass/position0}."])
+        assert (said or "not distinguishable from its row-permuted null") in line
+
+
+def test_an_interval_that_q_denies_is_said_of_measurements(record: Record) -> None:
+    rows = [replace(row, q_value=0.2) if row.kind == "contrast" else row for row in record.effects]
+    (line,) = say(replace(record, effects=rows), ["It gets {mass/position0}."])
+    assert (
+        "not significantly different from its later-position control (8.0%; the interval of the "
+        "difference excludes 0, but q = 0.2 after FDR correction over 4 rows)"
+    ) in line
+
+
 def test_a_q_near_the_level_is_said(record: Record) -> None:
     for q, said in ((0.04, "; q = 0.04)"), (0.001, "])"), (0.4, "])")):
         rows = [
@@ -264,8 +284,8 @@ def test_rows_over_different_layers_are_compared_by_their_sums(record: Record) -
     result = replace(record, effects=rows, arrays=arrays)
     (line,) = say(result, [Compared("Patching with", "loss")])
     assert line.startswith(
-        "Patching with patch at L0 (of 2 rows the one whose interval is farthest from 0, summed "
-        "over layers; the interval ignores the choice): loss +0.2 nats"
+        "Patching with patch at L0 (of 2 rows the one whose interval is farthest from 0 when "
+        "summed over layers (shown is their mean); the interval ignores the choice): loss +0.2 nats"
     )
 
 

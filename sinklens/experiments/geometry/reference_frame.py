@@ -271,4 +271,8 @@ def reference_frame(run: Run[ReferenceFrameConfig]) -> None:
     if config.draws == 0:
         run.note("No row-permuted nulls and no random or nearby columns: draws is 0.")
     if run.capabilities.learned_sinks:
-        run.note("This model has learned sinks: attention rows sum to less than 1.")
+        run.note(
+            "This model has learned sinks, which take a part of each attention row: rows sum to "
+            "less than 1, and uniform attention here spreads over the keys what the learned sinks "
+            "leave. (In sink_profile uniform attention gives a learned sink as much as a key.)"
+        )

@@ -53,7 +53,9 @@ def add_mask(
             references = []
             if shuffled:
                 draws = np.stack([by_prompt(figures[metric]) for figures in shuffled])
-                references = [Reference(Sample(draws, null, len(draws)), "shuffled_offsets")]
+                references = [
+                    Reference(Sample(draws, null, len(draws)), "shuffled_offsets", "null")
+                ]
             run.add(metric, keys, sample(values, null), *references, queries=pairs.last)
         masks.append((mask, component))
     arrays = {
@@ -88,7 +90,7 @@ def _figures(
 def shuffled_orders(
     size: int, windows: Sequence[int], draws: int, seed: int
 ) -> list[Int[Tensor, "layer 1 offset"]]:
-    """The order of offsets in each draw of the control; those that a window hides stay."""
+    """The order of offsets in each draw of the null; those that a window hides stay."""
     orders = []
     for draw in range(draws):
         by_window = {}

@@ -47,7 +47,7 @@ NO_LAYER = "no layer behind the patched one is left that could change"
 NOT_ABOVE = (
     "the component is not distinguishable from its null, so that a share of it has no meaning"
 )
-NO_CHANGE = "no replacement changes this component distinguishably from 0"
+NO_CHANGE = "no replacement changes this component significantly"
 REPORTED = 0.40
 Versions = Float[Tensor, " n"]
 Change = Callable[[Versions, Versions], Versions]
@@ -270,7 +270,7 @@ def _no_share(
     changed = []
     for row in rows:
         keys = row.metric.removeprefix("component_")
-        if keys in lacking and null_verdict(row) in ("above", "below"):
+        if keys in lacking and is_significant(row):
             pairs = result.references(row)
             against = "".join(f"; {beside_control(result, row, *pair)}" for pair in pairs)
             goes = "rises" if row.effect > 0 else "falls"

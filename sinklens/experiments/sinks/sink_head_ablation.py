@@ -25,7 +25,7 @@ from ...hooks.heads import EDGE_CONDITIONS, HEAD_CONDITIONS, OUTPUT_CONDITIONS
 from ...metrics import SINK_MASS
 from ...models.capabilities import Capabilities
 from ...probes import SinkScores
-from ...results.effect_sentences import Compared
+from ...results.effect_sentences import NO_CONTROL, Compared
 from ...results.figures import Effects
 from ...results.record import Record
 from ...runner.compare import Comparison
@@ -67,18 +67,23 @@ def effects_on_the_sink(result: Record) -> list[str]:
     return list(Compared("Ablating by", "sink_mass", (*OUTPUT_CONDITIONS, *edges))(result))
 
 
+def ablations(result: Record) -> list[str]:
+    """What ablating does to the loss and to the sink; what has a control comes first."""
+    lines = [
+        *Compared("Ablating by", "loss", HEAD_CONDITIONS)(result),
+        *effects_on_the_sink(result),
+        *Compared("Ablating by", "loss", MATCHED_CONDITIONS)(result),
+        *Compared("Ablating by", "sink_mass", MATCHED_CONDITIONS)(result),
+    ]
+    return sorted(lines, key=lambda line: NO_CONTROL in line)
+
+
 @experiment(
     paper="Gu et al. 2025 (2410.10781)",
     question="What does the model lose without its sink heads, or without their edge to the sink?",
     conditions=HEAD_CONDITIONS,
     metrics=("loss", "kl", "sink_mass"),
-    says=(
-        ablated_heads,
-        Compared("Ablating by", "loss", HEAD_CONDITIONS),
-        effects_on_the_sink,
-        Compared("Ablating by", "loss", MATCHED_CONDITIONS),
-        Compared("Ablating by", "sink_mass", MATCHED_CONDITIONS),
-    ),
+    says=(ablated_heads, ablations),
     figure=Effects(("loss|kl", "sink_mass"), "Ablating sink heads, or their edge to the sink"),
     smallest={"heads": ("L0H0", "L1H1")},
 )

@@ -48,6 +48,8 @@ from ...stats.nulls import uniform_sink_mass, uniform_sink_scores
 
 INPUTS = ("natural", "no_bos", "random", "repeated")
 LATER_SHARE = 0.25
+STANDS_OUT = 1.1
+"""Times the other positions' norm, below which there is no peak to name."""
 MOST_TOKENS = 5  # that are named as holders of later sinks
 
 
@@ -59,11 +61,16 @@ class SinkProfileConfig(ExperimentConfig):
 def strongest_head(result: Record) -> Iterator[str]:
     """The head with the largest sink mass."""
     mass = result.arrays["sink_mass"].values
-    strongest = divmod(int(mass.argmax()), mass.shape[1])
-    yield (
-        f"The strongest head is {head_label(strongest)} with a sink mass of "
-        f"{float(mass.max()):.2f}."
-    )
+    strongest = head_label(divmod(int(mass.argmax()), mass.shape[1]))
+    uniform = result.find(metric="sink_mass", condition="position0", against=None).baseline
+    largest = f"{float(mass.max()):.2f}"
+    if float(mass.max()) > uniform:
+        yield f"The strongest head is {strongest} with a sink mass of {largest}."
+    else:
+        yield (
+            f"No head gives position 0 more than uniform attention does ({uniform:.2f}); the "
+            f"largest sink mass is {largest} ({strongest})."
+        )
 
 
 def later_sinks(result: Record) -> Iterator[str]:
@@ -92,6 +99,13 @@ def norm_ratio(result: Record) -> Iterator[str]:
     norm, others = (result.arrays[name].values for name in ("position0_norm", "other_norm"))
     ratio = norm / others
     largest, peak = int(norm.argmax()), int(ratio.argmax())
+    if float(ratio[peak]) < STANDS_OUT:
+        yield (
+            "The residual norm at position 0 does not stand out: it is at most "
+            f"{float(ratio[peak]):.3g} times that of the other positions "
+            f"({_entering(peak, len(norm))})."
+        )
+        return
     yield (
         f"The residual norm at position 0 is largest {_entering(largest, len(norm))} "
         f"({float(norm[largest]):.3g}); relative to the other positions it is largest "

@@ -21,9 +21,9 @@ from ...comparisons.spikes import at_all
 from ...metrics import ProbeMetric
 from ...probes import ResidualPeaks
 from ...probes.spikes import PeakValues
-from ...results.effect_sentences import effect_sentence
+from ...results.effect_sentences import HIGHER, effect_sentence
 from ...results.record import Record
-from ...results.wording import describe, place_of
+from ...results.wording import control_verdict, describe, grouped, place_of
 from ...runner.compare import Comparison
 from ...stats.effects import EffectSize
 
@@ -70,9 +70,19 @@ def effects_by_step(result: Record, what: str, metric: str, edits: Sequence[str]
             sentence = effect_sentence(result, what, row).removesuffix(".")
             apart = [
                 f"at {place_of(step)} alone{_over(step, row)} {describe(step)}"
+                f"{_beside(result, step)}"
                 for step in rows[:-1]
             ]
             yield "; ".join([sentence, *apart]) + "."
+
+
+def _beside(result: Record, step: EffectSize) -> str:
+    """The verdict on each control of a step: ` (higher than median entries)`."""
+    said = []
+    for control, contrast in result.references(step):
+        side = control_verdict(contrast, result.of_random_models(contrast))
+        said.append((HIGHER.get(side, side), f"{control.against}".replace("_", " ")))
+    return f" ({grouped(said)})" if said else ""
 
 
 def _over(step: EffectSize, row: EffectSize) -> str:

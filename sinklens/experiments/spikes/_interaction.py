@@ -14,7 +14,7 @@ each one alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -126,7 +126,10 @@ def compare_with_interaction(
         if metric.name in SHARES and summed < -NEARLY_ALL * clean:
             floors.append(f"{summed:.3g} of the clean run's {clean:.3g} ({metric.name})")
         if metric.name == "loss":
-            _note_ceiling(run, table, summed + clean)
+            guess = float(np.log(run.model.cfg.d_vocab_out))
+            losses = [float(one.by_draw().mean()) for one in alone.effects]
+            for note in ceiling_notes(table[CLAMP].condition, guess, clean, losses):
+                run.note(note)
     if floors:
         run.note(
             f"The effects of {table[CLAMP].condition} and {DROP} alone sum to "
@@ -135,14 +138,28 @@ def compare_with_interaction(
         )
 
 
-def _note_ceiling(run: Run[Any], table: Mapping[str, Comparison], summed: float) -> None:
-    """Say where the two losses would add up to more than a guess costs."""
-    guess = float(np.log(run.model.cfg.d_vocab_out))
-    if summed > guess:
-        run.note(
-            f"With the losses of {table[CLAMP].condition} and {DROP} added, the loss would be "
-            f"{summed:.3g} nats, above that of a uniform guess ({guess:.3g}): the interaction of "
-            "the loss may be a ceiling effect alone."
+def ceiling_notes(name: str, guess: float, clean: float, effects: Sequence[float]) -> Iterator[str]:
+    """Where a loss is, or two of them would add up to be, above that of a guess.
+
+    A ceiling leaves the loss of both at that of the larger one; it cannot make it smaller.
+
+    Args:
+        name: What clamps.
+        guess: The loss of a uniform guess, nats.
+        clean: The loss of the clean run.
+        effects: On the loss, of the clamp, of the dropped edge and of both.
+    """
+    clamp, drop, both = (clean + effect for effect in effects)
+    if clamp > guess:
+        yield (
+            f"{name} alone leaves a loss of {clamp:.3g} nats, above that of a uniform guess "
+            f"({guess:.3g})."
+        )
+    if clamp + drop - clean > guess and both >= max(clamp, drop):
+        yield (
+            f"With the effects of {name} and {DROP} added, the loss would be "
+            f"{clamp + drop - clean:.3g} nats, above that of a uniform guess ({guess:.3g}): the "
+            "interaction of the loss may be a ceiling effect alone."
         )
 
 

@@ -194,7 +194,7 @@ def _removed(result: Record, step: Mapping[str, Any]) -> str:
     besides = _besides(removed, step["step_down"])
     largest = f"{step['largest_size']:,.4g} after {step['largest_after']}"
     measure = result.measure(row.metric)
-    side = {"below": "more than", "above": "less than"}.get(null_verdict(row), null_verdict(row))
+    side = {"below": "above", "above": "below"}.get(null_verdict(row), null_verdict(row))
     return (
         f"Removed {alone} {row.condition}: {number(measure, -row.value)} of the largest size "
         f"({largest}), {side} {measure.null} ({number(measure, -row.baseline)}){besides}."

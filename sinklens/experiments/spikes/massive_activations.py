@@ -172,7 +172,12 @@ def _first(numbers: Sequence[int], most: int = 8) -> str:
 
 def loss_of_edits(result: Record) -> Iterator[str]:
     """The loss under each intervention that changes something."""
-    yield from effects_by_step(result, "Massive entries set to", "loss", EDITS)
+    footnotes = result.settings["footnotes"]
+    for edit in EDITS:
+        for line in effects_by_step(result, "Massive entries set to", "loss", [edit]):
+            # Position 0 is its own mean there.
+            apart = " Only the other entries change, not those at position 0 (see *)."
+            yield line + (apart if edit in footnotes else "")
 
 
 def zeroed(result: Record) -> Iterator[str]:

@@ -40,7 +40,7 @@ from typing import Any
 
 from ...comparisons.spikes import CLAMP, SpikeEdits, at_all
 from ...core.labels import Head, head_label
-from ...metrics import SINK_MASS, ProbeMetric
+from ...metrics import METRICS, SINK_MASS, ProbeMetric
 from ...probes import LogitGaps, SinkScores
 from ...results.effect_sentences import Compared, beside_control, effect_sentence
 from ...results.estimates import Measure, proportion
@@ -177,6 +177,13 @@ MEASURES = {
     "peak_ratio": Measure("times the median", "Gaussian entries", ",.1f"),
     "sink_mass": proportion("share of attention", "uniform attention", ".1%"),
     "sink_rate": proportion("share of heads", "uniform attention", ".1%"),
+    # An interaction is no value of the metric, and has not its bounds.
+    **{
+        f"{metric.name}/{INTERACTION}": Measure(
+            metric.unit, "the sum of the two effects", signed=metric.signed
+        )
+        for metric in METRICS.values()
+    },
 }
 SAYS = (
     clamped,

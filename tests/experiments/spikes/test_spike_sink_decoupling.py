@@ -20,6 +20,7 @@ from sinklens import SinklensError
 from sinklens.cli import app
 from sinklens.core.labels import stage_name
 from sinklens.experiments.spikes._clamps import spike_metrics
+from sinklens.experiments.spikes._interaction import ceiling_notes
 from sinklens.experiments.spikes._mechanism import mean_cosine
 from sinklens.functional.quadratic_form import (
     GatedWeights,
@@ -713,3 +714,28 @@ def test_the_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*command.split(), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert sinklens.ExperimentResult.load(tmp_path / "out").summary
+
+
+def test_an_interaction_has_not_the_bounds_of_its_metric(result: Any) -> None:
+    """The sum of two falls of a share can be more than all of it."""
+    for metric in ("sink_mass", "sink_rate"):
+        assert result.measure(metric, "interaction").lowest is None
+        assert result.measure(metric, "drop_edge").lowest == 0
+        row = result.find(metric=metric, condition="interaction", kind="treatment")
+        assert row.ci_high - row.effect == pytest.approx(row.effect - row.ci_low)
+
+
+@pytest.mark.parametrize(
+    ("effects", "said"),
+    [
+        ((1.0, 0.5, 1.2), []),
+        ((6.0, 5.0, 6.5), ["may be a ceiling effect alone"]),
+        ((6.0, 5.0, 2.0), []),  # a ceiling leaves no loss below that of one alone
+        ((9.0, 1.0, 3.0), ["clamp_spikes alone leaves a loss of 11 nats"]),
+    ],
+)
+def test_a_ceiling_is_said_where_there_can_be_one(
+    effects: tuple[float, ...], said: list[str]
+) -> None:
+    notes = [*ceiling_notes("clamp_spikes", 10.0, 2.0, effects)]
+    assert len(notes) == len(said) and all(map(str.__contains__, notes, said))
