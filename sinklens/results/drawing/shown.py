@@ -7,11 +7,13 @@ shown that stands beside it as SVG.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import plotly.io
 from plotly.graph_objects import Figure
 
+from ...core.errors import SinklensError
 from .static import to_svg
 
 SVG = "image/svg+xml"
@@ -29,6 +31,25 @@ class ShownFigure(Figure):  # type: ignore[misc]
             shown[SVG] = picture.replace('style="', PAPER, 1)
         return shown
 
+    def to_image(self, *args: Any, **kwargs: Any) -> bytes:
+        """As Plotly's, with the package kaleido.
+
+        Raises:
+            SinklensError: It is not installed.
+        """
+        _require_kaleido()
+        image: bytes = super().to_image(*args, **kwargs)
+        return image
+
+    def write_image(self, *args: Any, **kwargs: Any) -> None:
+        """As Plotly's, with the package kaleido.
+
+        Raises:
+            SinklensError: It is not installed.
+        """
+        _require_kaleido()
+        super().write_image(*args, **kwargs)
+
     def _ipython_display_(self) -> None:
         """Show it in a notebook with all its forms; Plotly shows its own alone."""
         from IPython.display import display  # type: ignore[import-not-found, unused-ignore]
@@ -37,3 +58,12 @@ class ShownFigure(Figure):  # type: ignore[misc]
             display(shown, raw=True)
         else:
             super()._ipython_display_()
+
+
+def _require_kaleido() -> None:
+    """Plotly's own message does not say that a page needs nothing."""
+    if find_spec("kaleido") is None:
+        raise SinklensError(
+            "an image of a figure is made by kaleido, which is not installed: "
+            "python -m pip install kaleido; write_html(FILE) needs nothing besides"
+        )
