@@ -33,10 +33,12 @@ import torch
 
 import sinklens
 from sinklens.hooks import ablate_heads, replace_bos_embedding
+from sinklens.results.drawing.shown import keep_figures
 from sinklens.zoo.constructed import BOS, SINK_HEAD, ConstructedSink, constructed_sink
 
 torch.set_grad_enabled(False)
 px.defaults.template = "simple_white"
+keep_figures()
 
 # %% [markdown] id="part1"
 # ## 1. A sink constructed by hand

@@ -29,9 +29,11 @@ import plotly.express as px
 import torch
 
 import sinklens
+from sinklens.results.drawing.shown import keep_figures
 
 torch.set_grad_enabled(False)
 px.defaults.template = "simple_white"
+keep_figures()
 
 model = sinklens.load("rope")
 prompts = sinklens.prompts(model, n=16, length=64)

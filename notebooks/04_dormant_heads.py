@@ -30,10 +30,12 @@ import torch
 
 import sinklens
 from sinklens.hooks import ablate_heads
+from sinklens.results.drawing.shown import keep_figures
 from sinklens.zoo.backcopy import is_trigger, optimum
 
 torch.set_grad_enabled(False)
 px.defaults.template = "simple_white"
+keep_figures()
 
 model = sinklens.load("backcopy-1")
 prompts = sinklens.prompts(model, n=16, length=256)

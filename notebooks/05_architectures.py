@@ -31,9 +31,11 @@ import torch
 
 import sinklens
 from sinklens import zoo
+from sinklens.results.drawing.shown import keep_figures
 
 torch.set_grad_enabled(False)
 px.defaults.template = "simple_white"
+keep_figures()
 
 members = [name for name in zoo.names() if not name.startswith("backcopy")]
 differs = {name: zoo.card(name)["differs"] for name in members}

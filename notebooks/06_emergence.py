@@ -29,9 +29,11 @@ import torch
 
 import sinklens
 from sinklens import zoo
+from sinklens.results.drawing.shown import keep_figures
 
 torch.set_grad_enabled(False)
 px.defaults.template = "simple_white"
+keep_figures()
 
 model = sinklens.load("rope")
 prompts = sinklens.prompts(model, n=16, length=64)

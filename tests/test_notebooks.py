@@ -20,6 +20,7 @@ ROOT = FOLDER.parent
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SECONDS_A_CELL = 120
 INSTALL = "install"
+PLOTLY = "application/vnd.plotly.v1+json"
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -91,8 +92,10 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     outputs = [output for cell in cells for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     shown = [output.get("data", {}) for output in outputs]
-    assert any("application/vnd.plotly.v1+json" in data for data in shown)
+    assert any(PLOTLY in data for data in shown)
     assert any("<table" in data.get("text/html", "") for data in shown)
+    figures = [data for data in shown if PLOTLY in data]
+    assert all({"text/html", "image/svg+xml"} & set(data) for data in figures), "lost in an export"
 
 
 def code_cells(notebook: Any) -> list[Any]:

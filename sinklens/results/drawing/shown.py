@@ -7,17 +7,21 @@ shown that stands beside it as SVG.
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from typing import Any
 
 import plotly.io
 from plotly.graph_objects import Figure
+from plotly.io.base_renderers import NotebookRenderer
 
 from ...core.errors import SinklensError
 from .static import to_svg
 
 SVG = "image/svg+xml"
 PAPER = 'style="background: white; color: #2a2a2a; '
+OFFLINE, COLAB = "offline", "colab"
+MATHJAX = re.compile(r'<script src="[^"]*mathjax[^"]*"></script>')
 
 
 class ShownFigure(Figure):  # type: ignore[misc]
@@ -67,3 +71,23 @@ def _require_kaleido() -> None:
             "an image of a figure is made by kaleido, which is not installed: "
             "python -m pip install kaleido; write_html(FILE) needs nothing besides"
         )
+
+
+class OfflineRenderer(NotebookRenderer):  # type: ignore[misc]
+    """Plotly's program once in the notebook, and nothing from a web address."""
+
+    def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, Any]:
+        """A figure as HTML, without the program for formulas that Plotly would fetch."""
+        bundle: dict[str, str] = super().to_mimebundle(fig_dict)
+        return {kind: MATHJAX.sub("", text) for kind, text in bundle.items()}
+
+
+def keep_figures() -> None:
+    """Let a notebook keep all its figures, also those of plotly express, when it is exported.
+
+    Plotly's program is put into the notebook once (5 MB), so that exported pages need no network.
+    Figures of `plot` are kept as pictures in any case. On Colab nothing is changed.
+    """
+    if plotly.io.renderers.default != COLAB:
+        plotly.io.renderers[OFFLINE] = OfflineRenderer()
+        plotly.io.renderers.default = f"plotly_mimetype+{OFFLINE}"
