@@ -29,6 +29,7 @@ if importlib.util.find_spec("sinklens") is None:  # as on Colab
 # %% id="setup"
 import pandas as pd
 import plotly.express as px
+import plotly.io
 import torch
 
 import sinklens
@@ -38,6 +39,7 @@ from sinklens.zoo.constructed import BOS, SINK_HEAD, ConstructedSink, constructe
 
 torch.set_grad_enabled(False)
 px.defaults.template = "simple_white"
+plotly.io.templates["simple_white"].layout.legend = {"orientation": "h", "y": -0.25}
 keep_figures()
 
 # %% [markdown] id="part1"
@@ -100,7 +102,7 @@ curves = pd.DataFrame(
 figure = px.line(
     curves.iloc[:, :2],
     labels={"index": "query i", "value": "attention to position 0"},
-    title="Constructed by hand: attention to position 0",
+    title="Constructed: attention to position 0",
     range_y=[0, 1.05],
 )
 for name, symbol in zip(curves.columns[2:], ("circle", "diamond"), strict=True):
@@ -165,7 +167,7 @@ px.bar(
     x="input",
     y=["measured", "uniform"],
     barmode="group",
-    title="rope: attention to position 0, beside uniform attention",
+    title="rope: attention to position 0",
     labels={"value": "sink mass", "variable": ""},
     color_discrete_map={"measured": "#0b5394", "uniform": "#999999"},
 )

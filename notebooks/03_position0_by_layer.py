@@ -26,6 +26,7 @@ if importlib.util.find_spec("sinklens") is None:  # as on Colab
 from functools import partial
 
 import plotly.express as px
+import plotly.io
 import torch
 
 import sinklens
@@ -33,6 +34,7 @@ from sinklens.results.drawing.shown import keep_figures
 
 torch.set_grad_enabled(False)
 px.defaults.template = "simple_white"
+plotly.io.templates["simple_white"].layout.legend = {"orientation": "h", "y": -0.25}
 keep_figures()
 
 model = sinklens.load("rope")

@@ -26,6 +26,7 @@ if importlib.util.find_spec("sinklens") is None:  # as on Colab
 
 # %% id="setup"
 import plotly.express as px
+import plotly.io
 import torch
 
 import sinklens
@@ -35,6 +36,7 @@ from sinklens.zoo.backcopy import is_trigger, optimum
 
 torch.set_grad_enabled(False)
 px.defaults.template = "simple_white"
+plotly.io.templates["simple_white"].layout.legend = {"orientation": "h", "y": -0.25}
 keep_figures()
 
 model = sinklens.load("backcopy-1")
@@ -118,7 +120,7 @@ px.bar(
     y=to_bos[0, :40].tolist(),
     color=["trigger" if t else "other" for t in ACTIVE[0, :40]],
     labels={"x": "query", "y": "attention to BOS", "color": "letter"},
-    title="backcopy-1: attention to BOS in the first prompt",
+    title="backcopy-1: attention to BOS",
     color_discrete_map={"trigger": "#d55e00", "other": "#0b5394"},
 ).update_xaxes(tickvals=list(range(1, 41)), ticktext=[model.to_string([t]) for t in first.tolist()])
 

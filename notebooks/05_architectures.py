@@ -27,6 +27,7 @@ if importlib.util.find_spec("sinklens") is None:  # as on Colab
 # %% id="setup"
 import pandas as pd
 import plotly.express as px
+import plotly.io
 import torch
 
 import sinklens
@@ -35,6 +36,7 @@ from sinklens.results.drawing.shown import keep_figures
 
 torch.set_grad_enabled(False)
 px.defaults.template = "simple_white"
+plotly.io.templates["simple_white"].layout.legend = {"orientation": "h", "y": -0.25}
 keep_figures()
 
 members = [name for name in zoo.names() if not name.startswith("backcopy")]
@@ -97,7 +99,7 @@ figure = px.bar(
     y="model",
     x="sink mass",
     orientation="h",
-    title="Attention to position 0, and each model's null",
+    title="Attention to position 0, and its null",
     height=460,
 )
 figure.add_scatter(
@@ -141,15 +143,17 @@ torch.testing.assert_close(attention("rope").sum(-1), torch.ones_like(to_bos))
 assert 1 - inside.mean() > 0.6 > to_bos.mean()
 assert abs(to_bos.mean() - sinks.loc["rope", "sink mass"]) < 1e-4
 
-px.imshow(
+figure = px.imshow(
     torch.stack([1 - inside.mean((1, 3)), to_bos.mean((1, 3))]).numpy(),
     facet_col=0,
     zmin=0,
     zmax=1,
     color_continuous_scale="Blues",
     labels={"x": "head", "y": "layer", "color": "share"},
-    title="Attention that goes to nothing: learned-sink (left), and to BOS: rope (right)",
-).for_each_annotation(lambda note: note.update(text=""))
+    title="Attention to nothing, and to BOS",
+)
+names = {"facet_col=0": "learned-sink", "facet_col=1": "rope"}
+figure.for_each_annotation(lambda note: note.update(text=names[note.text]))
 
 # %% [markdown] id="need"
 # Given such a place, heads use it more than `rope` uses BOS: more than 0.6 of all attention goes there. That is

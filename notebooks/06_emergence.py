@@ -25,6 +25,7 @@ if importlib.util.find_spec("sinklens") is None:  # as on Colab
 # %% id="setup"
 import pandas as pd
 import plotly.express as px
+import plotly.io
 import torch
 
 import sinklens
@@ -33,6 +34,7 @@ from sinklens.results.drawing.shown import keep_figures
 
 torch.set_grad_enabled(False)
 px.defaults.template = "simple_white"
+plotly.io.templates["simple_white"].layout.legend = {"orientation": "h", "y": -0.25}
 keep_figures()
 
 model = sinklens.load("rope")
@@ -69,20 +71,18 @@ risen = (scores[at[512]].mean() - uniform) / (scores[-1].mean() - uniform)
 assert 0.75 < fallen < 0.85 and risen < 0.02
 assert sink_heads[at[1024]] == 0 and sink_heads[at[2048]] >= 10 and sink_heads[-1] == 17
 
-figure = px.imshow(
-    scores.numpy(),
-    facet_col=0,
-    facet_col_wrap=5,
+px.imshow(
+    scores.flatten(1).T.numpy(),
+    x=[str(step) for step in steps],
+    y=[f"L{layer}H{head}" for layer in range(6) for head in range(4)],
     zmin=0,
     zmax=0.7,
+    aspect="auto",
     color_continuous_scale="Blues",
-    labels={"x": "head", "y": "layer", "color": "sink score"},
-    title="rope: attention to position 0 in training",
-    height=420,
-)
-for note, step in zip(figure.layout.annotations, steps, strict=True):
-    note.text = f"step {step}"
-figure
+    labels={"x": "training step", "y": "head", "color": "score"},
+    title="rope: each head in training",
+    height=560,
+).update_xaxes(type="category")
 
 # %% [markdown] id="null"
 # ## 2. Less than nothing
@@ -106,7 +106,7 @@ figure = px.line(
     log_x=True,
     markers=True,
     labels={"index": "training step + 1", "value": "sink score", "variable": ""},
-    title="rope: the sink and its null in training",
+    title="rope: the sink and its null",
 )
 figure.add_hline(uniform, line_dash="dot", annotation_text="uniform attention")
 
@@ -185,7 +185,7 @@ figure = px.scatter(
     error_y_minus=use["difference"].to_numpy() - use["low"].to_numpy(),
     log_x=True,
     labels={"x": "training step + 1", "difference": "cost beyond the control (nats)"},
-    title="rope: what BOS is worth, beside a later position",
+    title="rope: what BOS is worth",
 )
 figure.update_traces(mode="lines+markers")
 figure.add_hline(0, line_dash="dot")

@@ -30,9 +30,11 @@ return [...outputs].map((output) => output.getBoundingClientRect().height);
 """
 CUT = """
 const page = document.querySelector("main").getBoundingClientRect();
-return [...document.querySelectorAll("h1, h2, h3, p, li, summary, .main-svg, .jp-RenderedSVG img")]
+const within = (element) => element.closest(".jp-OutputArea-output");
+const texts = [...document.querySelectorAll("h1, h2, h3, p, li, summary")];
+const figures = document.querySelectorAll(".js-plotly-plot .main-svg, .jp-RenderedSVG img");
+return [...texts.filter((text) => !within(text)), ...figures]
   .filter((element) => element.getBoundingClientRect().right > page.right + 1)
-  .filter((element) => !element.closest(".jp-OutputArea-output, .highlight"))
   .map((element) => element.outerHTML.slice(0, 120));
 """
 
