@@ -30,11 +30,12 @@ return [...outputs].map((output) => output.getBoundingClientRect().height);
 """
 CUT = """
 const page = document.querySelector("main").getBoundingClientRect();
-const within = (element) => element.closest(".jp-OutputArea-output");
+const within = (element) => element.closest(".jp-OutputArea-output");  // which scrolls if it has to
 const texts = [...document.querySelectorAll("h1, h2, h3, p, li, summary")];
 const figures = document.querySelectorAll(".js-plotly-plot .main-svg, .jp-RenderedSVG img");
 return [...texts.filter((text) => !within(text)), ...figures]
   .filter((element) => element.getBoundingClientRect().right > page.right + 1)
+  .filter((element) => !within(element) || getComputedStyle(within(element)).overflowX !== "auto")
   .map((element) => element.outerHTML.slice(0, 120));
 """
 

@@ -32,7 +32,7 @@ REFERENCE_LINES: tuple[dict[str, Any], ...] = (
 """So that a curve that lies under another one is seen beside it."""
 UNCHANGED = "plotly"
 """The template that Plotly starts with."""
-LEGEND_LINE, LEGEND_MARK, TOP = 27, 48, 20
+LEGEND_LINE, LEGEND_MARK, TOP = 29, 48, 20
 FONT, LETTER, NARROWEST = 12, 6.6, 390
 WIDTHS = {
     **dict.fromkeys("ijl'|", 2.7),
