@@ -117,6 +117,16 @@ def test_the_first_screen_says_what_the_rows_say(name: str, verdict: str) -> Non
     assert "All findings" in card._repr_html_() and f"<h4>{verdict}</h4>" in card._repr_html_()
 
 
+def _overview_fits(card: sinklens.Diagnosis) -> None:
+    """Beside each other where each plot has 150 pixels, else below each other."""
+    for width, beside in ((390, False), (620, False), (1000, True)):
+        layout = card.plot(width=width).layout
+        inner = width - layout.margin.l - layout.margin.r
+        axes = [layout.xaxis, layout.xaxis2, layout.xaxis3]
+        assert all((axis.domain[1] - axis.domain[0]) * inner >= 149 for axis in axes)
+        assert (axes[0].domain[1] < axes[1].domain[0]) == beside
+
+
 def _overview_holds_the_numbers(card: sinklens.Diagnosis) -> None:
     """The map, the norms, every effect on the loss and its control, on wide and narrow pages."""
     profile, effects = card.results["sink_profile"], []
@@ -177,6 +187,7 @@ def test_a_diagnosis_is_loaded_again(written: tuple[Path, str], tmp_path: Path) 
     assert loaded.plot().to_json() == again.plot().to_json()
     assert loaded.plot("bos_replacement").data
     _overview_holds_the_numbers(loaded)
+    _overview_fits(loaded)
     with pytest.raises(sinklens.SinklensError, match="did you mean bos_replacement"):
         loaded.plot("bos_replacment")
 

@@ -15,6 +15,7 @@ import pytest
 
 import sinklens
 from sinklens.runner import registry
+from tests.first_screen import PICTURE, text_of
 from tests.numbers import assert_same_text
 
 ROOT = Path(__file__).parents[1]
@@ -55,8 +56,8 @@ def test_the_python_of_a_page_runs(
 ) -> None:
     ran = session(page, monkeypatch, tmp_path)
     if page.name == "README.md":
-        [screen] = re.findall(r"^```text\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.M)
-        assert_same_text(str(ran.card), screen.rstrip("\n"))
+        assert f"]({PICTURE.relative_to(ROOT)})" in page.read_text("utf-8")
+        assert_same_text(str(ran.card), text_of(PICTURE.read_text("utf-8")))
 
 
 def test_a_block_that_is_not_run_says_what_it_needs() -> None:

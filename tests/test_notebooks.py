@@ -1,6 +1,7 @@
 """Every notebook runs from a clean kernel, and is kept without outputs so that diffs stay readable.
 
-A notebook checks its own statements with `assert`; here it only has to finish.
+A notebook checks its own statements with `assert`; here it only has to finish, and to have the
+parts that a class needs. It is made from the script of the same name (`tests.notebooks`).
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 import nbformat
 import pytest
 
-pytestmark = pytest.mark.slow
+from tests.notebooks import FOLDER, notebook, scripts
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ROOT = FOLDER.parent
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SECONDS_A_CELL = 120
+INSTALL = "install"
+PLOTLY = "application/vnd.plotly.v1+json"
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -38,6 +41,49 @@ def test_kept_without_outputs(path: Path) -> None:
     assert str(ROOT) not in path.read_text("utf-8")
 
 
+def test_each_is_paired_with_a_script() -> None:
+    assert [path.stem for path in scripts()] == [path.stem for path in NOTEBOOKS]
+
+
+@every_notebook
+def test_has_the_cells_of_its_script(path: Path) -> None:
+    kept = nbformat.read(path, as_version=4)
+    assert kept == notebook(path.with_suffix(".py").read_text("utf-8")), (
+        f"python -m tests.notebooks makes {path.name} from its script"
+    )
+
+
+@every_notebook
+def test_has_what_a_class_needs(path: Path) -> None:
+    """Goals first, then three questions with folded answers, and an exercise at the end."""
+    texts = [
+        cell.source
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "markdown"
+    ]
+    assert "you can" in texts[0]
+    whole = "\n".join(texts)
+    assert whole.count("<details><summary>Answer</summary>") == whole.count("</details>") == 3
+    assert "\n## Exercise\n" in texts[-1].rpartition("</details>")[2]
+
+
+@every_notebook
+def test_installs_itself_where_sinklens_is_missing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Colab; where it is there, nothing is installed."""
+    first = code_cells(nbformat.read(path, as_version=4))[0]
+    assert first.id == INSTALL
+    asked: list[list[str]] = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: asked.append(command))
+    exec(first.source, {})
+    assert asked == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(first.source, {})
+    assert asked == [[sys.executable, "-m", "pip", "install", "-q", "sinklens"]]
+
+
+@pytest.mark.slow
 @every_notebook
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     executed = execute(path, tmp_path, monkeypatch)
@@ -46,8 +92,10 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     outputs = [output for cell in cells for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     shown = [output.get("data", {}) for output in outputs]
-    assert any("application/vnd.plotly.v1+json" in data for data in shown)
+    assert any(PLOTLY in data for data in shown)
     assert any("<table" in data.get("text/html", "") for data in shown)
+    figures = [data for data in shown if PLOTLY in data]
+    assert all({"text/html", "image/svg+xml"} & set(data) for data in figures), "lost in an export"
 
 
 def code_cells(notebook: Any) -> list[Any]:

@@ -73,11 +73,13 @@ class Diagnosis:
 
         Args:
             experiment: Whose figure; None draws the overview.
-            width: In pixels; None fits the page. The overview is narrow below 600.
+            width: In pixels; None fits the page, for the overview a wide one; where its panels
+                do not fit beside each other, they stand below each other.
             title: None says what is shown and of which model.
 
         Raises:
             UsageError: The diagnosis has no such experiment.
+            SinklensError: The overview is asked for, and there is no profile of sinks.
         """
         if experiment is None:
             return draw_overview(self.results, width=width, title=title)

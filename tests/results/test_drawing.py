@@ -9,6 +9,8 @@ import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ import pytest
 import torch
 
 import sinklens
-from sinklens.results.drawing import to_svg
+from sinklens.core.errors import SinklensError
+from sinklens.results.drawing import overview_pictures, to_svg
 from sinklens.results.drawing.forests import MOST_ROWS
 from sinklens.results.drawing.static import WIDTH
 from sinklens.results.estimates import Effect, Measure, Reference, Sample, rows_of
@@ -375,6 +378,24 @@ def test_a_notebook_keeps_a_picture_beside_plotlys_figure(monkeypatch: pytest.Mo
     ElementTree.fromstring(shown["image/svg+xml"])
     drawn.update_layout(title="Changed")  # as a user may
     assert "Changed" in drawn._repr_mimebundle_()["image/svg+xml"]
+
+
+def test_an_image_without_kaleido_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sinklens.results.drawing.shown.find_spec", lambda name: None)
+    drawn = of(list(treated("zero", 1.0))).plot()
+    for write in (partial(drawn.write_image, tmp_path / "figure.pdf"), drawn.to_image):
+        with pytest.raises(SinklensError, match="pip install kaleido"):
+            write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_overview_without_a_profile_says_what_can_be_drawn() -> None:
+    card = sinklens.Diagnosis({"own": of(list(treated("zero", 1.0)))}, ["one"])
+    with pytest.raises(SinklensError, match=r"plot\(NAME\) draws one of own"):
+        card.plot()
+    assert card.plot("own").data and overview_pictures(card.results) == []
 
 
 def test_html_has_three_sentences_the_figure_and_the_table_first() -> None:

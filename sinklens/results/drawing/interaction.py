@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ...stats.effects import EffectSize
@@ -25,8 +26,15 @@ def interaction_panel(figure: Interaction, result: Record) -> Panel | None:
     first = rows[across, ran[0]], rows[up, ran[0]]
     places = {CLEAN: (first[0].baseline, first[1].baseline)}
     places |= {c: (rows[across, c].value, rows[up, c].value) for c in ran}
+    middle = math.sqrt(math.prod(end(x for x, _ in places.values()) for end in (min, max)))
     traces = [
-        _point(name, place, {a: rows.get((m, name)) for a, m in (("x", across), ("y", up))}, number)
+        _point(
+            name,
+            place,
+            {a: rows.get((m, name)) for a, m in (("x", across), ("y", up))},
+            number,
+            "right" if place[0] < middle else "left",
+        )
         for number, (name, place) in enumerate(places.items())
     ]
     return Panel(
@@ -47,7 +55,11 @@ def interaction_panel(figure: Interaction, result: Record) -> Panel | None:
 
 
 def _point(
-    name: str, place: tuple[float, float], rows: dict[str, EffectSize | None], number: int
+    name: str,
+    place: tuple[float, float],
+    rows: dict[str, EffectSize | None],
+    number: int,
+    side: str,
 ) -> Any:
     from plotly import graph_objects
 
@@ -61,7 +73,7 @@ def _point(
         name=name,
         mode="markers+text",
         text=[name],
-        textposition="top center",
+        textposition=f"top {side}",
         showlegend=False,
         cliponaxis=False,
         marker={"size": 12, "color": colour, "symbol": SYMBOLS[number % SERIES]},

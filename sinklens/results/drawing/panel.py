@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BETWEEN, AXIS, LINE, TITLE = 24, 52, 16, 20
 NUMBERS, BAR, EDGE = 46, 92, 16
-WIDE = 1000
+WIDE, NARROWEST_PANEL = 1000, 150
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,24 @@ def below_each_other(
     return _finished(drawn, title, source, width, total, foot, sides, least)
 
 
+def room_beside(panels: Sequence[Panel], width: int | None) -> float:
+    """How many pixels each plot has where the panels stand in one row."""
+    taken = sum(panel.left + panel.right for panel in panels)
+    return ((width or WIDE) - taken) / len(panels)
+
+
+def fit_beside(panels: Sequence[Panel], width: int | None) -> bool:
+    """Whether panels in one row can be read; without a width, on a wide page."""
+    return room_beside(panels, width) >= NARROWEST_PANEL
+
+
 def beside_each_other(
     panels: Sequence[Panel], title: str, source: str, width: int | None = None
 ) -> Figure:
     """A figure of panels in one row, for wide pages."""
     ends = (panels[0].left, panels[-1].right)
     inner = (width or WIDE) - sum(ends)
-    taken = sum(panel.left + panel.right for panel in panels) - sum(ends)
-    each = (inner - taken) / len(panels)
+    each = room_beside(panels, width)
     heads = [_head(panel, int(each) + 60) for panel in panels]
     height = max(panel.height for panel in panels)
     total = height + LINE * max(map(len, heads))

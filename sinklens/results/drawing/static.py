@@ -16,9 +16,10 @@ import numpy as np
 
 from . import svg
 from .axes import Axis, axes_of
-from .style import FONT, LETTER
+from .style import FONT, LEGEND_MARK, LETTER, text_width
 
 WIDTH = 760
+SIDES = {"left": -1, "right": 1}
 BAR_WIDTH, MOST_CELLS = 10.0, 600
 TAG = re.compile(r"<br>|<[^>]*>")
 
@@ -120,7 +121,10 @@ def _scatter(trace: Any, x: Axis, y: Axis) -> Iterator[str]:
             yield svg.mark(mark, place, colour, size, str(said[number]))
     if "text" in mode:
         for number, (across, up) in known:
-            yield svg.text(str(trace.text[number]), (across, up - 11))
+            side = SIDES.get((trace.textposition or "").rpartition(" ")[2], 0)
+            anchor = {-1: "end", 0: "middle", 1: "start"}[side]
+            place = (across + 8 * side, up - 11)
+            yield svg.text(str(trace.text[number]), place, anchor=anchor)
 
 
 def _intervals(
@@ -211,7 +215,7 @@ def _legend(figure: Any, size: tuple[int, int]) -> Iterator[str]:
     entries = [trace for trace in figure.data if trace.showlegend and trace.visible is not False]
     x, y = 12.0, size[1] * (1 - (figure.layout.legend.y or 0)) + 16
     for trace in entries:
-        width = 44 + LETTER * len(trace.name)
+        width = LEGEND_MARK + text_width(trace.name)
         if x > 12 and x + width > size[0]:
             x, y = 12.0, y + 19
         colour = trace.marker.color or trace.line.color or "currentColor"

@@ -32,8 +32,16 @@ REFERENCE_LINES: tuple[dict[str, Any], ...] = (
 """So that a curve that lies under another one is seen beside it."""
 UNCHANGED = "plotly"
 """The template that Plotly starts with."""
-NARROW, LEGEND_LINE, TOP = 600, 27, 20
+LEGEND_LINE, LEGEND_MARK, TOP = 29, 48, 20
 FONT, LETTER, NARROWEST = 12, 6.6, 390
+WIDTHS = {
+    **dict.fromkeys("ijl'|", 2.7),
+    **dict.fromkeys("ft .,:;/I", 3.4),
+    **dict.fromkeys("r-()", 4.0),
+    **dict.fromkeys("mwMW%", 10.6),
+    **dict.fromkeys("ABCDEGHKNOPQRSUVXY", 8.7),
+}
+"""Of letters that are not as wide as most, in Arial at `FONT` pixels."""
 
 
 REMOVED = ("zoom", "pan", "select", "lasso", "zoomin", "zoomout", "autoscale")
@@ -75,6 +83,11 @@ def wrapped(text: str, width: int | None, size: int = FONT) -> list[str]:
     return textwrap.wrap(text, max(20, int(room / (LETTER * size / FONT)))) or [""]
 
 
+def text_width(text: str) -> float:
+    """About how many pixels a text takes at the size of labels."""
+    return sum(WIDTHS.get(letter, 6.7) for letter in text)
+
+
 def titled(title: str, source: str, width: int | None) -> tuple[dict[str, Any], int]:
     """A title with what it is of below it, and how many pixels the two take."""
     if not title + source:
@@ -96,11 +109,11 @@ def legend(names: Sequence[str], room: int) -> tuple[dict[str, Any], int]:
     """A legend below the figure, and how many pixels it takes where that is so many pixels wide."""
     if not names:
         return {}, 4
-    lines, taken = 1, 0
+    lines, taken = 1, 0.0
     for name in names:
-        entry = 48 + int(LETTER * len(name))
+        entry = LEGEND_MARK + text_width(name)
         if taken and taken + entry > room:
-            lines, taken = lines + 1, 0
+            lines, taken = lines + 1, 0.0
         taken += entry
     place = {"orientation": "h", "yanchor": "top", "x": 0, "xref": "container"}
     return place, 8 + LEGEND_LINE * lines

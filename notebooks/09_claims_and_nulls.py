@@ -1,0 +1,297 @@
+# %% [markdown] id="title"
+# # What the papers claim, and what stands beside their null
+#
+# A number in a paper is a claim about a mechanism only beside two others: what comes out **without** the mechanism
+# (the *null*), and what comes out when the same is done **somewhere else** (the *control*). This notebook takes
+# one claim from each of five papers to `rope`, the trained model that ships with sinklens. Some stand, some fall,
+# and some cannot be asked of this model.
+#
+# After it you can
+#
+# 1. say what would have to be measured beside a published number before believing it;
+# 2. spot a measure that is full without any sink, and a claim that would hold in any model;
+# 3. tell *confirmed*, *not confirmed* and *not testable* apart;
+# 4. find the null and the control of every row that sinklens prints.
+#
+# Start with `notebooks/01_first_sink.ipynb`: it explains effects, intervals and contrasts. `docs/claims.md` has
+# more claims, with the rule by which each is judged, for this model and for SmolLM2. Nothing below is downloaded.
+# Statements about numbers are checked by an `assert` in the code that follows them.
+
+# %% id="install"
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("sinklens") is None:  # as on Colab
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "sinklens"], check=True)
+
+# %% id="setup"
+import pandas as pd
+
+import sinklens
+
+model = sinklens.load("rope")
+prompts = sinklens.prompts(model, n=8, length=32)
+claims = []
+
+
+def judged(claim, number, beside, verdict):
+    """Add a line to the table at the end."""
+    claims.append({"claim": claim, "here": number, "beside it": beside, "verdict": verdict})
+
+
+# %% [markdown] id="repeated"
+# ## 1. One token repeated has no sink (Gu et al. 2025, 2410.10781)
+#
+# The paper reports a sink rate of 0 for prompts that repeat a single token, in models run without BOS. Here it is
+# 0 too. But what does *natural text* give without BOS? Also 0: this model has no sink at all then, so that the
+# claim holds of repeated tokens as of anything. And with BOS in front, repeated tokens have a sink like natural
+# text does.
+#
+# The number is right, and says nothing about repetition: **not testable** here.
+
+# %% id="repeated-run"
+rates = {}
+for bos in (False, True):
+    profile = sinklens.run(
+        "sink_profile",
+        model,
+        sinklens.prompts(model, n=8, length=64, bos=bos),
+        conditions=("natural", "repeated"),
+        draws=2,
+        null_models=0,
+    )
+    for condition in ("gu", "gu:repeated"):
+        rates[bos, condition] = profile.find(metric="sink_rate", condition=condition).value
+table = pd.Series(rates).unstack().rename(columns={"gu": "natural", "gu:repeated": "repeated"})
+table.index = ["with BOS" if bos else "without BOS" for bos in table.index]
+
+assert rates[False, "gu:repeated"] == rates[False, "gu"] == 0
+assert rates[True, "gu:repeated"] > 0.5 and rates[True, "gu"] > 0.5
+judged(
+    "repeated tokens have no sink",
+    f"{rates[False, 'gu:repeated']:.0%} of heads",
+    f"natural text {rates[False, 'gu']:.0%}",
+    "not testable",
+)
+table.map("{:.0%}".format)
+
+# %% [markdown] id="massive"
+# ## 2. Massive activations: there are some, and they are needed (Sun et al. 2024, 2402.17762)
+#
+# A few entries of the residual stream are far larger than all others. `massive_activations` finds them without
+# being told where to look, names the sub-block that writes them, and sets them to zero where they first appear.
+#
+# *Are there any?* The paper asks for a magnitude of at least 100 and a thousand times the median. By that rule, no
+# prompt of `rope` has one. By a rule without a scale (50 times the median of the layer) all have one, where Gaussian
+# entries would give 6.5 at their largest. So the paper's claim about size is not confirmed here, and what follows
+# is about large entries of a small model.
+#
+# *Does the model need them?* Setting them to zero raises the loss. Two controls stand beside it: as many entries of
+# **median** size, which cost nothing, and, the harder one, the **same change in other channels** of the same
+# positions. The second takes out the mere size of the edit, and costs something. The difference is what is left for
+# the entries themselves, and it is most of the effect.
+
+# %% id="massive-run"
+massive = sinklens.run("massive_activations", model, prompts, draws=2, null_models=0)
+
+peak = massive.find(metric="peak_ratio", condition="layer_median")
+published = massive.find(metric="massive", condition="absolute:token_median")
+assert massive.findings["criterion"] == "scale_free"
+assert published.value == 0 and peak.value > 50 and 6 < peak.baseline < 7
+zero = massive.find(metric="loss", condition="zero", kind="treatment")
+median = massive.find(metric="loss", condition="zero", kind="control", against="median_entries")
+other = massive.find(metric="loss", condition="zero", kind="control", against="other_channels")
+beyond = massive.find(metric="loss", condition="zero", kind="contrast", against="other_channels")
+assert zero.ci_low > 0 and median.ci_low < 0 < median.ci_high
+assert other.ci_low > 0 and beyond.ci_low > 0 and beyond.effect > zero.effect / 2
+judged(
+    "there are activations above 100 and 1,000 times the median",
+    f"{published.value:.0%} of prompts",
+    f"{peak.value:.0f} times the median at most",
+    "not confirmed",
+)
+judged(
+    "the model needs its largest activations",
+    f"{zero.effect:+.2f} nats at zero",
+    f"other channels {other.effect:+.2f}",
+    "confirmed",
+)
+massive
+
+# %% id="massive-plot"
+massive.plot()
+
+# %% [markdown] id="decoupling"
+# ## 3. Spikes and sinks can be decoupled (Sun et al. 2026, 2603.05498)
+#
+# The paper trains models in which one occurs without the other. In a trained `rope`, one can clamp the spikes, drop
+# the edge of every sink head to position 0, and do both. If the two acted apart, their effects on the loss would add
+# up. They do not: once the edges are gone, clamping the spikes costs next to nothing more. The **interaction** (the
+# effect of both less the sum of the two) is negative and as large as the effect of clamping itself.
+#
+# Any two strong edits may interact, by saturation alone. So the same is computed from the two *controls*, each as
+# large an edit as its treatment: their interaction is close to nothing. In this model the loss from clamping goes
+# *through* the attention to position 0.
+
+# %% id="decoupling-run"
+decoupling = sinklens.run("spike_sink_decoupling", model, prompts, draws=2, null_models=0)
+
+alone = decoupling.find(metric="loss", condition="clamp_spikes", kind="treatment")
+both = decoupling.find(metric="loss", condition="interaction", kind="treatment")
+elsewhere = decoupling.find(metric="loss", condition="interaction", kind="control")
+assert both.ci_high < 0 and abs(both.effect) > 0.9 * alone.effect
+assert abs(elsewhere.effect) < abs(both.effect) / 10
+judged(
+    "spikes and sinks act apart (on the loss)",
+    f"interaction {both.effect:+.2f} nats",
+    f"of the controls {elsewhere.effect:+.2f}",
+    "not confirmed",
+)
+decoupling
+
+# %% id="decoupling-plot"
+decoupling.plot()
+
+# %% [markdown] id="frame"
+# ## 4. Attention is a star around an anchor (Ruscio et al. 2025, 2508.02546)
+#
+# The paper draws a graph: an edge wherever a query gives a key more than a threshold, and asks how star-like it is.
+# At a threshold of 0.01, `rope` scores 100 %. So does **uniform attention**: with 32 positions nobody gets less than
+# 1/32, every edge is there, and the graph of *any* spread-out attention is full. The measure shows the threshold.
+#
+# A threshold relative to uniform attention (twice as much) does not have that fault: uniform attention scores 0
+# there. But it has a second null to pass: **row-permuted** attention, which keeps how concentrated each row is, and
+# forgets where. That scores 16 %. The star of `rope` is far above both.
+
+# %% id="frame-run"
+frame = sinklens.run("reference_frame", model, prompts, draws=3)
+
+at_threshold = frame.find(metric="star_likeness", condition="above_0.01", kind="measurement")
+relative = frame.find(metric="star_likeness", condition="above_2x_uniform", kind="measurement")
+permuted = frame.find(
+    metric="star_likeness", condition="above_2x_uniform", against="row_permuted", kind="null"
+)
+assert at_threshold.value == at_threshold.baseline == 1
+assert relative.baseline == 0 and 0.1 < permuted.value < 0.2 < relative.value
+largest = frame.find(metric="largest_column", kind="contrast", against="row_permuted")
+assert largest.ci_low > 0
+judged(
+    "attention is a star (threshold 0.01)",
+    f"{at_threshold.value:.0%}",
+    f"uniform attention {at_threshold.baseline:.0%}",
+    "not testable",
+)
+judged(
+    "attention is a star (twice uniform)",
+    f"{relative.value:.0%}",
+    f"row-permuted {permuted.value:.0%}",
+    "confirmed",
+)
+frame
+
+# %% id="frame-plot"
+frame.plot()
+
+# %% [markdown] id="position"
+# ## 5. Replacing BOS removes 40 % of absolute position (Ruscio et al. 2026, 2606.06160)
+#
+# With rotary positions, the query-key interaction depends on the relative position of two tokens only. Attention can
+# depend on absolute position through the causal mask (a later query sees more keys) and through the residual stream.
+# The abstract says that replacing BOS removes 40 % of the second component at early queries. It does not say whether
+# the column of BOS itself is counted.
+#
+# Counted, 92 % is removed. But replacing the token whose column one measures removes that column by construction. Not
+# counted, the component is **not distinguishable from its null** with 8 prompts of 32 tokens, and a share of
+# nothing is not a number: sinklens gives none. (With 96 prompts there is enough to ask, see `docs/claims.md`; the
+# interval then is too wide for a verdict.)
+
+# %% id="position-run"
+position = sinklens.run(
+    "absolute_position",
+    model,
+    prompts,
+    conditions=("mean", "random_token"),
+    first_tokens=4,
+    null_models=0,
+)
+
+removed = position.find(
+    metric="removed_all_keys", condition="mean", kind="treatment", queries="1:8"
+)
+left = position.find(
+    metric="residual_share", condition="without_key0", kind="measurement", queries="1:8"
+)
+assert removed.ci_low > 0.8
+assert left.ci_low < left.baseline < left.ci_high
+rows = position.to_dataframe()
+assert not rows["metric"].eq("removed_without_key0").any()
+assert any("2606.06160" in line and "40%" in line for line in position.summary)
+judged(
+    "replacing BOS removes 40 % of absolute position",
+    f"{removed.value:.0%} with the column of BOS",
+    "without it, nothing to remove from",
+    "not testable",
+)
+position
+
+# %% id="position-plot"
+position.plot()
+
+# %% [markdown] id="table"
+# ## The table
+#
+# Seven lines from five papers, each with what stands beside it. None of the numbers in the column *here* would have
+# told you its verdict.
+
+# %% id="table-run"
+verdicts = pd.DataFrame(claims).set_index("claim")
+counts = verdicts["verdict"].value_counts()
+assert len(claims) == 7 and counts["not testable"] == 3
+verdicts
+
+# %% [markdown] id="limits"
+# ### What these numbers cannot show
+#
+# - The papers measured other models, mostly a thousand times as large. "Not confirmed" is a finding about `rope`, and
+#   no refutation of a paper.
+# - Clamping and dropping test what a **trained** model needs. What training would have produced without spikes or
+#   sinks is another question, for which there are models: `qknorm`, `learned-sink`, `postnorm` (notebook 5).
+# - When in training any of this appears is the subject of notebook 6.
+# - "Not significantly different from its control" is not "no effect": look at the interval.
+#
+# ## Questions
+#
+# 1. Section 2 has two controls for one edit. Why is the cheaper one, entries of median size, not enough?
+#
+# <details><summary>Answer</summary>
+#
+# Because it changes little: zeroing a small entry is a small edit, and that a large edit costs more than a small one
+# is not a finding about massive activations. The other control changes the stream by the same amount, elsewhere.
+#
+# </details>
+#
+# 2. Row-permuted attention has a largest column above that of uniform attention. Why?
+#
+# <details><summary>Answer</summary>
+#
+# It is a maximum over columns, and the rows are as concentrated as those of the model. Their large weights fall on
+# columns at random, and on some column more of them fall than on others. Uniform rows have nothing to fall.
+#
+# </details>
+#
+# 3. Which of the seven lines would change if the same were done on a model with random weights?
+#
+# <details><summary>Answer</summary>
+#
+# Not the star at threshold 0.01: near-uniform attention is full there as well, which is why that line says nothing
+# about training. Nor the sink rate of 0 without BOS. The others need a peak, a sink or a loss that an edit can raise.
+#
+# </details>
+#
+# ## Exercise
+#
+# Take one claim from a paper that you know, with a number. Write down, before running anything, which null and which
+# control you would want beside it, and what result would count as *not confirmed* and what as *not testable*. Then
+# add it as an eighth line: with an experiment of sinklens, or with your own hook and `compare_interventions`
+# (notebook 7).
