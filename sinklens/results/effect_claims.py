@@ -26,7 +26,7 @@ from .record import Record
 from .wording import control_verdict, describe, effect_of, interval_of, null_verdict
 
 HALF, HARDLY, FEW = 0.5, 0.1, 4
-PATCHING = "Patching position 0 with another token's residual stream"
+PATCHING = "Patching position 0 with another token's state"
 REPLACEMENTS = {
     "random_token": " by another token",
     "mean": " by the mean embedding",

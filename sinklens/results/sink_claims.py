@@ -6,11 +6,11 @@ attention does. With such heads there is a sink at position 0, else none.
 1  Sink: `sink_mass position0`, with the array `sink_mass` for heads; `sink_mass learned_sink` and
    `last_position` where they are above uniform attention; later sinks are heads with one in a
    quarter of the prompts (array `some_later_sink_share`).
-2  What it follows: `sink_mass position0:no_bos`, `:random`, `:repeated`. With an input the sink is
-   kept if its sink mass is above uniform attention by at least 80 % of what text is above it;
-   weakened if it is above by less; gone if it is not above. Without BOS gone: the sink follows
-   BOS; kept: the position; weakened: BOS in part. Nothing is claimed where the mean over heads is
-   not above uniform attention on text.
+2  What it follows: `sink_mass position0:no_bos`, `:random`, `:repeated`. An input keeps the sink if
+   its sink mass is above uniform attention by at least 80 % of what text is above it; weakens it
+   if it is above by less; removes it if it is not above. Without BOS removed: the sink follows BOS;
+   kept: the position; weakened: BOS in part. Nothing is claimed where the mean over heads is not
+   above uniform attention on text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROOM = 192
 """Characters of a claim that two lines hold for sure."""
 INPUTS = {"random": "random text", "repeated": "one token repeated"}
 NOT_ABOVE = ("below", "not distinguishable from")
-FOLLOWS = {"gone": "bos", "kept": "position", "weakened": "part"}
+FOLLOWS = {"removes": "bos", "keeps": "position", "weakens": "part"}
 OPENINGS = {
     "bos": "It follows the BOS token, not the position",
     "position": "It follows position 0, whatever token it holds",
@@ -126,12 +126,12 @@ def _by_input(
     elif not bos:
         yield "These prompts have no BOS to take away"
     others = [
-        f"with {words} {keeping(natural, rows[name])} ({percent(rows[name].value)})"
+        f"{words} {keeping(natural, rows[name])} it ({percent(rows[name].value)})"
         for name, words in INPUTS.items()
         if name in rows
     ]
     if others:
-        yield f"{'after BOS ' if bos else ''}it is {', '.join(others)}"
+        yield f"{'after BOS, ' if bos else ''}{' and '.join(others)}"
 
 
 def _without_a_sink(rows: Mapping[str, EffectSize]) -> str:
@@ -146,10 +146,10 @@ def _without_a_sink(rows: Mapping[str, EffectSize]) -> str:
 
 
 def keeping(natural: EffectSize, other: EffectSize) -> str:
-    """Whether with an input the sink that there is on text is kept, weakened or gone."""
+    """Whether an input keeps, weakens or removes the sink that there is on text."""
     if null_verdict(other) in NOT_ABOVE or other.effect <= 0:
-        return "gone"
-    return "kept" if other.effect >= KEPT * natural.effect else "weakened"
+        return "removes"
+    return "keeps" if other.effect >= KEPT * natural.effect else "weakens"
 
 
 def _beside_uniform(row: EffectSize, whole: str = "") -> str:

@@ -140,22 +140,20 @@ def test_what_the_sink_follows(without: float, expected: str, words: str) -> Non
     claim = what_it_follows(profile(no_bos=without, random=0.36, repeated=0.4))
     assert claim.verdict == expected and claim.text.startswith(words)
     assert claim.text.endswith(
-        "; after BOS it is with random text kept (36.0%), with one token repeated kept (40.0%)."
+        "; after BOS, random text keeps it (36.0%) and one token repeated keeps it (40.0%)."
     )
     assert len(claim.rows) == 4
 
 
 def test_other_inputs_that_weaken_or_remove_the_sink() -> None:
     text = what_it_follows(profile(no_bos=0.04, random=0.1, repeated=0.02)).text
-    assert "with random text weakened (10.0%), with one token repeated gone (2.0%)" in text
+    assert "random text weakens it (10.0%) and one token repeated removes it (2.0%)" in text
 
 
 def test_without_bos_or_inputs_or_a_sink_nothing_is_said_to_follow() -> None:
     claim = what_it_follows(profile(bos=False, random=0.36))
     assert claim.verdict == ""
-    assert claim.text == (
-        "These prompts have no BOS to take away; it is with random text kept (36.0%)."
-    )
+    assert claim.text == ("These prompts have no BOS to take away; random text keeps it (36.0%).")
     assert "not measured" in what_it_follows(profile()).text
     assert "cannot be told" in what_it_follows(profile(position0=0.05, no_bos=0.3)).text
     none = what_it_follows(profile(0.1, position0=0.04, no_bos=0.02, repeated=0.2))
