@@ -153,6 +153,7 @@ def evaluate(
         interventions,
         torch.cat(values, -1)[..., given] if values else none,
         torch.cat(baselines, -1)[..., given] if baselines else none,
+        measure.layers,
         int(model.cfg.n_layers),
     )
     over_reached = torch.zeros(2, len(interventions), len(resolved), len(prompts))

@@ -91,6 +91,16 @@ class MetricReader:
         return list(self._clean_probes.values())
 
     @property
+    def layers(self) -> list[Sequence[int]]:
+        """By metric, the numbers of the layers that it has columns for, once it was read."""
+        return [
+            getattr(self._clean_probes[metric.probe], "layers", range(width))
+            if is_by_layer(metric)
+            else range(width)
+            for metric, width in zip(self._metrics, self.widths, strict=True)
+        ]
+
+    @property
     def resumable(self) -> bool:
         """Whether the probes can take over what a clean run saw, and so share a forward."""
         return all(isinstance(probe, Resumable) for probe in self._probes.values())

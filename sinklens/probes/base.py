@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
-from ..models.capabilities import hook_name
+from ..models.capabilities import check, hook_name
 
 Values = TypeVar("Values", bound=Tensor | tuple[Tensor, ...] | Mapping[Any, Tensor])
 """A tensor, a named tuple of tensors, or tensors by key."""
@@ -186,8 +186,8 @@ class SliceableProbe(LayerProbe[Values]):
     """A `LayerProbe` of patterns that are reduced to means over queries, so it is `Sliceable`."""
 
     def __init__(self, model: HookedModel) -> None:
-        """Read the pattern of every layer of `model`."""
-        super().__init__("pattern", range(int(model.cfg.n_layers)))
+        """Read the pattern of every layer of `model` that has attention."""
+        super().__init__("pattern", check(model).layers_of("pattern"))
         self._sums: Values | None = None
 
     @abstractmethod

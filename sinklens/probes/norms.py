@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.protocol import HookedModel
+from ..models.capabilities import check
 from .base import ResumableProbe, stream_hook
 
 
@@ -47,4 +48,4 @@ class ValueNorms(_Norms):
 
     def __init__(self, model: HookedModel) -> None:
         """Read the values of `model`."""
-        super().__init__("value", range(int(model.cfg.n_layers)))
+        super().__init__("value", check(model).layers_of("value"))

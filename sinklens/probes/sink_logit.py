@@ -47,7 +47,7 @@ class LogitGaps(ResumableProbe[LogitGapValues]):
         self._key, self._place = key, place
         capabilities = check(model)
         site = "scores" if capabilities.edits["scores"] else "pattern"
-        super().__init__(site, range(capabilities.n_layers))
+        super().__init__(site, capabilities.layers_of(site))
         self._of_pattern = site == "pattern"
         self._causal, self._windows = capabilities.causal, capabilities.windows
 

@@ -76,8 +76,8 @@ class SinkWeights(ResumableProbe[SinkWeightValues]):
     """The sink score of key 0 and sink mass, for which the weights on key 0 suffice."""
 
     def __init__(self, model: HookedModel) -> None:
-        """Read the pattern of every layer of `model`."""
-        super().__init__("pattern", range(int(model.cfg.n_layers)))
+        """Read the pattern of every layer of `model` that has attention."""
+        super().__init__("pattern", check(model).layers_of("pattern"))
 
     def reduce(
         self, pattern: Float[Tensor, "batch head query key"], layer: int, /

@@ -52,6 +52,16 @@ class Need:
 
 NOT_CAUSAL = "it is a next-token measure and this model attends in both directions"
 CAUSAL = Need("a causal model, in which position 0 sees only itself", lambda model, _: model.causal)
+WITH_ATTENTION = Need(
+    "a model with attention that TransformerLens shows",
+    lambda model, _: bool(model.attention),
+    "bos_replacement, position0_patching and massive_activations measure loss and KL there.",
+)
+ATTENTION_EVERYWHERE = Need(
+    "a model with attention in every layer",
+    lambda model, _: len(model.attention) == model.n_layers,
+    "bos_replacement and position0_patching measure loss and KL there.",
+)
 READABLE_SCORES = Need(
     "a model whose attn.hook_attn_scores holds the scores that the softmax gets",
     lambda model, _: model.edits["scores"],

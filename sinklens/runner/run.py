@@ -27,6 +27,7 @@ from ..hooks.intervention import one_per_run
 from ..metrics import Metric, needs_models, resolve_metrics
 from ..models.capabilities import Capabilities, check
 from ..models.prompts import Prompts, notes_on
+from ..models.remarks import remarks_on
 from ..probes import Probe
 from ..results.estimates import Place, Reference, Sample, Share, rows_of, share_row
 from ..results.notes import counted_notes, spread_notes
@@ -84,7 +85,8 @@ class Run(Counted[Config], Generic[Config]):
         self._experiment = experiment
         self.prompt_numbers, self.random_weights = torch.arange(len(prompts)), False
         self.capabilities: Capabilities = check(model)
-        self.note(*notes_on(model, prompts), *self.capabilities.doubts())
+        self._attention = self.capabilities.attention
+        self.note(*notes_on(model, prompts), *remarks_on(self.capabilities))
         if config.precision == QUICK:
             self.note(quick_note(config.draws, config.null_models))
         for need in experiment.needs:
