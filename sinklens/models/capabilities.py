@@ -100,6 +100,7 @@ class Capabilities:
         other_masks: By layer the longest prompt that its mask leaves as it is without a window;
             beyond it the mask has another form. None where there is no such length.
         gated: The layers in which a head's output is not its weights times its values.
+        experts: Whether TransformerLens shows which experts of a mixture tokens go to.
         agreement: The largest difference to the logits of the plain Hugging Face model; None where
             they cannot be compared.
         unlike_plain: Whether that is more than rounding: one of the two was edited, or the bridge
@@ -120,6 +121,7 @@ class Capabilities:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     other_masks: tuple[int | None, ...] = ()
     gated: tuple[int, ...] = ()
+    experts: bool = False
     agreement: float | None = None
     unlike_plain: bool = False
 
@@ -309,6 +311,7 @@ def _try_everything(model: HookedModel) -> Capabilities:
         unreadable=unreadable,
         other_masks=masks.others,
         gated=gated_layers(names, clean, unreadable),
+        experts=any(name.endswith("mlp.hook_expert_indices") for name in model.hook_dict),
         agreement=found.difference if found else origin(model).agreement,
         unlike_plain=found is not None and not found.rounding,
     )

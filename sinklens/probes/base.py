@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
+from ..functional.precision import wide
 from ..models.capabilities import check, hook_name
 
 Values = TypeVar("Values", bound=Tensor | tuple[Tensor, ...] | Mapping[Any, Tensor])
@@ -233,8 +234,8 @@ def up_to_shortest(batches: list[Tensor]) -> Tensor:
 
 
 def kept(values: Tensor) -> Tensor:
-    """Values on the CPU in float32; never a part of something larger, which would be kept too."""
-    values = values.detach().float().cpu()
+    """Values on the CPU (`wide`); never a part of something larger, which would be kept too."""
+    values = wide(values.detach()).cpu()
     whole = values.untyped_storage().nbytes() <= values.nbytes
     return values if whole else values.clone()
 

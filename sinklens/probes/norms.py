@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.protocol import HookedModel
+from ..functional.precision import wide
 from ..models.capabilities import check
 from .base import ResumableProbe, stream_hook
 
@@ -31,7 +32,7 @@ class _Norms(ResumableProbe[NormValues]):
 
     def reduce(self, activation: Float[Tensor, "batch pos *rest"], layer: Any, /) -> NormValues:
         """The norms of a layer."""
-        norms = activation.float().norm(dim=-1)
+        norms = wide(activation).norm(dim=-1)
         return NormValues(norms[:, 0], norms[:, 1:].mean(1))
 
 

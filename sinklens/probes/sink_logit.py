@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.protocol import HookedModel
+from ..functional.precision import wide
 from ..models.capabilities import check
 from .base import ResumableProbe
 
@@ -56,7 +57,7 @@ class LogitGaps(ResumableProbe[LogitGapValues]):
     ) -> LogitGapValues:
         """The mean gap over the queries that count."""
         length = activation.shape[-1]
-        logits = activation.float()
+        logits = wide(activation)
         if self._of_pattern:
             logits = logits.clamp_min(torch.finfo(torch.float32).tiny).log()
         seen = torch.ones(length, length, device=activation.device)
