@@ -153,6 +153,20 @@ def opt_350m() -> PreTrainedModel:
     return random_model(transformers.OPTForCausalLM, config)
 
 
+def modernbert() -> PreTrainedModel:
+    """A class that TransformerLens has no bridge for."""
+    config = transformers.ModernBertConfig(
+        **ids(),
+        hidden_size=D_MODEL,
+        num_attention_heads=N_HEADS,
+        num_hidden_layers=LAYERS,
+        intermediate_size=D_MLP,
+        cls_token_id=1,
+        sep_token_id=2,
+    )
+    return random_model(transformers.ModernBertForMaskedLM, config)
+
+
 def gpt_oss() -> PreTrainedModel:
     """Learned sinks: attention rows sum to less than 1."""
     config = transformers.GptOssConfig(**_decoder(), num_local_experts=4, num_experts_per_tok=2)

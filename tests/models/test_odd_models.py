@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 import sinklens
 from sinklens import SinklensError
 from sinklens.engine.evaluate import evaluate
+from sinklens.engine.shortcuts import shortcuts
+from sinklens.experiments.geometry._fisher import weight_groups
 from sinklens.hooks import ablate_heads, drop_edge, patch_position0
 from sinklens.models import masks
 from sinklens.models.agreement import agreement, unwrapped
@@ -235,6 +237,52 @@ def test_experts_in_float64_are_refused_in_one_line() -> None:
     with pytest.raises(SinklensError) as refused:
         sinklens.load(odd_models.olmoe().double())
     assert "float64" in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("tokenizer", [None, families.tiny_tokenizer()])
+def test_a_class_without_a_bridge_is_one_sentence(tokenizer: Any, tmp_path: Any) -> None:
+    """TransformerLens lists its 162 classes instead."""
+    said = "TransformerLens does not know ModernBertForMaskedLM; use a model of the"
+    with pytest.raises(SinklensError, match=said) as refused:
+        sinklens.load(odd_models.modernbert(), tokenizer=tokenizer)
+    assert len(str(refused.value)) < 250
+    if tokenizer is not None:
+        odd_models.modernbert().save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(SinklensError, match=said):
+            sinklens.load(tmp_path)
+
+
+def test_slices_are_read_where_scores_are_large() -> None:
+    """Rounding moves a pattern by as much there as reading it in slices."""
+    model = families.llama()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.mul_(100)
+    found = shortcuts(sinklens.load(model))
+    assert found.slices and found.key0
+
+
+def test_fisher_traces_leave_out_groups_without_weights() -> None:
+    """On Mamba, neither attention nor MLP; in a hybrid, attention has its layers' numbers."""
+    groups = {group for group, _ in weight_groups(bridge("mamba"))}
+    assert groups == {"embedding", "other"}
+    result = run("reference_frame", "hybrid", conditions="frame", fisher=True)
+    assert result.arrays["fisher_trace:attention"].labels("layer") == ["1"]
+    assert result.arrays["fisher_trace:mlp"].labels("layer") == ["0", "1", "2"]
+    assert result.arrays["fisher_trace:attention"].values.min() > 0
+
+
+def test_an_edit_that_writes_what_is_there_has_a_footnote() -> None:
+    """The first layer's position 0 is the same whatever the token: so is the mean over tokens."""
+    model = families.llama()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 3] = 100.0
+    prompts = sinklens.Prompts(TOKENS, bos=True, source="tokens")
+    settings = {**RUN, "layer": 0, "scale_free": 50.0, "criterion": "scale_free"}
+    result = sinklens.run("massive_activations", sinklens.load(model), prompts, **settings)
+    note = result.settings["footnotes"]["first_token_mean"]
+    assert "writes what is there within rounding error" in note
 
 
 def check_absolute_position(load: Callable[[], Any]) -> Any:
