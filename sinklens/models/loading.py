@@ -20,15 +20,18 @@ from ..core.errors import SinklensError, UsageError, shortened
 from ..core.protocol import HookedModel
 from ..core.terminal import status
 from . import shipped
-from .agreement import agreement, require_one_stack
+from .agreement import agreement, require_as_on_cpu, require_one_stack
 from .gguf import convert_gguf, first_line, quiet_transformers
 from .names import hub_id, require_hub_id, require_reachable
 from .origins import ORIGINS, Origin, require_eval_mode, short_prompt
-from .placement import DTYPES, dtype_name, require_as_it_is, require_device
+from .placement import DTYPES, dtype_name, require_as_it_is, require_device, require_plain
 from .wrapping import build, keep_epsilons, why_not_wrapped
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+UNTRUSTED = ("mps",)
+"""Kinds of device on which a model is compared with itself on the CPU."""
 
 
 def load(
@@ -76,6 +79,7 @@ def load(
         require_eval_mode(source)
         return source
     if isinstance(source, torch.nn.Module) and hasattr(source, "config"):
+        require_plain(source)
         return _wrap(source, tokenizer)
     raise UsageError(
         f"cannot load a {type(source).__name__}; give a shipped name, a folder, a .gguf file, "
@@ -279,6 +283,8 @@ def _compare(bridge: TransformerBridge) -> None:
     known = ORIGINS[bridge]
     try:
         found = agreement(bridge, short_prompt(bridge)[:1])
+        if torch.device(bridge.cfg.device).type in UNTRUSTED:
+            require_as_on_cpu(bridge, short_prompt(bridge)[:1])
     except SinklensError:
         raise
     except Exception as error:
