@@ -61,6 +61,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--browser", action="store_true", help="Open pages in headless Chromium too.")
+    parser.addoption("--architectures", action="store_true", help="Try every architecture.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Every architecture is tried where that is asked for."""
+    if not config.getoption("--architectures"):
+        items[:] = [item for item in items if item.get_closest_marker("architectures") is None]
 
 
 @pytest.fixture(scope="session")

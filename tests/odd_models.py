@@ -17,7 +17,8 @@ CHUNK = 5
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 
 
-def _decoder(**more: Any) -> dict[str, Any]:
+def decoder(**more: Any) -> dict[str, Any]:
+    """Settings of a decoder that most configs share."""
     shared = {
         "num_hidden_layers": LAYERS,
         "num_attention_heads": N_HEADS,
@@ -33,7 +34,7 @@ def _decoder(**more: Any) -> dict[str, Any]:
 def deepseek_v3() -> PreTrainedModel:
     """Multi-head latent attention: z and keys have other axes than elsewhere."""
     config = transformers.DeepseekV3Config(
-        **_decoder(num_key_value_heads=N_HEADS, head_dim=4),
+        **decoder(num_key_value_heads=N_HEADS, head_dim=4),
         n_routed_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=16,
@@ -68,7 +69,7 @@ def falcon() -> PreTrainedModel:
 def afmoe() -> PreTrainedModel:
     """A gate behind attention, which is delegated."""
     config = transformers.AfmoeConfig(
-        **_decoder(**EXPERTS),
+        **decoder(**EXPERTS),
         moe_intermediate_size=16,
         num_dense_layers=1,
         num_shared_experts=1,
@@ -79,7 +80,7 @@ def afmoe() -> PreTrainedModel:
 
 def _qwen(kinds: list[str]) -> PreTrainedModel:
     config = transformers.Qwen3_5TextConfig(
-        **_decoder(),
+        **decoder(),
         layer_types=kinds,
         linear_num_key_heads=2,
         linear_num_value_heads=4,
@@ -110,7 +111,7 @@ def mamba() -> PreTrainedModel:
 def chunked() -> PreTrainedModel:
     """Llama 4: layers 0 and 2 attend within chunks of 5 tokens."""
     config = transformers.Llama4TextConfig(
-        **_decoder(),
+        **decoder(),
         intermediate_size_mlp=D_MLP,
         num_local_experts=2,
         num_experts_per_tok=1,
@@ -169,13 +170,13 @@ def modernbert() -> PreTrainedModel:
 
 def gpt_oss() -> PreTrainedModel:
     """Learned sinks: attention rows sum to less than 1."""
-    config = transformers.GptOssConfig(**_decoder(), num_local_experts=4, num_experts_per_tok=2)
+    config = transformers.GptOssConfig(**decoder(), num_local_experts=4, num_experts_per_tok=2)
     return random_model(transformers.GptOssForCausalLM, config)
 
 
 def olmoe() -> PreTrainedModel:
     """A mixture of experts, which PyTorch does not run in float64."""
-    settings = _decoder(**EXPERTS)
+    settings = decoder(**EXPERTS)
     del settings["head_dim"]
     return random_model(transformers.OlmoeForCausalLM, transformers.OlmoeConfig(**settings))
 
@@ -183,7 +184,7 @@ def olmoe() -> PreTrainedModel:
 def qwen3_next() -> PreTrainedModel:
     """A hybrid: only layer 1 has attention, gated; experts in every layer."""
     config = transformers.Qwen3NextConfig(
-        **_decoder(**EXPERTS),
+        **decoder(**EXPERTS),
         layer_types=["linear_attention", "full_attention", "linear_attention"],
         linear_num_key_heads=2,
         linear_num_value_heads=4,
@@ -198,7 +199,7 @@ def qwen3_next() -> PreTrainedModel:
 def granite_4() -> PreTrainedModel:
     """Granite 4 H: Mamba in layers 0 and 2, attention without positions in layer 1."""
     config = transformers.GraniteMoeHybridConfig(
-        **_decoder(),
+        **decoder(),
         layer_types=["mamba", "attention", "mamba"],
         num_local_experts=0,
         shared_intermediate_size=D_MLP,
@@ -211,7 +212,7 @@ def granite_4() -> PreTrainedModel:
 def jamba() -> PreTrainedModel:
     """Mamba and experts beside one layer of attention, which is delegated."""
     config = transformers.JambaConfig(
-        **_decoder(num_experts=2, num_experts_per_tok=1),
+        **decoder(num_experts=2, num_experts_per_tok=1),
         attn_layer_period=3,
         attn_layer_offset=1,
         expert_layer_period=2,
@@ -224,7 +225,7 @@ def jamba() -> PreTrainedModel:
 
 def bamba() -> PreTrainedModel:
     """Mamba 2 beside one layer of attention."""
-    settings = _decoder()
+    settings = decoder()
     del settings["head_dim"]
     config = transformers.BambaConfig(
         **settings, attn_layer_indices=[1], mamba_expand=2, **_mamba_heads()
@@ -234,13 +235,13 @@ def bamba() -> PreTrainedModel:
 
 def falcon_h1() -> PreTrainedModel:
     """Attention and Mamba side by side in every layer."""
-    config = transformers.FalconH1Config(**_decoder(), mamba_d_ssm=64, **_mamba_heads())
+    config = transformers.FalconH1Config(**decoder(), mamba_d_ssm=64, **_mamba_heads())
     return random_model(transformers.FalconH1ForCausalLM, config)
 
 
 def olmo_hybrid() -> PreTrainedModel:
     """OLMo with linear attention in layers 0 and 2."""
-    settings = _decoder()
+    settings = decoder()
     del settings["head_dim"]
     config = transformers.OlmoHybridConfig(
         **settings,
@@ -255,14 +256,14 @@ def olmo_hybrid() -> PreTrainedModel:
 
 def lfm2() -> PreTrainedModel:
     """Convolutions in layers 0 and 2."""
-    config = transformers.Lfm2Config(**_decoder(), layer_types=["conv", "full_attention", "conv"])
+    config = transformers.Lfm2Config(**decoder(), layer_types=["conv", "full_attention", "conv"])
     return random_model(transformers.Lfm2ForCausalLM, config)
 
 
 def nemotron_h() -> PreTrainedModel:
     """One mixer a block, attention in one of them, none of which TransformerLens shows."""
     config = transformers.NemotronHConfig(
-        **_decoder(),
+        **decoder(),
         layers_block_type=["mamba", "attention", "mlp"],
         mamba_num_heads=4,
         mamba_head_dim=16,

@@ -43,7 +43,7 @@ def attention(model: Any, tokens: Tensor) -> dict[int, Tensor]:
 
     def keep(layer: int) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            for part in output if isinstance(output, tuple) else ():
+            for part in output if isinstance(output, (tuple, list)) else ():
                 if isinstance(part, Tensor) and part.shape[2:] == (length, length):
                     found[layer] = part
 
