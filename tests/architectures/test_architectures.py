@@ -65,7 +65,13 @@ def embedding(model: Any) -> Any:
     return getattr(getattr(model, "transformer", None), "word_embeddings_layernorm", None)
 
 
-@every
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "Mamba" else pytest.param(name, marks=pytest.mark.architectures)
+        for name in ARCHITECTURES
+    ],
+)
 def test_the_page_says_what_is_found(name: str) -> None:
     found = limits.row(name).outcomes
     assert limits.on_page(name) == {

@@ -38,12 +38,13 @@ ATTENTION = {
 }
 QUICK = ("qwen3_next", "mamba")
 every = pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ATTENTION]
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.architectures) for n in ATTENTION],
 )
 some = pytest.mark.parametrize(
     "name",
     [
-        n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
+        n if n in QUICK else pytest.param(n, marks=pytest.mark.architectures)
         for n, layers in ATTENTION.items()
         if layers
     ],
@@ -51,7 +52,7 @@ some = pytest.mark.parametrize(
 none = pytest.mark.parametrize(
     "name",
     [
-        n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
+        n if n in QUICK else pytest.param(n, marks=pytest.mark.architectures)
         for n, layers in ATTENTION.items()
         if not layers
     ],

@@ -82,7 +82,11 @@ def plain_experts(model: Any, tokens: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", ["olmoe", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt_oss", "qwen3_next"))]
+    "name",
+    [
+        "olmoe",
+        *(pytest.param(n, marks=pytest.mark.architectures) for n in ("gpt_oss", "qwen3_next")),
+    ],
 )
 def test_tokens_that_go_to_other_experts_are_a_row(name: str) -> None:
     plain, model = getattr(odd_models, name)(), sinklens.load(getattr(odd_models, name)())
