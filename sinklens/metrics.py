@@ -23,7 +23,7 @@ They remain properties of position 0 when the intervention is a control at a lat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -343,20 +343,3 @@ def needs_models(metric: Metric) -> bool:
     Those of a measure without sign do, and of one about position 0; see `runner.null_models`.
     """
     return not metric.signed or isinstance(metric, ProbeMetric)
-
-
-def counted_positions(
-    length: int, edited: int, sample: Sequence[int] | None = None
-) -> Int[Tensor, " counted"]:
-    """The positions whose predictions count: those after the intervened one, or a sample of them.
-
-    Raises:
-        UsageError: None is left.
-    """
-    positions = [p for p in range(edited + 1, length) if sample is None or p in sample]
-    if not positions:
-        raise UsageError(
-            f"no predictions are left to count after position {edited} in prompts of {length} "
-            "tokens; use longer prompts or other positions"
-        )
-    return torch.tensor(positions)

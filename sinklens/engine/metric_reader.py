@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
+from ..functional.counted import counted_positions
 from ..functional.precision import wide
-from ..metrics import METRICS, LogitMetric, Metric, ProbeMetric, counted_positions
+from ..metrics import METRICS, LogitMetric, Metric, ProbeMetric
 from ..models import origin
 from ..models.prompts import Prompts
 from ..probes import Probe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -37,26 +38,19 @@ ATTENTION = {
     "rwkv": (),
 }
 QUICK = ("qwen3_next", "mamba")
-every = pytest.mark.parametrize(
-    "name",
-    [n if n in QUICK else pytest.param(n, marks=pytest.mark.architectures) for n in ATTENTION],
-)
-some = pytest.mark.parametrize(
-    "name",
-    [
-        n if n in QUICK else pytest.param(n, marks=pytest.mark.architectures)
-        for n, layers in ATTENTION.items()
-        if layers
-    ],
-)
-none = pytest.mark.parametrize(
-    "name",
-    [
-        n if n in QUICK else pytest.param(n, marks=pytest.mark.architectures)
-        for n, layers in ATTENTION.items()
-        if not layers
-    ],
-)
+
+
+def tried(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Parametrise by models, of which some are tried by default."""
+    asked = pytest.mark.architectures
+    return pytest.mark.parametrize(
+        "name", [name if name in QUICK else pytest.param(name, marks=asked) for name in names]
+    )
+
+
+every = tried(ATTENTION)
+some = tried(name for name, layers in ATTENTION.items() if layers)
+none = tried(name for name, layers in ATTENTION.items() if not layers)
 
 
 @cache

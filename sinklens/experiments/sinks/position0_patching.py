@@ -20,9 +20,10 @@ from typing import Any
 
 from ...comparisons.position0 import CONDITIONS, PLACE, Position0Patches, parse_condition
 from ...core.errors import UsageError
+from ...functional.counted import counted_positions
 from ...hooks.matching import control_positions
 from ...hooks.position0 import PARTS, POSITION0_CONDITIONS
-from ...metrics import LogitMetric, counted_positions
+from ...metrics import LogitMetric
 from ...models.capabilities import Capabilities
 from ...results.effect_sentences import Compared
 from ...results.figures import Effects
