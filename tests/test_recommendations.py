@@ -32,7 +32,6 @@ MODELS: dict[str, Callable[[], Any]] = {
         )
     },
 }
-QUICK = ("mamba",)
 TOKENS = torch.tensor(
     [
         [families.BOS, 5, 9, 17, 30, 12, 44, 8, 21, 33],
@@ -110,9 +109,8 @@ def recommended(what: str, reason: str, model: Any) -> Iterator[tuple[str, Calla
         yield site, lambda site=site: check(model).require(site, "this")
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.architectures) for n in MODELS]
-)
+@pytest.mark.architectures
+@pytest.mark.parametrize("name", MODELS)
 def test_every_recommendation_works(name: str) -> None:
     model = sinklens.load(MODELS[name](), tokenizer=families.tiny_tokenizer())
     failed = []
