@@ -1,8 +1,8 @@
 """Metrics: on logits, or computed from a probe.
 
 Logit metrics are functions `fn(logits, tokens, *, clean_logits, positions, answers)` that return
-one float32 number per prompt. `positions` are those whose predictions count: after the intervened
-position.
+one number per prompt, in float64 on a model in float64 and in float32 on others. `positions` are
+those whose predictions count: after the intervened position.
 
 - `loss`: next-token cross-entropy in nats (the last position has no target and is left out);
 - `kl`: KL(clean || intervened) of the next-token distribution in nats;
@@ -14,14 +14,16 @@ Probe metrics, by prompt, averaged over heads and over the layers that the inter
 - `sink_mass`: mean attention of queries i >= 1 to key 0;
 - `sink_rate`: share of heads whose sink score of key 0 exceeds 0.3 (Gu et al. 2025, 2410.10781);
 - `position0_norm`: the largest norm of the residual stream at position 0, entering each block and
-  leaving the last, as far as it can be reached.
+  leaving the last, as far as it can be reached;
+- `experts_changed`: share of tokens that go to other experts than in the clean run, in any layer;
+  measured by default in mixtures of experts (`probes.experts`).
 
 They remain properties of position 0 when the intervention is a control at a later position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +33,14 @@ from torch import Tensor
 
 from .core.errors import UsageError, unknown_name
 from .core.protocol import HookedModel
+from .functional.precision import wide
 from .probes import Probe, ResidualNorms, SinkWeights
+from .probes.experts import RoutedAnew
 from .probes.norms import NormValues
 from .probes.sinks import SinkScoreValues, SinkWeightValues
 
 SINK_THRESHOLDS = {"gu": 0.3, "strict": 0.8}
+EXPERTS_CHANGED = "experts_changed"
 SINK_MASS = 0.3
 """A head with a larger sink mass is a sink head."""
 
@@ -133,7 +138,7 @@ def loss_by_row(
     logits: Float[Tensor, "row d_vocab"], *, next_tokens: Int[Tensor, " row"], **_: Any
 ) -> Float[Tensor, " row"]:
     """Cross-entropy in nats of each prediction."""
-    return torch.nn.functional.cross_entropy(logits.float(), next_tokens, reduction="none")
+    return torch.nn.functional.cross_entropy(wide(logits), next_tokens, reduction="none")
 
 
 def with_next_token(positions: Int[Tensor, " counted"], length: int) -> Int[Tensor, " made"]:
@@ -161,7 +166,7 @@ def kl(
 ) -> Float[Tensor, " prompt"]:
     """Mean KL(clean || intervened) in nats over the predictions made at `positions`."""
     divergences = [
-        kl_by_row(after[positions], clean_log_probs=before[positions].float().log_softmax(-1))
+        kl_by_row(after[positions], clean_log_probs=wide(before[positions]).log_softmax(-1))
         for before, after in zip(clean_logits, logits, strict=True)
     ]
     return torch.stack([rows.mean() for rows in divergences])
@@ -178,7 +183,7 @@ def kl_by_row(
     model with random weights.
     """
     clean = clean_log_probs.exp()
-    change, whole = logits.float() - clean_log_probs, clean.sum(-1)
+    change, whole = wide(logits) - clean_log_probs, clean.sum(-1)
     for _step in range(2):  # what float32 leaves of a large mean is small
         change -= (torch.linalg.vecdot(clean, change) / whole)[:, None]
     # Float32 log-probabilities sum to 1 within 1e-5 only.
@@ -222,7 +227,7 @@ def logit_diff_by_row(
             "logit_diff needs prompts with answers: Prompts.from_strings(model, [...], "
             'answers=[(" right", " wrong"), ...])'
         )
-    chosen = logits.float().gather(-1, answers)
+    chosen = wide(logits).gather(-1, answers)
     return chosen[:, 0] - chosen[:, 1]
 
 
@@ -291,6 +296,13 @@ METRICS: dict[str, Metric] = {
             over_layers=torch.amax,
             lowest=0.0,
         ),
+        ProbeMetric(
+            EXPERTS_CHANGED,
+            RoutedAnew,
+            lambda values: values.share,
+            "share of tokens",
+            signed=False,
+        ),
     )
 }
 
@@ -331,20 +343,3 @@ def needs_models(metric: Metric) -> bool:
     Those of a measure without sign do, and of one about position 0; see `runner.null_models`.
     """
     return not metric.signed or isinstance(metric, ProbeMetric)
-
-
-def counted_positions(
-    length: int, edited: int, sample: Sequence[int] | None = None
-) -> Int[Tensor, " counted"]:
-    """The positions whose predictions count: those after the intervened one, or a sample of them.
-
-    Raises:
-        UsageError: None is left.
-    """
-    positions = [p for p in range(edited + 1, length) if sample is None or p in sample]
-    if not positions:
-        raise UsageError(
-            f"no predictions are left to count after position {edited} in prompts of {length} "
-            "tokens; use longer prompts or other positions"
-        )
-    return torch.tensor(positions)

@@ -5,7 +5,7 @@ The patterns are those that `run_with_cache` and `run_with_hooks` give, of one p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def attention_view(
     prompts = _one_prompt(bridge, prompt)
     capabilities, edited = check(bridge), _one_edit(bridge, edit)
     PatternReader(bridge, capabilities, prompts.tokens)
-    mass = _read(bridge, prompts, None, KeyMass(bridge, [0]))[0][0]
+    mass = capabilities.by_head(_read(bridge, prompts, None, KeyMass(bridge, [0]))[0][0])
     chosen = _chosen(heads, mass, capabilities)
     shown = chosen[:MOST_HEADS]
     whole = {"before": _read(bridge, prompts, None, HeadPatterns(shown))[0]}
@@ -76,7 +76,7 @@ def attention_view(
         title=f"{origin(bridge).name}: attention of {_which(heads, mass)}"
         + (", position 0 taken out and rows rescaled" if without_sink else ""),
         tokens=[token_label(token_text(bridge, token)) for token in tokens],
-        heads={head_label(head): f"{float(mass[head]):.0%}" for head in shown},
+        heads={head_label(head): f"{mass[head]:.0%}" for head in shown},
         patterns={side: at[:, :MOST_TOKENS, :MOST_TOKENS] for side, at in whole.items()},
         names={"before": "clean run", "after": _named(edited)},
         causal=capabilities.causal,
@@ -134,29 +134,28 @@ def _read(model: HookedModel, prompts: Prompts, edit: Intervention | None, probe
 
 
 def _chosen(
-    heads: str | Sequence[str], mass: Float[Tensor, "layer head"], capabilities: Capabilities
+    heads: str | Sequence[str], mass: Mapping[Head, float], capabilities: Capabilities
 ) -> list[Head]:
     """The heads of a list, or the sink heads; the strongest heads where there are none."""
     labels = _labels(heads)
     if labels != ["sink"]:
-        chosen = heads_of(labels, capabilities.n_layers, capabilities.n_heads, "use sink, or ")
+        chosen = heads_of(labels, capabilities.attention, capabilities.n_heads, "use sink, or ")
         if not chosen:
             raise UsageError("heads= names no head; use sink, or labels such as L0H0")
         return chosen
-    order = mass.flatten().argsort(descending=True, stable=True)
-    ranked = [divmod(int(place), mass.shape[1]) for place in order]
-    return [head for head in ranked if float(mass[head]) > SINK_MASS] or ranked[:MOST_HEADS]
+    ranked = sorted(mass, key=lambda head: -mass[head])
+    return [head for head in ranked if mass[head] > SINK_MASS] or ranked[:MOST_HEADS]
 
 
 def _labels(heads: str | Sequence[str]) -> list[str]:
     return heads.split(",") if isinstance(heads, str) else list(heads)
 
 
-def _which(heads: str | Sequence[str], mass: Float[Tensor, "layer head"]) -> str:
+def _which(heads: str | Sequence[str], mass: Mapping[Head, float]) -> str:
     """The heads in words."""
     if _labels(heads) != ["sink"]:
         return "chosen heads"
-    if bool((mass > SINK_MASS).any()):
+    if max(mass.values()) > SINK_MASS:
         return "sink heads, strongest first"
     return f"the heads that give position 0 most, of which none gives it more than {SINK_MASS:.0%}"
 

@@ -48,19 +48,21 @@ LONGEST = (
     "test_diagnosis",
     "test_reference_frame",
     "test_every_experiment",
-    "test_limits",
 )
 """Files that take longest: begun first, so that none is left to one process at the end."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; within a file the order stays."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest files first; try every architecture where that is asked for."""
+    if not config.getoption("--architectures"):
+        items[:] = [item for item in items if item.get_closest_marker("architectures") is None]
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--browser", action="store_true", help="Open pages in headless Chromium too.")
+    parser.addoption("--architectures", action="store_true", help="Try every architecture.")
 
 
 @pytest.fixture(scope="session")

@@ -1,116 +1,208 @@
-"""What works on which model family, tried on the tiny models: `python -m tests.limits`.
+"""What works on which architecture, tried on tiny models: `python -m tests.limits`.
 
-It writes `docs/limits.md`. Every experiment is run on every family with all of its conditions, and
-its own reasons are kept where it refuses or leaves something out.
+It writes `docs/limits.md`. Every experiment is run on every architecture with all of its
+conditions, and its own reasons are kept where it refuses or leaves something out. Numbers are
+compared with plain Hugging Face code in `tests/architectures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+import sys
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import sinklens
-from sinklens.models.capabilities import SITES, Capabilities, check
-from sinklens.models.prompts import corpus
+from sinklens.models.capabilities import SITES, check
 from sinklens.runner import registry
 from tests import families
+from tests.architectures.models import ARCHITECTURES
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
-SMALL = {"draws": 1, "null_models": 0, "progress": False}
-HOOKS = {
-    "embedding": "`replace_bos_embedding`",
-    "residual": "`patch_position0`, `replace_entries`, `shift_entries`",
-    "z": "`ablate_heads`, `drop_edge_unnormalised`",
-    "pattern": "`drop_edge`",
-    "scores": "none; probes read logits there",
-    "key": '`patch_position0(part="key")`',
-    "value": '`patch_position0(part="value")`',
+LENGTH = 12
+TOKENS = torch.tensor(
+    [
+        [families.BOS, *((3 * row + (7 * at + row) * at) % 60 + 4 for at in range(LENGTH - 1))]
+        for row in range(4)
+    ]
+)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "massive_activations": {"scale_free": 4.0},
+    "spike_sink_decoupling": {"scale_free": 4.0},
+    "sink_head_ablation": {"heads": "all"},
+    "reference_frame": {"column_sets": 2},
+    "absolute_position": {"queries": ("1:8",), "first_tokens": 0},
 }
-INTRODUCTION = """# Limits by model family
+SMALL = {"draws": 1, "null_models": 0, "progress": False}
+OF_WEIGHTS = re.compile(
+    "no channel is an outlier|has a sink mass above|reach no layer|hold a massive entry"
+    "|not distinguishable from its null|the median could be|no entry is massive|cannot be counted"
+    "|writes most of"
+)
+"""Reasons that are about these weights and prompts, and not about the architecture."""
+INTRODUCTION = """# Limits by architecture
 
-Written by `python -m tests.limits`, which tries everything on tiny random models of each family
-(`tests/families.py`); `tests/test_limits.py` holds this page to what it finds. For a model of your
-own, `sinklens check MODEL` tries the same sites. What depends on the weights rather than the family
-(whether a model has sink heads, spikes, outlier dimensions or training checkpoints) can differ from
-these random models.
+Written by `python -m tests.limits`, which tries everything on tiny random models of each
+architecture (`tests/architectures/models.py`). This page is held to what it finds, and numbers to
+plain Hugging Face code, by `python -m pytest --architectures tests/architectures`; the default
+tests do so for two. For a model of your own, `sinklens check MODEL` tries the same sites. What
+depends on weights or prompts rather than the architecture (whether a model has sink heads, spikes
+or outlier dimensions) is left out. In hybrids all is about the layers with attention, which results
+name.
 """
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Whether an experiment runs on a family, and what it refuses or leaves out, with reasons."""
+    """Whether an experiment runs on a model, and what it refuses or leaves out, with reasons."""
 
     runs: bool
     reasons: tuple[str, ...]
 
+    @property
+    def word(self) -> str:
+        """`works`, `partly` or `refused`."""
+        if not self.runs:
+            return "refused"
+        return "partly" if self.reasons else "works"
 
-def outcome(name: str, model: Any, prompts: sinklens.Prompts) -> Outcome:
-    """Run an experiment with the options of its smallest run, and without them if it refuses."""
-    smallest = {k: v for k, v in registry.get(name).smallest.items() if k != "conditions"}
-    refusals: list[str] = []
-    for settings in (smallest, {}):
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of one architecture.
+
+    Attributes:
+        kind: What is said of its attention.
+        sites: The kinds of site where interventions do what they mean.
+        outcomes: By experiment.
+    """
+
+    kind: str
+    sites: tuple[str, ...]
+    outcomes: Mapping[str, Outcome]
+
+
+@cache
+def row(name: str) -> Row:
+    """Try everything on one architecture."""
+    made = ARCHITECTURES[name]()
+    architecture = type(made).__name__
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = [Path(folder) / step for step in ("a", "b")]
         try:
-            result = sinklens.run(name, model, prompts, **{**SMALL, **settings})
+            for place in checkpoints:
+                made.save_pretrained(place)
+            model: Any = sinklens.load(made, tokenizer=families.tiny_tokenizer())
+            capabilities = check(model)
         except sinklens.SinklensError as error:
-            refusals = [str(error)]
-        else:
-            left_out = result.settings["left_out"].items()
-            return Outcome(True, (*refusals, *(f"{what}: {why}" for what, why in left_out)))
-    return Outcome(False, tuple(refusals))
+            refused = Outcome(False, (_said(str(error), architecture),))
+            return Row("", (), dict.fromkeys(registry.all_experiments(), refused))
+        outcomes = {
+            experiment: _outcome(experiment, model, checkpoints, architecture)
+            for experiment in registry.all_experiments()
+        }
+    layers = capabilities.attention
+    kind = "every layer" if len(layers) == capabilities.n_layers else "no layer that is shown"
+    if 0 < len(layers) < capabilities.n_layers:
+        kind = "some layers"
+    kinds = [
+        kind,
+        *(["both directions"] if not capabilities.causal else []),
+        *(["windows"] if any(capabilities.windows) else []),
+        *(["chunks"] if any(capabilities.other_masks) else []),
+        *(["gated"] if capabilities.gated else []),
+        *(["learned sinks"] if capabilities.learned_sinks else []),
+        *(["experts"] if capabilities.experts else []),
+    ]
+    sites = tuple(site for site in SITES if capabilities.edits[site])
+    return Row(", ".join(kinds), sites, outcomes)
+
+
+def _outcome(name: str, model: Any, checkpoints: list[Path], architecture: str) -> Outcome:
+    """Run an experiment with few draws."""
+    settings: dict[str, Any] = {**SMALL, **SETTINGS.get(name, {})}
+    if name == "sink_emergence":
+        settings["checkpoints"] = tuple(map(str, checkpoints))
+    prompts = sinklens.Prompts(TOKENS, bos=True, source="tokens")
+    try:
+        result = sinklens.run(name, model, prompts, **settings)
+    except sinklens.SinklensError as error:
+        return Outcome(False, (_said(str(error), architecture),))
+    left_out = result.settings["left_out"].items()
+    reasons = (_said(f"{what}: {why}", architecture) for what, why in left_out)
+    return Outcome(True, tuple(one for one in reasons if not OF_WEIGHTS.search(one)))
+
+
+def _said(reason: str, architecture: str) -> str:
+    return " ".join(reason.replace(architecture, "this model").replace("|", "\\|").split())
 
 
 def page() -> str:
     """The whole page."""
-    capabilities: dict[str, Capabilities] = {}
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in registry.all_experiments()}
-    for family in families.FAMILIES:
-        model: Any = families.boot(family)
-        capabilities[family] = check(model)
-        prompts = sinklens.prompts(model, corpus()[:2000], n=4, length=12, bos=True)
-        for name, by_family in outcomes.items():
-            tried, architecture = outcome(name, model, prompts), check(model).architecture
-            reasons = tuple(why.replace(architecture, "this family") for why in tried.reasons)
-            by_family.append(Outcome(tried.runs, reasons))
-    return "\n".join([INTRODUCTION, *_sites(capabilities), "", *_experiments(outcomes), ""])
+    rows = {}
+    for name in ARCHITECTURES:
+        rows[name] = row(name)
+        print(name, {k: v.word for k, v in rows[name].outcomes.items()}, file=sys.stderr)
+    return written(rows)
 
 
-def _table(first: str, rows: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
-    names = list(families.FAMILIES)
-    return [
-        f"| {' | '.join([first, *names])} |",
-        f"|{'---|' * (len(names) + 1)}",
-        *(f"| {' | '.join([name, *cells])} |" for name, cells in rows),
-    ]
-
-
-def _sites(capabilities: Mapping[str, Capabilities]) -> list[str]:
-    """Which interventions change the logits."""
-
-    def row(holds: Callable[[Capabilities], bool]) -> list[str]:
-        return ["yes" if holds(found) else "no" for found in capabilities.values()]
-
-    rows = [(f"{site}: {HOOKS[site]}", row(lambda c, s=site: c.edits[s])) for site in SITES]
-    rows += [
-        ("causal: losses can be measured", row(lambda c: c.causal)),
-        ("sliding windows", row(lambda c: any(c.windows))),
-    ]
-    return ["## Interventions", "", *_table("site: hooks", rows)]
-
-
-def _experiments(outcomes: Mapping[str, Sequence[Outcome]]) -> list[str]:
-    """Which experiments run, and why not all of them do."""
+def written(rows: Mapping[str, Row]) -> str:
+    """The page of these rows."""
     notes: dict[str, int] = {}
 
     def cell(tried: Outcome) -> str:
         numbers = ", ".join(str(notes.setdefault(why, len(notes) + 1)) for why in tried.reasons)
-        return f"{'partly' if tried.runs else 'no'} ({numbers})" if numbers else "yes"
+        return f"{tried.word} ({numbers})" if numbers else tried.word
 
-    rows = [(f"`{name}`", [cell(tried) for tried in row]) for name, row in outcomes.items()]
-    table = _table("experiment", rows)
+    experiments = list(registry.all_experiments())
+    tried = {
+        name: [cell(found.outcomes[experiment]) for experiment in experiments]
+        for name, found in rows.items()
+    }
+    sites = {
+        name: [found.kind, *("yes" if site in found.sites else "no" for site in SITES)]
+        for name, found in rows.items()
+        if found.kind
+    }
     reasons = [f"{number}. {why}" for why, number in notes.items()]
-    return ["## Experiments", "", *table, "", "Refused or left out:", "", *reasons]
+    return "\n".join(
+        [
+            INTRODUCTION,
+            *("## Experiments", "", *_table([f"`{name}`" for name in experiments], tried), ""),
+            *("Refused or left out:", "", *reasons, ""),
+            *("## Interventions", "", "Whether an edit does what it means:", ""),
+            *(*_table(["attention in", *SITES], sites), ""),
+        ]
+    )
+
+
+def _table(columns: list[str], rows: Mapping[str, list[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(['architecture', *columns])} |",
+        f"|{'---|' * (len(columns) + 1)}",
+        *(f"| {' | '.join([name, *cells])} |" for name, cells in rows.items()),
+    ]
+
+
+def on_page(name: str) -> dict[str, tuple[str, frozenset[str]]]:
+    """By experiment, the word and the reasons that the page has for an architecture."""
+    text = PAGE.read_text("utf-8")
+    notes = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
+    header = re.search(r"^\| architecture \| (`.*`) \|$", text, re.MULTILINE)
+    line = re.search(rf"^\| {re.escape(name)} \| (.*) \|$", text, re.MULTILINE)
+    assert header is not None and line is not None
+    found = {}
+    columns = [column.strip("`") for column in header[1].split(" | ")]
+    for experiment, cell in zip(columns, line[1].split(" | "), strict=True):
+        word, _, numbers = cell.partition(" ")
+        found[experiment] = word, frozenset(notes[n] for n in re.findall(r"\d+", numbers))
+    return found
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ CHUNK = 5
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 
 
-def _decoder(**more: Any) -> dict[str, Any]:
+def decoder(**more: Any) -> dict[str, Any]:
+    """Settings of a decoder that most configs share."""
     shared = {
         "num_hidden_layers": LAYERS,
         "num_attention_heads": N_HEADS,
@@ -33,7 +34,7 @@ def _decoder(**more: Any) -> dict[str, Any]:
 def deepseek_v3() -> PreTrainedModel:
     """Multi-head latent attention: z and keys have other axes than elsewhere."""
     config = transformers.DeepseekV3Config(
-        **_decoder(num_key_value_heads=N_HEADS, head_dim=4),
+        **decoder(num_key_value_heads=N_HEADS, head_dim=4),
         n_routed_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=16,
@@ -68,7 +69,7 @@ def falcon() -> PreTrainedModel:
 def afmoe() -> PreTrainedModel:
     """A gate behind attention, which is delegated."""
     config = transformers.AfmoeConfig(
-        **_decoder(**EXPERTS),
+        **decoder(**EXPERTS),
         moe_intermediate_size=16,
         num_dense_layers=1,
         num_shared_experts=1,
@@ -79,7 +80,7 @@ def afmoe() -> PreTrainedModel:
 
 def _qwen(kinds: list[str]) -> PreTrainedModel:
     config = transformers.Qwen3_5TextConfig(
-        **_decoder(),
+        **decoder(),
         layer_types=kinds,
         linear_num_key_heads=2,
         linear_num_value_heads=4,
@@ -110,7 +111,7 @@ def mamba() -> PreTrainedModel:
 def chunked() -> PreTrainedModel:
     """Llama 4: layers 0 and 2 attend within chunks of 5 tokens."""
     config = transformers.Llama4TextConfig(
-        **_decoder(),
+        **decoder(),
         intermediate_size_mlp=D_MLP,
         num_local_experts=2,
         num_experts_per_tok=1,
@@ -153,14 +154,137 @@ def opt_350m() -> PreTrainedModel:
     return random_model(transformers.OPTForCausalLM, config)
 
 
+def modernbert() -> PreTrainedModel:
+    """A class that TransformerLens has no bridge for."""
+    config = transformers.ModernBertConfig(
+        **ids(),
+        hidden_size=D_MODEL,
+        num_attention_heads=N_HEADS,
+        num_hidden_layers=LAYERS,
+        intermediate_size=D_MLP,
+        cls_token_id=1,
+        sep_token_id=2,
+    )
+    return random_model(transformers.ModernBertForMaskedLM, config)
+
+
 def gpt_oss() -> PreTrainedModel:
     """Learned sinks: attention rows sum to less than 1."""
-    config = transformers.GptOssConfig(**_decoder(), num_local_experts=4, num_experts_per_tok=2)
+    config = transformers.GptOssConfig(**decoder(), num_local_experts=4, num_experts_per_tok=2)
     return random_model(transformers.GptOssForCausalLM, config)
 
 
 def olmoe() -> PreTrainedModel:
     """A mixture of experts, which PyTorch does not run in float64."""
-    settings = _decoder(**EXPERTS)
+    settings = decoder(**EXPERTS)
     del settings["head_dim"]
     return random_model(transformers.OlmoeForCausalLM, transformers.OlmoeConfig(**settings))
+
+
+def qwen3_next() -> PreTrainedModel:
+    """A hybrid: only layer 1 has attention, gated; experts in every layer."""
+    config = transformers.Qwen3NextConfig(
+        **decoder(**EXPERTS),
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    )
+    return random_model(transformers.Qwen3NextForCausalLM, config)
+
+
+def granite_4() -> PreTrainedModel:
+    """Granite 4 H: Mamba in layers 0 and 2, attention without positions in layer 1."""
+    config = transformers.GraniteMoeHybridConfig(
+        **decoder(),
+        layer_types=["mamba", "attention", "mamba"],
+        num_local_experts=0,
+        shared_intermediate_size=D_MLP,
+        position_embedding_type="nope",
+        **_mamba_heads(),
+    )
+    return random_model(transformers.GraniteMoeHybridForCausalLM, config)
+
+
+def jamba() -> PreTrainedModel:
+    """Mamba and experts beside one layer of attention, which is delegated."""
+    config = transformers.JambaConfig(
+        **decoder(num_experts=2, num_experts_per_tok=1),
+        attn_layer_period=3,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        mamba_d_state=8,
+        use_mamba_kernels=False,
+    )
+    return random_model(transformers.JambaForCausalLM, config)
+
+
+def bamba() -> PreTrainedModel:
+    """Mamba 2 beside one layer of attention."""
+    settings = decoder()
+    del settings["head_dim"]
+    config = transformers.BambaConfig(
+        **settings, attn_layer_indices=[1], mamba_expand=2, **_mamba_heads()
+    )
+    return random_model(transformers.BambaForCausalLM, config)
+
+
+def falcon_h1() -> PreTrainedModel:
+    """Attention and Mamba side by side in every layer."""
+    config = transformers.FalconH1Config(**decoder(), mamba_d_ssm=64, **_mamba_heads())
+    return random_model(transformers.FalconH1ForCausalLM, config)
+
+
+def olmo_hybrid() -> PreTrainedModel:
+    """OLMo with linear attention in layers 0 and 2."""
+    settings = decoder()
+    del settings["head_dim"]
+    config = transformers.OlmoHybridConfig(
+        **settings,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    )
+    return random_model(transformers.OlmoHybridForCausalLM, config)
+
+
+def lfm2() -> PreTrainedModel:
+    """Convolutions in layers 0 and 2."""
+    config = transformers.Lfm2Config(**decoder(), layer_types=["conv", "full_attention", "conv"])
+    return random_model(transformers.Lfm2ForCausalLM, config)
+
+
+def nemotron_h() -> PreTrainedModel:
+    """One mixer a block, attention in one of them, none of which TransformerLens shows."""
+    config = transformers.NemotronHConfig(
+        **decoder(),
+        layers_block_type=["mamba", "attention", "mlp"],
+        mamba_num_heads=4,
+        mamba_head_dim=16,
+        ssm_state_size=8,
+        n_groups=1,
+    )
+    return random_model(transformers.NemotronHForCausalLM, config)
+
+
+def rwkv() -> PreTrainedModel:
+    """A recurrent model of two sub-blocks a block."""
+    config = transformers.RwkvConfig(
+        **ids(),
+        num_hidden_layers=LAYERS,
+        hidden_size=D_MODEL,
+        attention_hidden_size=D_MODEL,
+        intermediate_size=D_MLP,
+        context_length=128,
+    )
+    return random_model(transformers.RwkvForCausalLM, config)
+
+
+def _mamba_heads() -> dict[str, Any]:
+    return {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}

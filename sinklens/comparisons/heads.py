@@ -45,7 +45,7 @@ class HeadAblations:
         """
         self._run, self._model = run, run.model
         self._heads, self._others = list(heads), list(others)
-        layers = range(run.capabilities.n_layers)
+        layers = run.capabilities.attention
         self._values: dict[str, HeadValues] = {}
         for condition, probe in (("mean", HeadMeans), ("resample", HeadOutputs)):
             if condition in run.conditions:

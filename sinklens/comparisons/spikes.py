@@ -114,11 +114,11 @@ class SpikeEdits:
 
     def _footnote(self, edit: str) -> None:
         """Say where an intervention writes what is there."""
-        lines = {layer: own.own_mean for layer, own in self._layers.items() if own.own_mean}
-        if edit == "mean" and lines:
+        lines = {la: own.as_it_is[edit] for la, own in self._layers.items() if own.as_it_is[edit]}
+        if lines:
             same = len(self._layers) == len(lines) and len(set(lines.values())) == 1
-            whole = [f"mean {line}." for line in list(lines.values())[:1]]
-            apart = [f"At L{layer} mean {line}." for layer, line in lines.items()]
+            whole = [f"{edit} {line}." for line in list(lines.values())[:1]]
+            apart = [f"At L{layer} {edit} {line}." for layer, line in lines.items()]
             said = " ".join(whole if same else apart)
             self._run.footnote(edit, said)
             if len(self._layers) > 1:
@@ -131,7 +131,7 @@ class _LayerEdits:
     Attributes:
         crowded: The reason why a change cannot be made in other channels, empty where it can.
         taken: By draw, the other channel that each massive one's change is made in.
-        own_mean: Where `mean` writes what is there, in words; empty where it does not.
+        as_it_is: By intervention, where it writes what is there, in words; empty where it does not.
     """
 
     def __init__(self, run: Run[Any], layer: int, entries: EntryValues) -> None:
@@ -139,15 +139,16 @@ class _LayerEdits:
         self._first: Tensor | None = None
         self.crowded = crowded(entries)
         self.taken: list[dict[str, int]] = []
-        self.own_mean = ""
+        self.as_it_is: dict[str, str] = {}
 
     def comparison(self, edit: str, controls: Sequence[str]) -> Comparison:
         """An intervention with the named controls."""
         massive = self._entries.massive
         values = self._values(edit, massive, self._massive_mean())
         change = values - massive.value
-        if edit == "mean":
-            self.own_mean = self._where_own_mean(change)
+        self.as_it_is[edit] = (
+            self._where_own_mean(change) if edit == "mean" else _as_it_is(massive, change)
+        )
         treatment = replace_entries(self._run.model, self._layer, massive, values, name=edit)
         made = {
             MEDIAN_ENTRIES: lambda: self._of_median_size(edit),
@@ -241,6 +242,13 @@ def crowded(entries: EntryValues) -> str:
         f"{own} of {width} channels hold a massive entry somewhere, so that too few others are "
         "left to take an equal change each; a higher scale_free= (or times=) calls fewer massive"
     )
+
+
+def _as_it_is(entries: Entries, change: Float[Tensor, " entry"]) -> str:
+    """That values other than means over these prompts are what is there."""
+    if not changes_nothing(entries, change):
+        return ""
+    return "writes what is there within rounding error, so the effect is 0 by construction"
 
 
 def changes_nothing(entries: Entries, change: Float[Tensor, " entry"]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .errors import UsageError
 
@@ -21,13 +21,13 @@ def head_label(head: Head) -> str:
 
 
 def heads_of(
-    labels: Iterable[str], n_layers: int, n_heads: int, instead: str = "use "
+    labels: Iterable[str], layers: Sequence[int], n_heads: int, instead: str = "use "
 ) -> list[Head]:
     """The query heads of labels, in the order of the layers.
 
     Args:
         labels: Such as `L18H8`.
-        n_layers: Blocks of the model.
+        layers: The layers that have heads, in order.
         n_heads: Query heads of each.
         instead: How an error begins to say what can be asked for.
 
@@ -38,10 +38,12 @@ def heads_of(
     for label in labels:
         match = re.fullmatch(r"[Ll](\d+)[Hh](\d+)", str(label).strip())
         head = (int(match[1]), int(match[2])) if match else None
-        if head is None or head[0] >= n_layers or head[1] >= n_heads:
+        if head is None or head[0] not in layers or head[1] >= n_heads:
+            first, last = head_label((layers[0], 0)), head_label((layers[-1], n_heads - 1))
+            whole = len(layers) == layers[-1] - layers[0] + 1
+            among = "" if whole else f", of layers {', '.join(map(str, layers))}"
             raise UsageError(
-                f"unknown head {label!r}; {instead}labels from L0H0 to "
-                f"{head_label((n_layers - 1, n_heads - 1))}"
+                f"unknown head {label!r}; {instead}labels from {first} to {last}{among}"
             )
         heads.add(head)
     return sorted(heads)

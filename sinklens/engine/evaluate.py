@@ -153,12 +153,13 @@ def evaluate(
         interventions,
         torch.cat(values, -1)[..., given] if values else none,
         torch.cat(baselines, -1)[..., given] if baselines else none,
+        measure.layers,
         int(model.cfg.n_layers),
     )
-    over_reached = torch.zeros(2, len(interventions), len(resolved), len(prompts))
+    over_reached = read.new_zeros(2, len(interventions), len(resolved), len(prompts))
     for axis, one in enumerate(by_layer):
         over_reached[:, :, axis] = one.over(range(len(interventions)), one.first)
-    over_all = torch.zeros(len(resolved), len(prompts))
+    over_all = read.new_zeros(len(resolved), len(prompts))
     for axis, part in enumerate(read.split(measure.widths)):
         over_all[axis] = over_layers(resolved[axis], part)
     return Evaluation(

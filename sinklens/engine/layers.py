@@ -27,16 +27,17 @@ class ByLayer:
         metric: The metric.
         values: Of the intervened run.
         baselines: Of the clean run.
-        first: By intervention, the first layer that it can reach; the number of layers where it
+        first: By intervention, the place of the first layer that it can reach; their count where it
             reaches none.
-        n_layers: Blocks of the model.
+        layers: The numbers of the layers, those with attention for what is in it; where the stream
+            is read, one past the last block stands for what leaves it.
     """
 
     metric: Metric
     values: Float[Tensor, "intervention layer prompt"]
     baselines: Float[Tensor, "intervention layer prompt"]
     first: list[int]
-    n_layers: int
+    layers: Sequence[int]
 
     def over(
         self, numbers: Sequence[int], firsts: Sequence[int]
@@ -57,13 +58,19 @@ class ByLayer:
         """Whether a layer is left from `first` on."""
         return first < self.values.shape[1]
 
+    @property
+    def coords(self) -> dict[str, Sequence[int]]:
+        """The numbers of the layers, where their places do not say them."""
+        numbers = list(self.layers)
+        return {} if numbers == list(range(len(numbers))) else {"layer": numbers}
+
     def named(self, firsts: Sequence[int]) -> str | None:
         """The layers of some averages in words; None where they are all layers."""
         if not is_by_layer(self.metric):
             return None
         if len(set(firsts)) > 1:
             return "differing by draw"
-        return named_layers(firsts[0], self.n_layers, str(self.metric.reads))
+        return named_layers(firsts[0], self.layers, str(self.metric.reads))
 
 
 def is_by_layer(metric: Metric) -> TypeGuard[ProbeMetric]:
@@ -85,6 +92,7 @@ def split_by_layer(
     interventions: Sequence[Intervention],
     values: Float[Tensor, "intervention column prompt"],
     baselines: Float[Tensor, "intervention column prompt"],
+    layers: Sequence[Sequence[int]],
     n_layers: int,
 ) -> list[ByLayer]:
     """Each metric by layer, with the layers that each intervention can reach.
@@ -95,14 +103,15 @@ def split_by_layer(
         interventions: The interventions.
         values: Of the intervened runs.
         baselines: Of the clean run.
+        layers: By metric, the numbers of the layers that it has a column for.
         n_layers: Blocks of the model.
     """
     reaches = [reach_of((name for name, _ in one.fwd_hooks), n_layers) for one in interventions]
     sides = (side.split(list(widths), 1) for side in (values, baselines))
     made = []
-    for metric, value, baseline in zip(metrics, *sides, strict=True):
+    for metric, value, baseline, numbers in zip(metrics, *sides, layers, strict=True):
         first = [0] * len(reaches)
         if is_by_layer(metric):
-            first = [reach.first(str(metric.reads), value.shape[1]) for reach in reaches]
-        made.append(ByLayer(metric, value, baseline, first, n_layers))
+            first = [reach.first(str(metric.reads), numbers) for reach in reaches]
+        made.append(ByLayer(metric, value, baseline, first, numbers))
     return made

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
-from ..metrics import METRICS, LogitMetric, Metric, ProbeMetric, counted_positions
+from ..functional.counted import counted_positions
+from ..functional.precision import wide
+from ..metrics import METRICS, LogitMetric, Metric, ProbeMetric
 from ..models import origin
 from ..models.prompts import Prompts
 from ..probes import Probe
@@ -91,6 +93,16 @@ class MetricReader:
         return list(self._clean_probes.values())
 
     @property
+    def layers(self) -> list[Sequence[int]]:
+        """By metric, the numbers of the layers that it has columns for, once it was read."""
+        return [
+            getattr(self._clean_probes[metric.probe], "layers", range(width))
+            if is_by_layer(metric)
+            else range(width)
+            for metric, width in zip(self._metrics, self.widths, strict=True)
+        ]
+
+    @property
     def resumable(self) -> bool:
         """Whether the probes can take over what a clean run saw, and so share a forward."""
         return all(isinstance(probe, Resumable) for probe in self._probes.values())
@@ -119,9 +131,10 @@ class MetricReader:
             self._clean_logits = self._all_logits(clean)
         needed = any(metric.needs_clean for metric in self._by_row.values())
         shape = *self._tokens.shape, int(self._model.cfg.d_vocab)
-        if needed and math.prod(shape) * 4 <= self._memory:
+        kind = torch.promote_types(clean.last.dtype, torch.float32)
+        if needed and math.prod(shape) * kind.itemsize <= self._memory:
             # Filled where predictions count for any edit, while the clean run is read.
-            self._clean_log_probs = torch.empty(shape, device=clean.last.device)
+            self._clean_log_probs = torch.empty(shape, dtype=kind, device=clean.last.device)
         self._clean_rows = self._read_rows(clean, 0, "the clean run")
 
     def clean(self, position: int) -> Float[Tensor, "column batch"]:
@@ -182,7 +195,7 @@ class MetricReader:
                     f"the metric {metric.name} is NaN or infinite on these prompts; it has to be a "
                     "number"
                 )
-            results.append(row.reshape(len(row), -1).T.float().cpu())
+            results.append(wide(row.reshape(len(row), -1).T).cpu())
         self.widths = [len(columns) for columns in results]
         return torch.cat(results)
 
@@ -216,7 +229,8 @@ class MetricReader:
         length, size = self._tokens.shape[1], len(self._tokens)
         counted = counted_positions(length, position, self._sample)
         wanted = {n: metric.counts(counted, length) for n, metric in self._by_row.items()}
-        values = {n: torch.full((size, length), torch.nan) for n in wanted}
+        kind = torch.promote_types(outcome.last.dtype, torch.float32)
+        values = {n: torch.full((size, length), torch.nan, dtype=kind) for n in wanted}
         positions = torch.cat(list(wanted.values())).unique()
         takes = torch.zeros(max(wanted) + 1, length, dtype=torch.bool)
         for number, own in wanted.items():
@@ -232,14 +246,14 @@ class MetricReader:
                 made.split(few), (part.T for part in some.split(few)), strict=True
             ):
                 if outcome is self._clean and self._clean_log_probs is not None:
-                    self._clean_log_probs[prompts, at] = logits.float().log_softmax(-1)
+                    self._clean_log_probs[prompts, at] = wide(logits).log_softmax(-1)
                 for number, metric in self._by_row.items():
                     mine = takes[number, at]
                     if bool(mine.any()):
                         result = self._by_row_of(metric, logits, prompts, at, mine)
                         if not bool(torch.isfinite(result).all()):
                             self._require_finite(made, what)
-                        values[number][prompts[mine], at[mine]] = result.float().cpu()
+                        values[number][prompts[mine], at[mine]] = wide(result).cpu()
         return values
 
     def _by_row_of(
@@ -255,7 +269,7 @@ class MetricReader:
         if metric.needs_clean and self._clean_log_probs is not None:
             clean = self._clean_log_probs[prompts, at]
         elif metric.needs_clean:
-            clean = self._clean.logits(prompts, at).float().log_softmax(-1)
+            clean = wide(self._clean.logits(prompts, at)).log_softmax(-1)
         result: Tensor = metric.by_row(
             logits,
             next_tokens=following.to(logits.device),

@@ -20,6 +20,8 @@ def require_readable(model: HookedModel, probes: Iterable[Probe]) -> None:
     for probe in probes:
         names = [name for name, _ in probe.fwd_hooks if isinstance(name, str)]
         what, capabilities = type(probe).__name__, check(model)
+        if not probe.fwd_hooks:
+            raise SinklensError(f"{what} finds nothing to read in {capabilities.architecture}")
         capabilities.require_readable(names, what)
         for name in names:
             if name not in known:

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
+from ..functional.counted import counted_positions
 from ..hooks.intervention import HookFunction, Intervention
-from ..metrics import LogitMetric, counted_positions
+from ..metrics import LogitMetric
 from ..models import require_eval_mode
 from ..models.capabilities import check
 from ..models.prompts import Prompts

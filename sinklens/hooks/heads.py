@@ -88,6 +88,10 @@ def ablate_heads(
     on_output = values is not None or with_ in OUTPUT_CONDITIONS
     if on_output:
         check(model).require("z", with_)
+    site = "z" if on_output else "pattern"
+    absent = [name for layer in by_layer if (name := hook_name(site, layer)) not in model.hook_dict]
+    if absent:
+        check(model).require_readable(absent, with_)
     listed = [(layer, head) for layer, these in by_layer.items() for head in these]
     only = listed[0] if len(listed) == 1 else (None, None)
     bind = partial(
@@ -101,7 +105,7 @@ def ablate_heads(
     per_prompt = values is not None and with_ != "mean"
     return Intervention(
         name=with_,
-        site="z" if on_output else "pattern",
+        site=site,
         first_layer=min(by_layer),
         fwd_hooks=bind(None),
         position=position,

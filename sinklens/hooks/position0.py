@@ -145,6 +145,7 @@ def require_patch(model: HookedModel, layer: int, with_: str, part: str) -> None
     if not 0 <= layer < model.cfg.n_layers:
         raise UsageError(f"there is no layer {layer}: this model has {model.cfg.n_layers}")
     check(model).require(part, f"{with_}:{part}")
+    check(model).require_readable([hook_name(part, layer)], f"{with_}:{part}")
 
 
 def _intervention(

@@ -15,7 +15,8 @@ all layers, one behind them none.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 READABLE = {"residual": 0, "scores": 2, "pattern": 3}
@@ -35,15 +36,15 @@ class Reach(NamedTuple):
     layer: int
     stage: int
 
-    def first(self, site: str, layers: int) -> int:
-        """The first of so many layers whose `site` can change; `layers` where none can.
+    def first(self, site: str, layers: Sequence[int]) -> int:
+        """The place of the first of some layers whose `site` can change; their count for none.
 
         Args:
             site: A key of `READABLE`; for `residual`, layer l stands for what enters block l, and
                 one past the last for what leaves it.
-            layers: How many there are.
+            layers: Their numbers, in order.
         """
-        return min(layers, self.layer if READABLE[site] >= self.stage else self.layer + 1)
+        return bisect_left(layers, self.layer if READABLE[site] >= self.stage else self.layer + 1)
 
 
 def reach_of(names: Iterable[str], n_layers: int) -> Reach:
@@ -79,16 +80,17 @@ def block_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def named_layers(first: int, n_layers: int, site: str) -> str | None:
+def named_layers(first: int, layers: Sequence[int], site: str) -> str | None:
     """The reached layers in words: `L12-L29`, `L12-out` for the stream; None for all of them.
 
     Args:
-        first: The first of them.
-        n_layers: Blocks of the model.
+        first: The place of the first of them.
+        layers: The numbers of all that are read, in order.
         site: What is read.
     """
     if first == 0:
         return None
+    lowest, last = layers[first], layers[-1]
     if site == "residual":
-        return f"L{first}-out" if first < n_layers else "out"
-    return f"L{first}-L{n_layers - 1}" if first < n_layers - 1 else f"L{first}"
+        return f"L{lowest}-out" if lowest < last else "out"
+    return f"L{lowest}-L{last}" if lowest < last else f"L{lowest}"

@@ -9,6 +9,7 @@ another model, without a word.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -125,6 +126,29 @@ def agreement(bridge: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> float |
             "needs a TransformerLens that supports this architecture"
         )
     return found and found.difference
+
+
+def require_as_on_cpu(bridge: HookedModel, tokens: Int[Tensor, "prompt pos"]) -> None:
+    """Refuse a device on which the model computes something else than on the CPU.
+
+    Args:
+        bridge: In eval mode.
+        tokens: Short prompts.
+
+    Raises:
+        SinklensError: The logits differ beyond rounding.
+    """
+    with torch.no_grad():
+        logits = bridge(tokens).cpu()
+        with unwrapped(bridge) as plain:
+            expected = copy.deepcopy(plain).cpu()(tokens.cpu()).logits
+    difference, largest = float((logits - expected).abs().max()), float(expected.abs().max())
+    if not difference <= ROUNDING.get(expected.dtype, 0.25) * largest:
+        raise SinklensError(
+            f"{bridge.cfg.architecture} gives other logits on {bridge.cfg.device} than on the CPU: "
+            f"they differ by up to {difference:.2g} where the largest is {largest:.2g}; "
+            'load it with device="cpu"'
+        )
 
 
 def _comparable(bridge: Any) -> bool:

@@ -17,18 +17,21 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.errors import SinklensError, UsageError, in_one_line
+from ..core.labels import Head
 from ..core.protocol import HookedModel
 from . import bos_token_id, in_use, look_again, model_state, origin, require_eval_mode
 from .agreement import compared, require_one_stack
 from .masks import read_masks
 from .obstacles import (
     NO_EFFECT,
+    attention_layers,
     gated_layers,
     layer_list,
+    layers_of,
     meant_shapes,
     obstacles_to_edits,
     unreadable_hooks,
@@ -83,7 +86,10 @@ class Capabilities:
         n_layers: Blocks.
         n_heads: Query heads per block.
         n_key_value_heads: Key-value heads per block.
-        edits: By kind of site, whether an intervention there takes effect in every layer.
+        attention: The layers with attention, as far as TransformerLens shows it: all of them in
+            most models, some in hybrids, none in Mamba.
+        edits: By kind of site, whether an intervention there takes effect in every layer that has
+            such a site.
         causal: Whether no logit depends on a later token.
         bos: Whether the model has a BOS token.
         windows: By layer, the number of keys a query sees, None where it sees all.
@@ -94,6 +100,7 @@ class Capabilities:
         other_masks: By layer the longest prompt that its mask leaves as it is without a window;
             beyond it the mask has another form. None where there is no such length.
         gated: The layers in which a head's output is not its weights times its values.
+        experts: Whether TransformerLens shows which experts of a mixture tokens go to.
         agreement: The largest difference to the logits of the plain Hugging Face model; None where
             they cannot be compared.
         unlike_plain: Whether that is more than rounding: one of the two was edited, or the bridge
@@ -104,6 +111,7 @@ class Capabilities:
     n_layers: int
     n_heads: int
     n_key_value_heads: int
+    attention: tuple[int, ...]
     edits: dict[str, bool]
     causal: bool
     bos: bool
@@ -113,6 +121,7 @@ class Capabilities:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     other_masks: tuple[int | None, ...] = ()
     gated: tuple[int, ...] = ()
+    experts: bool = False
     agreement: float | None = None
     unlike_plain: bool = False
 
@@ -139,16 +148,6 @@ class Capabilities:
             f"{' ' + instead if instead else ''}"
         )
 
-    def doubts(self) -> list[str]:
-        """What results on this model have to say of it."""
-        if not self.unlike_plain:
-            return []
-        return [
-            "The logits of this bridge differ from those of the Hugging Face model inside it by up "
-            f"to {self.agreement:.2g}: one of the two was edited, or TransformerLens wraps "
-            f"{self.architecture} wrongly (sinklens.load refuses that)."
-        ]
-
     def require_readable(self, names: Iterable[Any], what: str) -> None:
         """Refuse hook points that do not hold what their names say.
 
@@ -161,10 +160,19 @@ class Capabilities:
                     f"{what} reads {name}; on {self.architecture} {self.unreadable[name]}"
                 )
 
+    def layers_of(self, site: str) -> Sequence[int]:
+        """The layers that have a kind of site: those with attention for what is in it."""
+        return layers_of(site, self.attention, self.n_layers)
+
+    def by_head(self, values: Float[Tensor, "layer head"]) -> dict[Head, float]:
+        """Numbers of the layers with attention by layer and head, in that order."""
+        rows = zip(self.attention, values.tolist(), strict=True)
+        return {(layer, head): one for layer, row in rows for head, one in enumerate(row)}
+
     def lacking(self, site: str) -> str:
-        """Why a kind of site cannot be read in every layer, empty where it can."""
+        """Why a kind of site cannot be read in every layer that has it, empty where it can."""
         kinds = (site, "resid_post") if site == "residual" else (site,)
-        names = [hook_name(kind, layer) for kind in kinds for layer in range(self.n_layers)]
+        names = [hook_name(kind, layer) for kind in kinds for layer in self.layers_of(site)]
         return next((self.unreadable[name] for name in names if name in self.unreadable), "")
 
     def gate(self, what: str, layers: Iterable[int] | None = None) -> str:
@@ -192,12 +200,13 @@ class Capabilities:
         return list(asked) or list(range(self.n_layers))
 
     def visible_keys(self, length: int) -> list[int | None]:
-        """By layer how many keys a query sees in prompts of a length, None where it sees all.
+        """How many keys a query sees in prompts of a length, by layer with attention; None for all.
 
         Raises:
             SinklensError: Some layer has a mask of another form.
         """
-        for layer, most in enumerate(self.other_masks):
+        for layer in self.attention:
+            most = self.other_masks[layer]
             if most is not None and length > most:
                 shorter = f"; use prompts of at most {most} tokens" if most > 1 else ""
                 raise SinklensError(
@@ -205,11 +214,16 @@ class Capabilities:
                     f"causal, nor full, nor a sliding window in prompts of {length} tokens, and "
                     f"uniform attention under it is not known{shorter}"
                 )
-        return [None if w is None or w >= length else w for w in self.windows]
+        windows = [self.windows[layer] for layer in self.attention]
+        return [None if w is None or w >= length else w for w in windows]
 
     def layer_groups(self, length: int) -> list[tuple[str, list[int]]]:
-        """All layers, or, where windows are shorter than the prompts, one group per window size."""
-        windows, layers = self.visible_keys(length), list(range(self.n_layers))
+        """All layers with attention, and where windows are short also those with and without one.
+
+        Layers are given by their place among those with attention, as what is read of them.
+        """
+        windows = self.visible_keys(length)
+        layers = list(range(len(windows)))
         short = [layer for layer in layers if windows[layer] is not None]
         full = [layer for layer in layers if layer not in short]
         kinds = [(":full", full), (":window", short)] if short else []
@@ -266,8 +280,9 @@ def _try_everything(model: HookedModel) -> Capabilities:
         # The second prompt differs from the first in its last token only.
         causal = torch.allclose(clean.logits[0, :-1], clean.logits[1, :-1], atol=1e-4, rtol=1e-4)
         shapes = meant_shapes(tokens.shape[1], n_heads, groups, int(model.cfg.d_model))
-        unreadable = unreadable_hooks(read, clean, shapes)
-        obstacles = obstacles_to_edits(model, tokens, clean, names, unreadable)
+        attention = attention_layers(names, clean)
+        unreadable = unreadable_hooks(read, clean, shapes, attention)
+        obstacles = obstacles_to_edits(model, tokens, clean, names, unreadable, attention)
         patterns = [
             None if name in unreadable else clean.held[name].float() for name in names["pattern"]
         ]
@@ -286,6 +301,7 @@ def _try_everything(model: HookedModel) -> Capabilities:
         n_layers=n_layers,
         n_heads=n_heads,
         n_key_value_heads=groups,
+        attention=attention,
         edits={site: site not in obstacles for site in SITES},
         causal=causal,
         bos=bos_token_id(model) is not None,
@@ -295,6 +311,7 @@ def _try_everything(model: HookedModel) -> Capabilities:
         unreadable=unreadable,
         other_masks=masks.others,
         gated=gated_layers(names, clean, unreadable),
+        experts=any(name.endswith("mlp.hook_expert_indices") for name in model.hook_dict),
         agreement=found.difference if found else origin(model).agreement,
         unlike_plain=found is not None and not found.rounding,
     )

@@ -20,15 +20,18 @@ from ..core.errors import SinklensError, UsageError, shortened
 from ..core.protocol import HookedModel
 from ..core.terminal import status
 from . import shipped
-from .agreement import agreement, require_one_stack
+from .agreement import agreement, require_as_on_cpu, require_one_stack
 from .gguf import convert_gguf, first_line, quiet_transformers
 from .names import hub_id, require_hub_id, require_reachable
 from .origins import ORIGINS, Origin, require_eval_mode, short_prompt
-from .placement import DTYPES, dtype_name, require_as_it_is, require_device
-from .wrapping import build, keep_epsilons
+from .placement import DTYPES, dtype_name, require_as_it_is, require_device, require_plain
+from .wrapping import build, keep_epsilons, why_not_wrapped
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+UNTRUSTED = ("mps",)
+"""Kinds of device on which a model is compared with itself on the CPU."""
 
 
 def load(
@@ -76,6 +79,7 @@ def load(
         require_eval_mode(source)
         return source
     if isinstance(source, torch.nn.Module) and hasattr(source, "config"):
+        require_plain(source)
         return _wrap(source, tokenizer)
     raise UsageError(
         f"cannot load a {type(source).__name__}; give a shipped name, a folder, a .gguf file, "
@@ -200,6 +204,7 @@ def _boot(
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = None
     try:
         with quiet_transformers(), _own_random_state(), _no_foreign_code():
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -233,7 +238,8 @@ def _boot(
                 f"{known.name} brings code of its own, which sinklens never runs; load it with "
                 "Transformers and give the model object to sinklens.load"
             ) from error
-        reason = first_line(error).replace(name, known.name)
+        reason = why_not_wrapped(error, _class_name(config, known.name))
+        reason = reason.replace(name, known.name)
         raise SinklensError(f"cannot load {known.name}: {reason}") from error
     keep_epsilons(bridge)
     bridge.eval()
@@ -259,7 +265,8 @@ def _wrap(hugging_face: Any, tokenizer: Any) -> TransformerBridge:
         with _own_random_state():
             bridge = build(hugging_face, tokenizer, name)
     except Exception as error:
-        raise SinklensError(f"cannot wrap {name}: {first_line(error)}") from error
+        reason = why_not_wrapped(error, _class_name(config, name))
+        raise SinklensError(f"cannot wrap {name}: {reason}") from error
     keep_epsilons(bridge)
     bridge.eval()
     ORIGINS[bridge] = Origin("hugging_face", Path(name).name, bos_token_id=bos)
@@ -276,6 +283,8 @@ def _compare(bridge: TransformerBridge) -> None:
     known = ORIGINS[bridge]
     try:
         found = agreement(bridge, short_prompt(bridge)[:1])
+        if torch.device(bridge.cfg.device).type in UNTRUSTED:
+            require_as_on_cpu(bridge, short_prompt(bridge)[:1])
     except SinklensError:
         raise
     except Exception as error:
@@ -288,7 +297,7 @@ def _compare(bridge: TransformerBridge) -> None:
 
 def _class_name(config: Any, name: str) -> str:
     """The class of a model, from its config."""
-    return str((config.architectures or [name])[0])
+    return str((getattr(config, "architectures", None) or [name])[0])
 
 
 def _find_tokenizer(name: str, revision: str | None) -> Any:

@@ -20,6 +20,8 @@ from .trials import (
 )
 
 NO_EFFECT = "an intervention there does nothing"
+OF_ATTENTION = ("z", "pattern", "scores", "key", "value")
+"""The kinds of site that only layers with attention have."""
 _SHOWN = 6
 
 
@@ -43,14 +45,23 @@ def meant_shapes(
     }
 
 
+def attention_layers(names: Mapping[str, Sequence[str]], clean: Sites) -> tuple[int, ...]:
+    """The layers in which TransformerLens shows anything of attention."""
+    layers = range(len(names["residual"]))
+    return tuple(la for la in layers if any(names[site][la] in clean.held for site in OF_ATTENTION))
+
+
 def unreadable_hooks(
-    names: Mapping[str, Sequence[str]], clean: Sites, shapes: Mapping[str, Mapping[str, int | None]]
+    names: Mapping[str, Sequence[str]],
+    clean: Sites,
+    shapes: Mapping[str, Mapping[str, int | None]],
+    with_attention: Sequence[int],
 ) -> dict[str, str]:
     """By hook point, why it does not hold what the code means."""
     found: dict[str, str] = {}
     for site, by_layer in names.items():
         absent = [layer for layer, name in enumerate(by_layer) if name not in clean.held]
-        attention = any(names["pattern"][layer] in clean.held for layer in absent)
+        attention = site not in OF_ATTENTION or bool({*absent} & {*with_attention})
         for layer, name in enumerate(by_layer):
             if layer in absent:
                 found[name] = _absence(by_layer[0], absent, len(by_layer), attention)
@@ -81,30 +92,40 @@ def layer_list(layers: Sequence[int], n_layers: int) -> str:
     return f"layer{'s' if len(layers) > 1 else ''} {named} of {n_layers}"
 
 
+def layers_of(site: str, with_attention: Sequence[int], n_layers: int) -> Sequence[int]:
+    """The layers in which a kind of site is meant to be; all where no layer has attention."""
+    return with_attention if site in OF_ATTENTION and with_attention else range(n_layers)
+
+
 def obstacles_to_edits(
     model: HookedModel,
     tokens: Any,
     clean: Sites,
     names: Mapping[str, Sequence[str]],
     unreadable: Mapping[str, str],
+    with_attention: Sequence[int],
 ) -> dict[str, str]:
-    """By kind of site why interventions there do not do what they mean."""
+    """By kind of site why interventions there do not do what they mean.
+
+    Those of attention are asked for in the layers that have some.
+    """
     n_layers, entries = len(names["residual"]), names["residual"]
     found: dict[str, str] = {}
     for site, by_layer in names.items():
-        bad = [name for name in by_layer if name in unreadable]
+        of_site = layers_of(site, with_attention, n_layers)
+        bad = [by_layer[layer] for layer in of_site if by_layer[layer] in unreadable]
         if bad:
             found[site] = unreadable[bad[0]]
             continue
         if site == "embedding":
             edited = model.run_with_hooks(tokens, fwd_hooks=[(by_layer[0], add_noise)])
-            changed = [differs(edited, clean.logits)]
+            changed = [differs(edited, clean.logits)] * n_layers
         elif all(name in clean.held for name in entries):
             changed = layers_changed(model, tokens, clean, by_layer, entries)
         else:
-            changed = [False]
-        still = [layer for layer, effect in enumerate(changed) if not effect]
-        if len(still) == len(changed):
+            changed = [False] * n_layers
+        still = [layer for layer in of_site if not changed[layer]]
+        if len(still) == len(of_site):
             found[site] = NO_EFFECT
         elif still:
             found[site] = f"{NO_EFFECT} in {layer_list(still, n_layers)}"

@@ -1,4 +1,4 @@
-"""Device and dtype of a model: what can be asked for, and what a model object has already."""
+"""Device, dtype and form of a model: what can be asked for, and what a model object has already."""
 
 from __future__ import annotations
 
@@ -46,11 +46,13 @@ def require_device(device: Any) -> None:
 
 
 def require_as_it_is(model: torch.nn.Module, device: Any, dtype: str | None) -> None:
-    """Refuse to convert a model object.
+    """Refuse to convert a model object, or to undo that it is compiled.
 
     Raises:
+        SinklensError: It is compiled.
         UsageError: A dtype or a device was asked for that is not its own.
     """
+    require_uncompiled(model)
     weight = next((w for w in model.parameters() if w.is_floating_point()), None)
     if weight is None:
         return
@@ -65,4 +67,38 @@ def require_as_it_is(model: torch.nn.Module, device: Any, dtype: str | None) -> 
         raise UsageError(
             f"device={device} was asked for of a model on {weight.device}, which load does not "
             f"move; call model.to({str(device)!r}) first, or load it by name"
+        )
+
+
+def require_uncompiled(model: Any) -> None:
+    """Refuse a compiled model, which hooks would have compiled again and again.
+
+    Raises:
+        SinklensError: It is one.
+    """
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        inside = type(getattr(model, "_orig_mod", model)).__name__
+        raise SinklensError(
+            f"this {inside} is compiled by torch.compile, which would compile it anew for every "
+            "hook; give the model as it was before (model._orig_mod, or one without .compile())"
+        )
+
+
+def require_plain(model: Any) -> None:
+    """Refuse Hugging Face objects that TransformerLens cannot wrap for their form.
+
+    Raises:
+        SinklensError: It is compiled, has adapters around it, or weights that are no tensors.
+    """
+    require_uncompiled(model)
+    name = type(model).__name__
+    if hasattr(model, "peft_config") and hasattr(model, "merge_and_unload"):
+        raise SinklensError(
+            f"{name} holds a model and adapters beside its weights, which TransformerLens cannot "
+            "wrap; model.merge_and_unload() gives one model of both"
+        )
+    if any(callable(getattr(part, "weight", None)) for part in model.modules()):
+        raise SinklensError(
+            f"this {name} has quantised weights that are no tensors, which TransformerLens cannot "
+            "read; load it in float32 or bfloat16"
         )

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..core.errors import UsageError
 from ..core.protocol import HookedModel
+from .placement import require_uncompiled
 
 F = TypeVar("F", bound=Callable[..., Any])
 State = tuple[Any, ...]
@@ -41,10 +42,12 @@ def require_bridge(model: Any) -> None:
 
     Raises:
         UsageError: It is a name, a Hugging Face model, or something else.
+        SinklensError: It is compiled.
     """
     if not hasattr(model, "hook_dict"):
         given = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
         raise UsageError(f"{given} is not a loaded model; sinklens.load(...) gives one")
+    require_uncompiled(model)
 
 
 @contextmanager

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from ..core.errors import near_names
+from .gguf import first_line
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -46,3 +49,15 @@ def keep_epsilons(bridge: TransformerBridge) -> None:
         if isinstance(own, float) and own != norm.config.eps:
             norm.config = copy.copy(norm.config)  # other norms may share it
             norm.config.eps = own
+
+
+def why_not_wrapped(error: Exception, architecture: str) -> str:
+    """What TransformerLens says of a model that it cannot wrap, without the list of all it can."""
+    if "upported architecture" not in str(error):
+        return first_line(error)
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+
+    near = near_names(architecture, SUPPORTED_ARCHITECTURES)
+    known = f"the {len(SUPPORTED_ARCHITECTURES)} classes that it knows"
+    beside = f", among them {' and '.join(near)}" if near else ""
+    return f"TransformerLens does not know {architecture}; use a model of {known}{beside}"

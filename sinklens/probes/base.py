@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
-from ..models.capabilities import hook_name
+from ..functional.precision import wide
+from ..models.capabilities import check, hook_name
 
 Values = TypeVar("Values", bound=Tensor | tuple[Tensor, ...] | Mapping[Any, Tensor])
 """A tensor, a named tuple of tensors, or tensors by key."""
@@ -186,8 +187,8 @@ class SliceableProbe(LayerProbe[Values]):
     """A `LayerProbe` of patterns that are reduced to means over queries, so it is `Sliceable`."""
 
     def __init__(self, model: HookedModel) -> None:
-        """Read the pattern of every layer of `model`."""
-        super().__init__("pattern", range(int(model.cfg.n_layers)))
+        """Read the pattern of every layer of `model` that has attention."""
+        super().__init__("pattern", check(model).layers_of("pattern"))
         self._sums: Values | None = None
 
     @abstractmethod
@@ -233,8 +234,8 @@ def up_to_shortest(batches: list[Tensor]) -> Tensor:
 
 
 def kept(values: Tensor) -> Tensor:
-    """Values on the CPU in float32; never a part of something larger, which would be kept too."""
-    values = values.detach().float().cpu()
+    """Values on the CPU (`wide`); never a part of something larger, which would be kept too."""
+    values = wide(values.detach()).cpu()
     whole = values.untyped_storage().nbytes() <= values.nbytes
     return values if whole else values.clone()
 

@@ -64,7 +64,7 @@ class HeadDivergences(LayerProbe[DivergenceValues]):
                 same orders of columns for all prompts.
             seed: Decides them.
         """
-        super().__init__("pattern", range(reader.capabilities.n_layers))
+        super().__init__("pattern", reader.capabilities.attention)
         self._reader, self._percentiles = reader, list(percentiles)
         random = seeded(seed, "columns")
         ranks = [random.permutation(reader.length) for _ in range(sets)]

@@ -29,12 +29,14 @@ class HeadMeans:
         """Read `hook_z` of some layers of `model`."""
         self._layers = sorted(set(layers))
         self._sums: dict[int, Tensor] = {}
+        self._kind = torch.float32
         self._counts = torch.zeros(2, dtype=torch.float64)
         self.fwd_hooks: list[tuple[str, Any]] = [
             (hook_name("z", layer), partial(self._read, layer=layer)) for layer in self._layers
         ]
 
     def _read(self, z: Float[Tensor, "batch pos head d_head"], hook: Any, *, layer: int) -> None:
+        self._kind = torch.promote_types(z.dtype, torch.float32)
         summed = torch.stack([z[:, 0].double().sum(0), z[:, 1:].double().sum((0, 1))]).cpu()
         self._sums[layer] = self._sums[layer] + summed if layer in self._sums else summed
         if layer == self._layers[0]:
@@ -43,7 +45,7 @@ class HeadMeans:
     def compute(self) -> dict[int, Float[Tensor, "2 head d_head"]]:
         """By layer: the mean at position 0, then the mean over positions >= 1."""
         counts = self._counts[:, None, None]
-        return {layer: (total / counts).float() for layer, total in self._sums.items()}
+        return {layer: (total / counts).to(self._kind) for layer, total in self._sums.items()}
 
     def reset(self) -> None:
         """Forget everything."""

@@ -46,7 +46,7 @@ class LogSplit(SiteProbe[Tensor]):
     def __init__(self, model: HookedModel) -> None:
         """Read scores and pattern of every layer of `model`."""
         capabilities = check(model)
-        super().__init__("pattern", range(capabilities.n_layers), beside=["scores"])
+        super().__init__("pattern", capabilities.layers_of("pattern"), beside=["scores"])
         self._learned, self._windows = capabilities.learned_sinks, capabilities.windows
         self._sink_logits: dict[int, Tensor] = {}
 
@@ -125,7 +125,7 @@ class SinkReadouts(LayerProbe[SinkReadoutValues]):
         capabilities = check(model)
         if reason := capabilities.gate("SinkReadouts"):
             raise SinklensError(reason)
-        super().__init__("z", range(capabilities.n_layers), beside=["value", "pattern"])
+        super().__init__("z", capabilities.layers_of("z"), beside=["value", "pattern"])
         self._key, self._first = key, max(key, after) + 1
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
         outputs = [block.attn.W_O.detach().float() for block in model.blocks]

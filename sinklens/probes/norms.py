@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.protocol import HookedModel
+from ..functional.precision import wide
+from ..models.capabilities import check
 from .base import ResumableProbe, stream_hook
 
 
@@ -30,7 +32,7 @@ class _Norms(ResumableProbe[NormValues]):
 
     def reduce(self, activation: Float[Tensor, "batch pos *rest"], layer: Any, /) -> NormValues:
         """The norms of a layer."""
-        norms = activation.float().norm(dim=-1)
+        norms = wide(activation).norm(dim=-1)
         return NormValues(norms[:, 0], norms[:, 1:].mean(1))
 
 
@@ -47,4 +49,4 @@ class ValueNorms(_Norms):
 
     def __init__(self, model: HookedModel) -> None:
         """Read the values of `model`."""
-        super().__init__("value", range(int(model.cfg.n_layers)))
+        super().__init__("value", check(model).layers_of("value"))

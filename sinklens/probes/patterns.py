@@ -72,13 +72,8 @@ class PatternReader:
         self.capabilities, self.length, self.draws = capabilities, tokens.shape[1], draws
         capabilities.visible_keys(self.length)  # refuses masks of another form
         self._seeds = [content_seed(row, seed) for row in tokens.cpu()] if draws else []
-        for layer in range(capabilities.n_layers):
-            if hook_name("pattern", layer) not in model.hook_dict:
-                raise SinklensError(
-                    f"layer {layer} of {capabilities.architecture} has no attention pattern that "
-                    "TransformerLens can read; massive_activations and position0_patching do "
-                    "without"
-                )
+        names = [hook_name("pattern", layer) for layer in capabilities.layers_of("pattern")]
+        capabilities.require_readable(names, "PatternReader")
 
     def visible(self, layer: int) -> Bool[Tensor, "query key"]:
         """Which keys each query of a layer sees."""
@@ -154,7 +149,7 @@ class MeanPatterns(LayerProbe[dict[tuple[str, str], Tensor]]):
             reductions: What to make of each pattern.
             uniform: Whether to reduce uniform attention too.
         """
-        super().__init__("pattern", range(reader.capabilities.n_layers))
+        super().__init__("pattern", reader.capabilities.attention)
         self._reader, self._reductions, self._uniform = reader, list(reductions), uniform
 
     def reduce(

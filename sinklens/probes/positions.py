@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.protocol import HookedModel
 from ..models import alone
-from ..models.capabilities import hook_name
+from ..models.capabilities import check, hook_name
 from .base import SiteProbe
 
 PartValues = dict[tuple[str, int], Float[Tensor, "prompt *shape"]]
@@ -26,8 +26,9 @@ class PositionValues(SiteProbe[Tensor]):
     def __init__(
         self, model: HookedModel, sites: Iterable[str], layers: Iterable[int], position: int = 0
     ) -> None:
-        """Read kinds of site (`residual`, `key`, `value`, `z`) of some layers of `model`."""
-        keys = [(site, layer) for site in sites for layer in layers]
+        """Read kinds of site (`residual`, `key`, `value`, `z`) of some layers that have them."""
+        there = {site: check(model).layers_of(site) for site in sites}
+        keys = [(site, layer) for site in there for layer in layers if layer in there[site]]
         super().__init__(lambda key: hook_name(*key), keys)
         self._position = position
 

@@ -59,11 +59,11 @@ class ReferenceShares(LayerProbe[dict[str, Tensor]]):
             raise SinklensError(reason)
         # Where attention is delegated, the pattern comes after what it was used for.
         super().__init__(
-            "resid_post", range(capabilities.n_layers), beside=["residual", "value", "pattern"]
+            "resid_post", capabilities.attention, beside=["residual", "value", "pattern"]
         )
         self._reader, self._threshold = reader, threshold
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
-        self._outputs = [block.attn.W_O.detach() for block in model.blocks]
+        self._outputs = {la: model.blocks[la].attn.W_O.detach() for la in capabilities.attention}
 
     def reduce(self, stream: Tensor, layer: int, /) -> dict[str, Tensor]:
         """The shares of one block, from what it held."""

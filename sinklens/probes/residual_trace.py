@@ -33,6 +33,8 @@ class _StageProbe(SiteProbe[Values]):
 
     The stage between attention and MLP is summed up from what attention adds: TransformerLens names
     it by the input of a norm, which parallel blocks and norms after sub-blocks do not have there.
+    Where something else stands in the place of attention and its output is not named, that input
+    tells what it wrote. A block that is a single mixer, as in Mamba, writes all at once.
     """
 
     def __init__(self, model: HookedModel, stages: Iterable[int] | None = None) -> None:
@@ -40,13 +42,21 @@ class _StageProbe(SiteProbe[Values]):
         self.layers = list(range(2 * int(model.cfg.n_layers) + 1) if stages is None else stages)
         self._stream: Tensor | None = None
         for block in sorted({max(0, stage - 1) // 2 for stage in self.layers}):
-            before, between, after = 2 * block, 2 * block + 1, 2 * block + 2
-            self.fwd_hooks += [
-                (hook_name("residual", block), partial(self._enter, stage=before)),
-                (hook_name("attn_out", block), partial(self._add, stage=between)),
-                (hook_name("mlp_out", block), partial(self._add, stage=after)),
-                (hook_name("resid_post", block), partial(self._leave, stage=after)),
-            ]
+            self.fwd_hooks += self._of_block(model, block)
+
+    def _of_block(self, model: HookedModel, block: int) -> list[tuple[str, Any]]:
+        """The hooks of a block in the order in which they fire."""
+        before, between, after = 2 * block, 2 * block + 1, 2 * block + 2
+        entry = (hook_name("residual", block), partial(self._enter, stage=before))
+        leave = (hook_name("resid_post", block), partial(self._leave, stage=after))
+        attention, middle, mlp = (hook_name(n, block) for n in ("attn_out", "resid_mid", "mlp_out"))
+        known = model.hook_dict
+        if attention not in known and mlp not in known:
+            return [entry, (leave[0], partial(self._mix, stage=after))]
+        first = (attention, partial(self._add, stage=between))
+        if attention not in known and middle in known:
+            first = (middle, partial(self._set, stage=between))
+        return [entry, first, (mlp, partial(self._add, stage=after)), leave]
 
     def _enter(self, stream: Tensor, hook: Any, *, stage: int) -> None:
         """Take in the stream that enters a block."""
@@ -61,6 +71,16 @@ class _StageProbe(SiteProbe[Values]):
         if stage % 2:  # else the stream is read where it leaves the block
             self._read_stage(self._stream, stage)
 
+    def _set(self, stream: Tensor, hook: Any, *, stage: int) -> None:
+        """Take in the stream after the first sub-block."""
+        self._stream = stream
+        self._read_stage(stream, stage)
+
+    def _mix(self, stream: Tensor, hook: Any, *, stage: int) -> None:
+        """Read the stream that leaves a block of one sub-block, after which nothing is added."""
+        for same in (stage - 1, stage):
+            self._read_stage(stream, same)
+
     def _leave(self, stream: Tensor, hook: Any, *, stage: int) -> None:
         """Read the stream that leaves a block, if it is the sum of what was written.
 
@@ -74,9 +94,9 @@ class _StageProbe(SiteProbe[Values]):
         if not bool(difference <= max(ADDITIVE, rounding) * stream.abs().max()):
             raise SinklensError(
                 f"the stream after {stage_name(stage)} is not what entered the block plus what "
-                "attention and MLP wrote: this model norms the stream itself, as BERT does, so no "
-                "sub-block can be said to write a spike. probes.ResidualPeaks reads the largest "
-                "entries of any model"
+                "attention and MLP wrote: this model norms the stream itself, as BERT does, or "
+                "something writes beside them, so no sub-block can be said to write a spike. "
+                "probes.ResidualPeaks reads the largest entries of any model"
             )
         self._read_stage(stream, stage)
 

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.protocol import HookedModel
+from ..functional.precision import wide
 from ..models.capabilities import check
 from .base import ResumableProbe
 
@@ -47,7 +48,7 @@ class LogitGaps(ResumableProbe[LogitGapValues]):
         self._key, self._place = key, place
         capabilities = check(model)
         site = "scores" if capabilities.edits["scores"] else "pattern"
-        super().__init__(site, range(capabilities.n_layers))
+        super().__init__(site, capabilities.layers_of(site))
         self._of_pattern = site == "pattern"
         self._causal, self._windows = capabilities.causal, capabilities.windows
 
@@ -56,7 +57,7 @@ class LogitGaps(ResumableProbe[LogitGapValues]):
     ) -> LogitGapValues:
         """The mean gap over the queries that count."""
         length = activation.shape[-1]
-        logits = activation.float()
+        logits = wide(activation)
         if self._of_pattern:
             logits = logits.clamp_min(torch.finfo(torch.float32).tiny).log()
         seen = torch.ones(length, length, device=activation.device)

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.protocol import HookedModel
+from ..functional.precision import wide
 from ..models import alone, require_eval_mode
 from ..models.capabilities import check
 from ..models.prompts.token_ids import token_tensor
@@ -47,7 +48,7 @@ class SinkScores(SliceableProbe[SinkScoreValues], ResumableProbe[SinkScoreValues
 
     def sums(self, rows: Float[Tensor, "batch head some key"], first: int, /) -> SinkScoreValues:
         """The sums over queries of each score."""
-        rows = rows.float()
+        rows = wide(rows)
         later = rows[:, :, max(1 - first, 0) :]
         earlier = rows[:, :, : rows.shape[-1] - 1 - first]
         # A causal pattern is 0 above the diagonal, so that the sum over all queries is over i >= k.
@@ -76,8 +77,8 @@ class SinkWeights(ResumableProbe[SinkWeightValues]):
     """The sink score of key 0 and sink mass, for which the weights on key 0 suffice."""
 
     def __init__(self, model: HookedModel) -> None:
-        """Read the pattern of every layer of `model`."""
-        super().__init__("pattern", range(int(model.cfg.n_layers)))
+        """Read the pattern of every layer of `model` that has attention."""
+        super().__init__("pattern", check(model).layers_of("pattern"))
 
     def reduce(
         self, pattern: Float[Tensor, "batch head query key"], layer: int, /
@@ -91,7 +92,7 @@ class SinkWeights(ResumableProbe[SinkWeightValues]):
 
     @staticmethod
     def _means(weights: Float[Tensor, "batch head query"]) -> SinkWeightValues:
-        weights = weights.float()
+        weights = wide(weights)
         return SinkWeightValues(weights.mean(-1, keepdim=True), weights[..., 1:].mean(-1))
 
 
@@ -108,9 +109,7 @@ class KeyMass(SliceableProbe[dict[int, Tensor]]):
 
     def sums(self, rows: Float[Tensor, "batch head some key"], first: int, /) -> dict[int, Tensor]:
         """By key, the sum over later queries."""
-        return {
-            key: rows[:, :, max(key + 1 - first, 0) :, key].float().sum(-1) for key in self._keys
-        }
+        return {key: wide(rows[:, :, max(key + 1 - first, 0) :, key]).sum(-1) for key in self._keys}
 
     def means(self, sums: dict[int, Tensor], length: int, /) -> dict[int, Tensor]:
         """By key, the mean over later queries."""

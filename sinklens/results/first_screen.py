@@ -132,7 +132,9 @@ def verdict(made: Sequence[Claim]) -> str:
 def what_was_run(results: Results) -> str:
     """Model, prompts, seed, weights, and whether it was a quick run, in one line."""
     profile = results["sink_profile"]
-    layers, heads = profile.arrays["sink_mass"].values.shape
+    mass = profile.arrays["sink_mass"]
+    layers, heads = mass.values.shape
+    of_layers = "layers with attention" if "layer" in mass.coords else "layers"
     known = profile.provenance
     prompts = known["prompts"]
     longest = f" to {prompts['longest']}" if "longest" in prompts else ""
@@ -141,7 +143,7 @@ def what_was_run(results: Results) -> str:
     source = _cut(str(prompts["source"]), NAME // 2)
     quick = "; quick" if profile.settings.get("precision") == "quick" else ""
     return _cut(
-        f"{layers} layers x {heads} heads; {number} x {prompts['length']}{longest} tokens"
+        f"{layers} {of_layers} x {heads} heads; {number} x {prompts['length']}{longest} tokens"
         f" of {source}, {bos} BOS; seed {known.get('seed', 0)}; "
         f"weights {str(known['model']['weights'])[:8]}{quick}",
         WIDTH,

@@ -13,6 +13,7 @@ import pandas as pd
 from torch import Tensor
 
 from ..core.errors import SinklensError, unknown_name
+from ..core.labels import Head
 from ..stats.effects import OVER_PROMPTS, EffectSize
 from .estimates import RANDOM_MODELS, Measure
 from .lookup import the_row
@@ -47,6 +48,11 @@ class Array:
         """The labels of an axis; the numbers of its places where it has none."""
         size = self.values.shape[self.dims.index(dim)]
         return [str(label) for label in self.coords.get(dim, range(size))]
+
+    def head(self, place: int) -> Head:
+        """Layer and head of a place in the numbers by layer and head, counted row by row."""
+        row, head = divmod(place, self.values.shape[1])
+        return int(self.labels("layer")[row]), head
 
     def labelled(self, name: str) -> Any:
         """The numbers with the labels of their axes, under a name.

@@ -38,17 +38,18 @@ OPENINGS = {
 
 def sink_heads(profile: Record) -> list[tuple[int, int]]:
     """The sink heads, the strongest first."""
-    row, mass = row_of(profile, "sink_mass", "position0"), profile.arrays["sink_mass"].values
+    row, mass = row_of(profile, "sink_mass", "position0"), profile.arrays["sink_mass"]
     least = max(SINK_HEAD, 0.0 if row is None else row.baseline)
-    heads = [divmod(int(index), mass.shape[1]) for index in mass.flatten().argsort(descending=True)]
-    return [head for head in heads if float(mass[head]) > least]
+    order = mass.values.flatten().argsort(descending=True).tolist()
+    return [mass.head(place) for place in order if float(mass.values.flatten()[place]) > least]
 
 
 def the_sink(profile: Record) -> Claim:
     """Claim 1: whether there is a sink at position 0, in which heads, and what else takes mass."""
     row = profile.find(metric="sink_mass", condition="position0", against=None)
-    heads, mass = sink_heads(profile), profile.arrays["sink_mass"].values
-    strongest = divmod(int(mass.argmax()), mass.shape[1])
+    heads, by_head = sink_heads(profile), profile.arrays["sink_mass"]
+    mass = by_head.values
+    strongest = by_head.head(int(mass.argmax()))
     largest = f"{head_label(strongest)} ({percent(float(mass.max()))})"
     opening = "A sink: position 0" if heads else "No sink at position 0: it"
     whole = " of later queries' attention"

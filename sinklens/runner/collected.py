@@ -23,6 +23,7 @@ class Collected:
         self._notes: list[str] = []
         self._footnotes: dict[str, str] = {}
         self._left_out: dict[str, str] = {}
+        self._attention: Sequence[int] = ()
 
     def declare(self, metric: str, measure: Measure) -> None:
         """Say what kind of number a metric is whose name the run finds out."""
@@ -34,10 +35,15 @@ class Collected:
         Args:
             name: Its name.
             values: The numbers.
-            dims: The names of its axes, separated by blanks: `layer head`.
+            dims: The names of its axes, separated by blanks: `layer head`. Where only some layers
+                have attention, an axis `layer` of as many places gets their numbers.
             coords: By axis its labels, where the numbers of its places do not say what is meant.
         """
-        self._arrays[name] = Array(values, tuple(dims.split()), coords)
+        axes, numbers = tuple(dims.split()), list(self._attention)
+        sizes = dict(zip(axes, values.shape, strict=True))
+        if sizes.get("layer") == len(numbers) and numbers != list(range(len(numbers))):
+            coords = {"layer": numbers, **coords}
+        self._arrays[name] = Array(values, axes, coords)
 
     def facts(self, **findings: Any) -> None:
         """Keep what was found besides rows and arrays, ready for JSON; sentences may name it."""

@@ -280,7 +280,7 @@ class Compared:
             for interventions in runs.values():
                 numbers = [self._number[one.reading] for one in interventions]
                 means.append(layered.values[numbers].mean((0, -1)))
-            coords = {"run": ["clean", *runs]}
+            coords = {"run": ["clean", *runs], **layered.coords}
             arrays[f"{metric.name}_by_layer"] = Array(torch.stack(means), ("run", "layer"), coords)
         return arrays
 

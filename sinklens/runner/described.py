@@ -22,6 +22,8 @@ from ..results.wording import at_most, say
 from ..stats.effects import OVER_PROMPTS, Row
 from .declaration import Experiment
 
+NAMED_HOOKS = 5
+
 
 def described(result: ExperimentResult, experiment: Experiment) -> ExperimentResult:
     """The result with its sentences and its figure.
@@ -83,3 +85,10 @@ def per_prompt(rows: Sequence[Row], prompts: int) -> dict[str, Float[Tensor, "ro
             for side, field in both.items():
                 numbers[side][line] = getattr(row, field)
     return {side: torch.from_numpy(values) for side, values in numbers.items()}
+
+
+def own_hooks_note(names: Sequence[str]) -> str:
+    """That the model carried hooks of its user's."""
+    more = len(names) - NAMED_HOOKS
+    named = ", ".join(names[:NAMED_HOOKS]) + (f" and {more} more" if more > 0 else "")
+    return f"The model carried hooks of its user's, under which everything was measured: {named}."

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..core.errors import SinklensError, UsageError
-from ..metrics import Metric, ProbeMetric
+from ..metrics import EXPERTS_CHANGED, METRICS, Metric, ProbeMetric
 from ..models.capabilities import Capabilities
 from ..models.prompts import Prompts
 
@@ -52,6 +52,16 @@ class Need:
 
 NOT_CAUSAL = "it is a next-token measure and this model attends in both directions"
 CAUSAL = Need("a causal model, in which position 0 sees only itself", lambda model, _: model.causal)
+WITH_ATTENTION = Need(
+    "a model with attention that TransformerLens shows",
+    lambda model, _: bool(model.attention),
+    "bos_replacement, position0_patching and massive_activations measure loss and KL there.",
+)
+ATTENTION_EVERYWHERE = Need(
+    "a model with attention in every layer",
+    lambda model, _: len(model.attention) == model.n_layers,
+    "bos_replacement and position0_patching measure loss and KL there.",
+)
 READABLE_SCORES = Need(
     "a model whose attn.hook_attn_scores holds the scores that the softmax gets",
     lambda model, _: model.edits["scores"],
@@ -91,12 +101,22 @@ def at_least_prompts(count: int, why: str) -> Need:
     )
 
 
+def with_experts(metrics: Sequence[Metric], capabilities: Capabilities) -> list[Metric]:
+    """The default metrics of an experiment, in mixtures of experts with the share routed anew."""
+    more = [METRICS[EXPERTS_CHANGED]] if metrics and capabilities.experts else []
+    return [*metrics, *more]
+
+
 def impossible_metrics(metrics: Iterable[Metric], capabilities: Capabilities) -> dict[str, str]:
     """By name, why a metric cannot be measured on a model."""
     reasons: dict[str, str] = {}
     for metric in metrics:
         if metric.causal_only and not capabilities.causal:
             reasons[metric.name] = NOT_CAUSAL
+        elif metric.name == EXPERTS_CHANGED and not capabilities.experts:
+            reasons[metric.name] = (
+                f"TransformerLens shows no choice of experts in {capabilities.architecture}"
+            )
         elif isinstance(metric, ProbeMetric) and metric.reads:
             lacking = capabilities.lacking(metric.reads)
             reasons |= {metric.name: f"on {capabilities.architecture} {lacking}"} if lacking else {}

@@ -27,6 +27,7 @@ from ..hooks.intervention import one_per_run
 from ..metrics import Metric, needs_models, resolve_metrics
 from ..models.capabilities import Capabilities, check
 from ..models.prompts import Prompts, notes_on
+from ..models.remarks import remarks_on
 from ..probes import Probe
 from ..results.estimates import Place, Reference, Sample, Share, rows_of, share_row
 from ..results.notes import counted_notes, spread_notes
@@ -45,14 +46,11 @@ from .compare import (
 )
 from .counted import Config, Counted
 from .declaration import Experiment
-from .described import described, per_prompt
-from .needs import impossible_metrics
+from .described import described, own_hooks_note, per_prompt
+from .needs import impossible_metrics, with_experts
 from .null_models import few_prompts, judged_note, random_contrasts
 from .precision import QUICK, quick_note
 from .ranking import rank
-
-OWN_HOOKS = "The model carried hooks of its user's, under which everything was measured: {}."
-NAMED_HOOKS = 5
 
 
 class Run(Counted[Config], Generic[Config]):
@@ -84,7 +82,8 @@ class Run(Counted[Config], Generic[Config]):
         self._experiment = experiment
         self.prompt_numbers, self.random_weights = torch.arange(len(prompts)), False
         self.capabilities: Capabilities = check(model)
-        self.note(*notes_on(model, prompts), *self.capabilities.doubts())
+        self._attention = self.capabilities.attention
+        self.note(*notes_on(model, prompts), *remarks_on(self.capabilities))
         if config.precision == QUICK:
             self.note(quick_note(config.draws, config.null_models))
         for need in experiment.needs:
@@ -95,13 +94,13 @@ class Run(Counted[Config], Generic[Config]):
         self._shortcuts: dict[str, bool] = {}
         self._own_hooks = own_hook_points(model)
         if self._own_hooks:
-            more = len(self._own_hooks) - NAMED_HOOKS
-            named = ", ".join(self._own_hooks[:NAMED_HOOKS])
-            self.note(OWN_HOOKS.format(f"{named} and {more} more" if more > 0 else named))
+            self.note(own_hooks_note(self._own_hooks))
 
     def _choose_metrics(self) -> list[Any]:
         """The metrics that the model has; one that was asked for by name has to be one of them."""
         resolved = self._experiment.resolve_metrics(self.config)
+        if not self.config.metrics:
+            resolved = with_experts(resolved, self.capabilities)
         self._left_out = impossible_metrics(resolved, self.capabilities)
         for name, reason in self._left_out.items():
             if self.config.metrics:

@@ -65,8 +65,8 @@ def test_what_is_not_reached_is_the_clean_run(part: str, layer: int) -> None:
     same = {name: torch.equal(clean[name], edited[name]) for name in names}
     reach = reach_of([hook], 6)
     stream, pattern = (layer + more for more in PARTS[part])
-    assert reach.first("residual", 7) == stream
-    assert reach.first("pattern", 6) == min(pattern, 6)
+    assert reach.first("residual", range(7)) == stream
+    assert reach.first("pattern", range(6)) == min(pattern, 6)
     for at in range(6):
         assert same[f"blocks.{at}.attn.hook_pattern"] == (at < pattern)
         assert same[f"blocks.{at}.hook_resid_pre"] == (at < stream)
@@ -74,19 +74,21 @@ def test_what_is_not_reached_is_the_clean_run(part: str, layer: int) -> None:
 
 
 def test_outside_the_blocks() -> None:
-    assert reach_of(["hook_embed", "blocks.3.hook_z"], 6).first("pattern", 6) == 0
-    assert reach_of(["ln_final.hook_out"], 6).first("residual", 7) == 7
-    assert (
-        reach_of(["blocks.4.attn.hook_z", "blocks.2.attn.hook_pattern"], 6).first("pattern", 6) == 2
-    )
-    assert reach_of(["blocks.4.attn.hook_pattern"], 6).first("scores", 6) == 5
+    assert reach_of(["hook_embed", "blocks.3.hook_z"], 6).first("pattern", range(6)) == 0
+    assert reach_of(["ln_final.hook_out"], 6).first("residual", range(7)) == 7
+    both = reach_of(["blocks.4.attn.hook_z", "blocks.2.attn.hook_pattern"], 6)
+    assert both.first("pattern", range(6)) == 2
+    assert both.first("pattern", (1, 4)) == 1
+    assert reach_of(["blocks.4.attn.hook_pattern"], 6).first("scores", range(6)) == 5
 
 
 def test_layers_in_words() -> None:
-    assert named_layers(0, 30, "pattern") is None
-    assert named_layers(12, 30, "pattern") == "L12-L29"
-    assert named_layers(29, 30, "pattern") == "L29"
-    assert named_layers(12, 30, "residual") == "L12-out"
+    assert named_layers(0, range(30), "pattern") is None
+    assert named_layers(12, range(30), "pattern") == "L12-L29"
+    assert named_layers(29, range(30), "pattern") == "L29"
+    assert named_layers(12, range(31), "residual") == "L12-out"
+    assert named_layers(30, range(31), "residual") == "out"
+    assert named_layers(1, (3, 7, 11), "pattern") == "L7-L11"
 
 
 def zero_output(layer: int) -> Intervention:

@@ -15,11 +15,14 @@ from transformers import PreTrainedModel
 import sinklens
 from sinklens import SinklensError
 from sinklens.engine.evaluate import evaluate
+from sinklens.engine.shortcuts import shortcuts
+from sinklens.experiments.geometry._fisher import weight_groups
 from sinklens.hooks import ablate_heads, drop_edge, patch_position0
 from sinklens.models import masks
 from sinklens.models.agreement import agreement, unwrapped
 from sinklens.models.capabilities import check
-from sinklens.probes import SinkReads, SinkScores, ValueNorms
+from sinklens.models.remarks import remarks_on
+from sinklens.probes import SinkReads, ValueNorms
 from sinklens.probes.log_split import SinkReadouts
 from tests import families, odd_models
 
@@ -80,31 +83,10 @@ def test_another_token_in_place_of_bos_is_that_token(name: str) -> None:
     torch.testing.assert_close(found.values[0, 0], after, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["mamba", "hybrid"])
-def test_layers_without_attention_leave_out_what_reads_patterns(name: str) -> None:
-    result = run("bos_replacement", name, conditions="mean")
-    assert {"loss", "kl"} <= {row.metric for row in result.effects}
-    assert "hook_pattern" in result.settings["left_out"]["sink_mass"]
-    assert run("position0_patching", name, conditions="zero").effects
-    for experiment in ("sink_profile", "sink_head_ablation", "reference_frame"):
-        with pytest.raises(SinklensError, match=r"hook_pattern|hook_z|attention pattern"):
-            run(experiment, name)
-    with pytest.raises(SinklensError, match="hook_pattern"):
-        evaluate(bridge(name), prompts(), [], [], probes=[SinkScores(bridge(name))])
-    with pytest.raises(SinklensError, match="hook_pattern"):
-        sinklens.sink_scores(bridge(name), TOKENS)
-
-
-def test_a_hybrid_names_its_layers() -> None:
-    assert "layers 0 and 2 of 3" in check(bridge("hybrid")).obstacles["pattern"]
-    assert "no layer" in check(bridge("mamba")).obstacles["pattern"]
-
-
-@pytest.mark.parametrize("name", ["mamba", "hybrid", "gpt1"])
 @pytest.mark.parametrize("experiment", ["massive_activations", "spike_sink_decoupling"])
-def test_a_hook_that_is_not_there_is_one_sentence(name: str, experiment: str) -> None:
+def test_a_hook_that_is_not_there_is_one_sentence(experiment: str) -> None:
     with pytest.raises(SinklensError, match=r"hook_attn_out|hook_resid_post|hook_pattern"):
-        run(experiment, name)
+        run(experiment, "gpt1")
 
 
 def test_latent_attention_has_other_axes() -> None:
@@ -213,9 +195,9 @@ def test_a_bridge_that_is_wrong_is_refused() -> None:
 
     model = odd_models.falcon()
     wrong = build_bridge_from_module(model, "FalconForCausalLM", hf_config=model.config)
-    (doubt,) = check(wrong).doubts()
+    (doubt,) = remarks_on(check(wrong))
     assert doubt.startswith("The logits of this bridge differ") and "FalconForCausalLM" in doubt
-    assert check(bridge("gated")).doubts() == []
+    assert remarks_on(check(bridge("gated"))) == []
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "gated", "hybrid", "gpt1", "chunked"])
@@ -255,6 +237,52 @@ def test_experts_in_float64_are_refused_in_one_line() -> None:
     with pytest.raises(SinklensError) as refused:
         sinklens.load(odd_models.olmoe().double())
     assert "float64" in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("tokenizer", [None, families.tiny_tokenizer()])
+def test_a_class_without_a_bridge_is_one_sentence(tokenizer: Any, tmp_path: Any) -> None:
+    """TransformerLens lists its 162 classes instead."""
+    said = "TransformerLens does not know ModernBertForMaskedLM; use a model of the"
+    with pytest.raises(SinklensError, match=said) as refused:
+        sinklens.load(odd_models.modernbert(), tokenizer=tokenizer)
+    assert len(str(refused.value)) < 250
+    if tokenizer is not None:
+        odd_models.modernbert().save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(SinklensError, match=said):
+            sinklens.load(tmp_path)
+
+
+def test_slices_are_read_where_scores_are_large() -> None:
+    """Rounding moves a pattern by as much there as reading it in slices."""
+    model = families.llama()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.mul_(100)
+    found = shortcuts(sinklens.load(model))
+    assert found.slices and found.key0
+
+
+def test_fisher_traces_leave_out_groups_without_weights() -> None:
+    """On Mamba, neither attention nor MLP; in a hybrid, attention has its layers' numbers."""
+    groups = {group for group, _ in weight_groups(bridge("mamba"))}
+    assert groups == {"embedding", "other"}
+    result = run("reference_frame", "hybrid", conditions="frame", fisher=True)
+    assert result.arrays["fisher_trace:attention"].labels("layer") == ["1"]
+    assert result.arrays["fisher_trace:mlp"].labels("layer") == ["0", "1", "2"]
+    assert result.arrays["fisher_trace:attention"].values.min() > 0
+
+
+def test_an_edit_that_writes_what_is_there_has_a_footnote() -> None:
+    """The first layer's position 0 is the same whatever the token: so is the mean over tokens."""
+    model = families.llama()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 3] = 100.0
+    prompts = sinklens.Prompts(TOKENS, bos=True, source="tokens")
+    settings = {**RUN, "layer": 0, "scale_free": 50.0, "criterion": "scale_free"}
+    result = sinklens.run("massive_activations", sinklens.load(model), prompts, **settings)
+    note = result.settings["footnotes"]["first_token_mean"]
+    assert "writes what is there within rounding error" in note
 
 
 def check_absolute_position(load: Callable[[], Any]) -> Any:

@@ -34,6 +34,7 @@ MEASURES = {
     "fisher_share": proportion("share of trace", "its share of the weights", ".1%"),
     "fisher_depth": Measure("rank correlation", "no correlation", "+.2f"),
 }
+NONE = "TransformerLens shows no weights of {1} in {0}"
 Groups = dict[tuple[str, int], list[Tensor]]
 Tokens = Int[Tensor, "prompt pos"]
 
@@ -65,11 +66,19 @@ def add_fisher(run: Run[Any], inputs: Tokens, labels: Tokens) -> None:
     sizes = np.array([sum(weight.numel() for weight in group) for group in groups.values()])
     for name in GROUPS:
         members = [place for place, (group, _) in enumerate(groups) if group == name]
+        if not members:
+            run.left_out(
+                f"fisher_share of {name}", NONE.format(run.capabilities.architecture, name)
+            )
+            continue
         share = norms[:, members].sum(1) / norms.sum(1)
         null = float(sizes[members].sum() / sizes.sum())
         run.add("fisher_share", name, Sample(share, null))
         if name in ("attention", "mlp"):
-            run.keep(f"fisher_trace:{name}", norms[:, members].mean(0).float(), "layer")
+            layers = [layer for group, layer in groups if group == name]
+            trace = norms[:, members].mean(0).float()
+            coords = {} if layers == [*range(len(layers))] else {"layer": layers}
+            run.keep(f"fisher_trace:{name}", trace, "layer", **coords)
             slope = _rank_correlation(norms[:, members])
             if slope is not None:
                 run.add("fisher_depth", name, Sample(slope))
@@ -77,12 +86,13 @@ def add_fisher(run: Run[Any], inputs: Tokens, labels: Tokens) -> None:
 
 def weight_groups(model: HookedModel) -> Groups:
     """All weights of a model, each in one group; `other` and `embedding` have layer -1."""
-    groups: Groups = {("embedding", -1): []}
+    groups: Groups = {}
     taken: set[int] = set()
 
     def take(key: tuple[str, int], weights: list[Tensor]) -> None:
         fresh = {id(w): w for w in weights if id(w) not in taken}
-        groups[key] = [*groups.get(key, []), *fresh.values()]
+        if fresh:
+            groups[key] = [*groups.get(key, []), *fresh.values()]
         taken.update(fresh)
 
     for name in ("embed", "pos_embed", "token_type_embed"):

@@ -134,7 +134,8 @@ class PublishedReductions(LayerProbe[Tensor]):
 
     def __init__(self, reader: PatternReader) -> None:
         """Read the pattern of the layers that the published code takes."""
-        super().__init__("pattern", reduction_layers(reader.capabilities.n_layers))
+        attention = reader.capabilities.attention
+        super().__init__("pattern", [attention[at] for at in reduction_layers(len(attention))])
         self._reader = reader
 
     def reduce(
@@ -174,7 +175,7 @@ def add_published(run: Run[Any], nulls: BesideNulls) -> None:
     for name in GRAPH_METRICS:
         nulls.keep(f"published:{name}", values[name], "threshold", threshold=THRESHOLDS)
     if causal:
-        topology = topology_layers(run.capabilities.n_layers)
+        topology = topology_layers(len(run.capabilities.attention))
         for name in TOPOLOGY:
             chosen = {source: by_layer[:, topology] for source, by_layer in values[name].items()}
             nulls.add_mean(name, "published", chosen)

@@ -30,7 +30,7 @@ from ...results.figures import Heatmap, Lines, Stack
 from ...results.record import Record
 from ...results.wording import null_verdict, phrase
 from ...runner.config import ExperimentConfig, setting
-from ...runner.needs import EQUAL_LENGTHS, at_least_tokens
+from ...runner.needs import EQUAL_LENGTHS, WITH_ATTENTION, at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
 from . import _fisher, _head_kl, _parts, _published
@@ -178,6 +178,7 @@ SAYS = (
     paper="Ruscio et al. 2025 (2508.02546)",
     question="What frame of reference does attention span: one anchor, several, or both ends?",
     needs=(
+        WITH_ATTENTION,
         EQUAL_LENGTHS,
         at_least_tokens(4),
     ),

@@ -41,6 +41,7 @@ from ...results.record import Record
 from ...runner.compare import in_order, without_control
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import (
+    ATTENTION_EVERYWHERE,
     CAUSAL,
     EQUAL_LENGTHS,
     READABLE_SCORES,
@@ -143,6 +144,7 @@ def sources_and_removal(result: Record) -> Stack:
     paper="Ruscio et al. 2026 (2606.06160)",
     question="What tells attention the absolute position: the mask, or what position 0 feeds in?",
     needs=(
+        ATTENTION_EVERYWHERE,
         EQUAL_LENGTHS,
         CAUSAL.otherwise("Use sink_profile and bos_replacement."),
         READABLE_SCORES.otherwise(

@@ -14,15 +14,17 @@ sinklens's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...comparisons.position0 import CONDITIONS, PLACE, Position0Patches, parse_condition
 from ...core.errors import UsageError
+from ...functional.counted import counted_positions
 from ...hooks.matching import control_positions
 from ...hooks.position0 import PARTS, POSITION0_CONDITIONS
-from ...metrics import LogitMetric, counted_positions
+from ...metrics import LogitMetric
+from ...models.capabilities import Capabilities
 from ...results.effect_sentences import Compared
 from ...results.figures import Effects
 from ...results.record import Record
@@ -116,7 +118,7 @@ def position0_patching(run: Run[Position0PatchingConfig]) -> None:
         {
             condition: reason
             for condition in run.conditions
-            if (reason := run.capabilities.refusal(condition.partition(":")[2], condition))
+            if (reason := _refusal(run.capabilities, condition, layers))
         }
     )
     places = list(dict.fromkeys(config.places))
@@ -137,6 +139,20 @@ def position0_patching(run: Run[Position0PatchingConfig]) -> None:
             for condition in run.conditions
             for place in places
             for layer in layers
+            if layer in run.capabilities.layers_of(condition.partition(":")[2])
         ]
 
     run.compare(patched)
+
+
+def _refusal(capabilities: Capabilities, condition: str, layers: Sequence[int]) -> str:
+    """Why a condition cannot act in any of these layers, empty where it can."""
+    part = condition.partition(":")[2]
+    of_part = capabilities.layers_of(part)
+    if reason := capabilities.refusal(part, condition):
+        return reason
+    if not {*layers} & {*of_part}:
+        return (
+            f"{condition} acts in layers with attention, which are {', '.join(map(str, of_part))}"
+        )
+    return ""

@@ -12,11 +12,9 @@ Ablating a head says what the head is for in this model, not what its sink is fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from jaxtyping import Float
-from torch import Tensor
 
 from ...comparisons.heads import MATCHED, HeadAblations
 from ...core.errors import SinklensError
@@ -30,6 +28,7 @@ from ...results.figures import Effects
 from ...results.record import Record
 from ...runner.compare import Comparison
 from ...runner.config import ExperimentConfig
+from ...runner.needs import WITH_ATTENTION
 from ...runner.registry import experiment
 from ...runner.run import Run
 
@@ -81,6 +80,7 @@ def ablations(result: Record) -> list[str]:
 @experiment(
     paper="Gu et al. 2025 (2410.10781)",
     question="What does the model lose without its sink heads, or without their edge to the sink?",
+    needs=(WITH_ATTENTION,),
     conditions=HEAD_CONDITIONS,
     metrics=("loss", "kl", "sink_mass"),
     says=(ablated_heads, ablations),
@@ -98,16 +98,17 @@ def sink_head_ablation(run: Run[SinkHeadAblationConfig]) -> None:
     run.refuse(_refusals(run))
     labelled = _parse_heads(config.heads, run.capabilities)
     (scores,) = run.read(SinkScores(model))
-    mass = scores.mass.mean(0)
+    by_head = scores.mass.mean(0)
+    mass = run.capabilities.by_head(by_head)
     heads = labelled or _choose_heads(config.heads, mass)
     # A control head is no sink head, and none that is ablated in the same run.
     others = [
-        (layer, head)
-        for layer, head in (mass <= SINK_MASS).nonzero().tolist()
-        if config.each or (layer, head) not in heads
+        head
+        for head, own in mass.items()
+        if own <= SINK_MASS and (config.each or head not in heads)
     ]
     run.drawn(heads=[head_label(head) for head in heads])
-    run.keep("sink_mass", mass, "layer head")
+    run.keep("sink_mass", by_head, "layer head")
     _warn(run, mass, heads)
 
     def ablated(run: Run[Any]) -> list[Comparison]:
@@ -161,24 +162,21 @@ def _parse_heads(asked: tuple[str, ...], capabilities: Capabilities) -> list[Hea
     """Heads from labels such as `L18H8`; none where heads are chosen by their sink mass."""
     if asked in (("sink",), ("all",)):
         return []
-    return heads_of(asked, capabilities.n_layers, capabilities.n_heads, "use sink, all, or ")
+    return heads_of(asked, capabilities.attention, capabilities.n_heads, "use sink, all, or ")
 
 
-def _choose_heads(asked: tuple[str, ...], mass: Float[Tensor, "layer head"]) -> list[Head]:
+def _choose_heads(asked: tuple[str, ...], mass: Mapping[Head, float]) -> list[Head]:
     """All heads, or those with a sink."""
-    chosen = mass > (-1 if asked == ("all",) else SINK_MASS)
-    heads = [(layer, head) for layer, head in chosen.nonzero().tolist()]
+    heads = [head for head, own in mass.items() if asked == ("all",) or own > SINK_MASS]
     if not heads:
         raise SinklensError(
             f"no head has a sink mass above {SINK_MASS} on these prompts (the largest is "
-            f"{float(mass.max()):.2f}); name heads with heads=L0H0,... or use heads=all"
+            f"{max(mass.values()):.2f}); name heads with heads=L0H0,... or use heads=all"
         )
     return heads
 
 
-def _warn(
-    run: Run[SinkHeadAblationConfig], mass: Float[Tensor, "layer head"], heads: list[Head]
-) -> None:
+def _warn(run: Run[SinkHeadAblationConfig], mass: Mapping[Head, float], heads: list[Head]) -> None:
     """Say what falls by construction, and where rows are scaled up by huge factors."""
     if set(EDGE_CONDITIONS) & set(run.conditions):
         in_pattern = run.capabilities.edits["pattern"]
@@ -188,7 +186,7 @@ def _warn(
             if in_pattern
             else "Under an edge condition sink_mass still counts the edge, which is removed in z."
         )
-    saturated = sum(float(mass[head]) > SATURATED for head in heads)
+    saturated = sum(mass[head] > SATURATED for head in heads)
     if "drop_edge" in run.conditions and saturated:
         run.note(
             f"{saturated} of the heads give more than {SATURATED:.1%} of their attention to "

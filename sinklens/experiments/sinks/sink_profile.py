@@ -41,7 +41,7 @@ from ...results.estimates import Sample, proportion
 from ...results.figures import Forest, Heatmap, Stack
 from ...results.record import Record
 from ...runner.config import ExperimentConfig
-from ...runner.needs import at_least_tokens
+from ...runner.needs import WITH_ATTENTION, at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ...stats.nulls import uniform_sink_mass, uniform_sink_scores
@@ -60,8 +60,9 @@ class SinkProfileConfig(ExperimentConfig):
 
 def strongest_head(result: Record) -> Iterator[str]:
     """The head with the largest sink mass."""
-    mass = result.arrays["sink_mass"].values
-    strongest = head_label(divmod(int(mass.argmax()), mass.shape[1]))
+    by_head = result.arrays["sink_mass"]
+    mass = by_head.values
+    strongest = head_label(by_head.head(int(mass.argmax())))
     uniform = result.find(metric="sink_mass", condition="position0", against=None).baseline
     largest = f"{float(mass.max()):.2f}"
     if float(mass.max()) > uniform:
@@ -142,7 +143,10 @@ SAYS = (
 @experiment(
     paper="Gu et al. 2025 (2410.10781)",
     question="Which sinks does the model have, and are they stronger than chance?",
-    needs=(at_least_tokens(2),),
+    needs=(
+        WITH_ATTENTION,
+        at_least_tokens(2),
+    ),
     conditions=INPUTS,
     measures=MEASURES,
     says=SAYS,

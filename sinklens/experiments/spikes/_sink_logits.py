@@ -54,8 +54,8 @@ class SinkGaps:
             heads: The sink heads.
         """
         sink = torch.zeros(self._first.compute().gap.shape[1:], dtype=torch.bool)
-        for head in heads:
-            sink[head] = True
+        for layer, head in heads:
+            sink[self._first.layers.index(layer), head] = True
         for name, chosen in ((SINK_HEADS, sink), ("other_heads", ~sink)):
             if bool(chosen.any()):
                 references = []

@@ -48,7 +48,7 @@ from ...results.figures import Interaction
 from ...results.record import Record
 from ...results.wording import control_verdict, describe, effect_of, number, phrase, say, written
 from ...runner.config import ExperimentConfig, setting
-from ...runner.needs import CAUSAL, EQUAL_LENGTHS
+from ...runner.needs import CAUSAL, EQUAL_LENGTHS, WITH_ATTENTION
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ...stats.effects import EffectSize
@@ -210,6 +210,7 @@ SAYS = (
     paper="Sun et al. 2026 (2603.05498)",
     question="Do sinks need spikes, and spikes sinks?",
     needs=(
+        WITH_ATTENTION,
         EQUAL_LENGTHS,
         CAUSAL.otherwise("Use sink_profile and sink_head_ablation."),
     ),
@@ -235,7 +236,8 @@ def spike_sink_decoupling(run: Run[SpikeSinkDecouplingConfig]) -> None:
     sinks, gaps = SinkScores(run.model), SinkGaps(run)
     run.read(sinks, *gaps.probes)
     mass = sinks.compute().mass.mean(0)
-    heads = [(layer, head) for layer, head in (mass > SINK_MASS).nonzero().tolist()]
+    by_head = run.capabilities.by_head(mass)
+    heads = [head for head, own in by_head.items() if own > SINK_MASS]
     run.refuse(_refusals(run, bool(massive), heads), none_is_fine=True)
     gaps.add_rows(heads)
     add_mechanism(run, spikes, entries[spikes.layer])

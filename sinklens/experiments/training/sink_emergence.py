@@ -28,7 +28,7 @@ from ...models.random_weights import RANDOM_WEIGHTS, random_twin
 from ...results.estimates import NOT_TESTED, Measure, Reference, Sample
 from ...results.figures import Forest, Lines, Stack
 from ...runner.config import ExperimentConfig
-from ...runner.needs import EQUAL_LENGTHS
+from ...runner.needs import EQUAL_LENGTHS, WITH_ATTENTION
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ._checkpoints import Checkpoint, find_checkpoints
@@ -72,7 +72,10 @@ class SinkEmergenceConfig(ExperimentConfig):
     paper="Ruscio et al. 2025 (2508.02546)",
     question="When in training do sinks, drained values, spikes and frames appear?",
     conditions=tuple(SIDES),
-    needs=(EQUAL_LENGTHS,),
+    needs=(
+        WITH_ATTENTION,
+        EQUAL_LENGTHS,
+    ),
     measures={**TRAIT_MEASURES, **ONSET_MEASURES},
     says=(
         order_of_onsets,

@@ -46,7 +46,7 @@ def _names(array: Array) -> list[list[str]]:
     """What each cell is: `L18H8`, or the labels of its axes."""
     rows, columns = (array.labels(dim) for dim in array.dims)
     if array.dims == ("layer", "head"):
-        return [[head_label((y, x)) for x in range(len(columns))] for y in range(len(rows))]
+        return [[head_label((int(y), x)) for x in range(len(columns))] for y in rows]
     first, second = (dim.replace("_", " ") for dim in array.dims)
     return [[f"{first} {y}, {second} {x}" for x in columns] for y in rows]
 

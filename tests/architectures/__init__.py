@@ -1,0 +1,1 @@
+"""Models of many architectures, beside plain Hugging Face code."""

@@ -1,0 +1,107 @@
+"""Model objects in other forms: compiled, with adapters, quantised, on other devices."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sinklens
+from sinklens import SinklensError
+from sinklens.models import loading
+from sinklens.models.agreement import require_as_on_cpu
+from tests import families
+from tests.reference import plain_families as reference
+
+TOKENS = torch.tensor(
+    [[families.BOS, 5, 9, 17, 30, 12, 44, 8], [families.BOS, 7, 7, 40, 22, 9, 3, 6]]
+)
+
+
+def loss_without_bos(model: Any) -> float:
+    prompts = sinklens.Prompts(TOKENS, bos=True, source="tokens")
+    settings = {"progress": False, "draws": 0, "null_models": 0, "metrics": "loss"}
+    result = sinklens.run("bos_replacement", model, prompts, conditions="zero", **settings)
+    return result.effects[0].value
+
+
+@pytest.fixture(scope="module")
+def wanted() -> Any:
+    plain = families.llama()
+    return pytest.approx(
+        float(reference.loss(reference.without_bos(plain, TOKENS), TOKENS).mean()), abs=1e-4
+    )
+
+
+def test_compiled_models_are_refused() -> None:
+    """They give the right numbers, and take minutes to compile for every hook anew."""
+    in_place = families.llama()
+    in_place.compile(backend="eager")
+    bridge = sinklens.load(families.llama())
+    for compiled in (torch.compile(families.llama(), backend="eager"), in_place):
+        with pytest.raises(SinklensError, match="this LlamaForCausalLM is compiled"):
+            sinklens.load(compiled)
+    with pytest.raises(SinklensError, match="is compiled by"):
+        loss_without_bos(torch.compile(bridge, backend="eager"))
+
+
+class Adapted(nn.Module):
+    """What a `PeftModel` shows; 0.21 was tried by hand, and its merged model is right."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.base_model, self.config, self.peft_config = model, model.config, {"default": None}
+
+    def merge_and_unload(self) -> Any:
+        return self.base_model
+
+
+def test_adapters_beside_a_model_are_refused(wanted: Any) -> None:
+    adapted = Adapted(families.llama())
+    with pytest.raises(SinklensError, match=r"model.merge_and_unload\(\) gives one"):
+        sinklens.load(adapted)
+    assert loss_without_bos(sinklens.load(adapted.merge_and_unload())) == wanted
+
+
+def test_weights_that_are_no_tensors_are_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates them
+        quantised = torch.ao.quantization.quantize_dynamic(
+            families.llama(), {nn.Linear}, dtype=torch.qint8
+        )
+    with pytest.raises(SinklensError, match="quantised weights that are no tensors"):
+        sinklens.load(quantised)
+
+
+def test_a_model_on_meta_is_refused() -> None:
+    with pytest.raises(SinklensError, match="device meta has no weights"):
+        sinklens.load(families.llama().to("meta"))
+
+
+def test_without_gradients_and_in_inference_mode_numbers_are_the_same(wanted: Any) -> None:
+    assert loss_without_bos(sinklens.load(families.llama().requires_grad_(False))) == wanted
+    with torch.inference_mode():
+        made = sinklens.load(families.llama())
+        assert loss_without_bos(made) == wanted
+    assert loss_without_bos(made) == wanted
+
+
+def test_a_device_that_computes_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MPS is: the CPU stands for it, and a forward pass is made to differ by a hundredth."""
+    compared = []
+    monkeypatch.setattr(loading, "UNTRUSTED", ("cpu",))
+    monkeypatch.setattr(loading, "require_as_on_cpu", lambda *_: compared.append(True))
+    bridge = sinklens.load(families.llama())
+    assert compared == [True]
+    require_as_on_cpu(bridge, TOKENS)
+    before = bridge.forward
+
+    def off(tokens: Tensor, **settings: Any) -> Tensor:
+        return before(tokens, **settings) * 1.01
+
+    monkeypatch.setattr(type(bridge), "__call__", lambda self, tokens: off(tokens))
+    with pytest.raises(SinklensError, match=r"other logits on cpu than on the CPU.*device=\"cpu\""):
+        require_as_on_cpu(bridge, TOKENS)
