@@ -49,20 +49,20 @@ def test_patterns_that_no_prompt_changes() -> None:
     """All tokens hold the same large entry, so that queries and keys depend on position alone."""
     plain = families.llama()
     with torch.no_grad():
-        plain.model.embed_tokens.weight[:, 3] = 1e6
+        plain.model.embed_tokens.weight[:, 3] = 1e4
     model, prompts = booted(plain)
     result = run(model, prompts, draws=2)
     for kind in ("measurement", "null"):
         row = result.find(metric="overlap", condition="all", kind=kind)
-        assert row.value == pytest.approx(1, abs=1e-4) and row.baseline < 0.9
+        assert row.value == pytest.approx(1, abs=0.01) and row.baseline < 0.9
         row = result.find(metric="explained", condition="all", kind=kind)
-        assert row.value == pytest.approx(1, abs=1e-4)
+        assert row.value == pytest.approx(1, abs=0.01)
     effects = {
         row.condition: row.effect
         for row in result.effects
         if (row.metric, row.kind) == ("kl", "treatment")
     }
-    assert abs(effects["mean:all"]) < 1e-6 < effects["uniform:all"]
+    assert 0 <= effects["mean:all"] < 0.01 * effects["uniform:all"]
 
 
 def test_uniform_attention_is_its_own_mean() -> None:
