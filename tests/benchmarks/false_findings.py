@@ -35,7 +35,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "spike_sink_decoupling": {"scale_free": 2.0},
     "active_dormant": {"removed": (0.25, 0.5), "random_weights": False},
     "input_dependence": {"random_weights": False},
-    "input_dependence": {},
 }
 """With thresholds so low that random weights have outliers and spikes to intervene on."""
 N_PROMPTS, LENGTH = 8, 24
