@@ -183,7 +183,7 @@ def edited_heads(result: Record) -> Iterator[str]:
     conditions=(CONSTANT, NO_DIRECTION),
     metrics=("loss", "kl"),
     measures={
-        "inconstancy": Measure("share of its mean norm", "a constant", ".0%"),
+        "inconstancy": Measure("share of its mean norm", "a constant", ".0%", lowest=0.0),
         "tag_share": Measure("share of variance", "a random direction", ".1%"),
     },
     says=(
