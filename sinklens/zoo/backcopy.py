@@ -19,11 +19,18 @@ from string import ascii_letters
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..models.capabilities import hook_name
-from ..models.shipped.backcopy import FIRST, N_TRIGGERS, sample, statistics
+from ..models.shipped.backcopy import (
+    FIRST,
+    N_TRIGGERS,
+    is_trigger,
+    optimum,
+    sample,
+    statistics,
+)
 from ..models.shipped.text import BOS, EOS, PAD, SPECIAL_TOKENS
 from .tasks import Batch
 
@@ -34,18 +41,6 @@ if TYPE_CHECKING:
 LENGTH = 256
 VOCABULARY = FIRST + len(ascii_letters)
 UNKNOWN = FIRST - 1  # in the place of the mask, which this task does not have
-
-
-def is_trigger(tokens: Int[Tensor, "*any"]) -> Bool[Tensor, "*any"]:
-    """Whether tokens are triggers."""
-    return (tokens >= FIRST) & (tokens < FIRST + N_TRIGGERS)
-
-
-def optimum(tokens: Int[Tensor, "sequence pos"]) -> Float[Tensor, "sequence prediction"]:
-    """The loss in nats of the best predictor at positions 1 to T - 2, that is after characters."""
-    here, following = tokens[:, 1:-1] - FIRST, tokens[:, 2:] - FIRST
-    loss = -statistics().bigram[here, following].log()
-    return loss.masked_fill(here < N_TRIGGERS, 0.0)
 
 
 @dataclass(frozen=True)

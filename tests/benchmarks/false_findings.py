@@ -33,6 +33,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "outlier_dimensions": {"deviations": 1.0, "share": 0.5},
     "massive_activations": {"scale_free": 2.0, "sweep_tokens": 8},
     "spike_sink_decoupling": {"scale_free": 2.0},
+    "active_dormant": {"removed": (0.25, 0.5), "random_weights": False},
+    "input_dependence": {"random_weights": False},
+    "bias_constancy": {"heads": ("L0H0", "L1H1")},
 }
 """With thresholds so low that random weights have outliers and spikes to intervene on."""
 N_PROMPTS, LENGTH = 8, 24

@@ -12,7 +12,14 @@ import torch
 
 import sinklens
 from sinklens.models.shipped import prompts, text
-from sinklens.models.shipped.backcopy import FIRST, N_TRIGGERS, sample, statistics
+from sinklens.models.shipped.backcopy import (
+    FIRST,
+    N_TRIGGERS,
+    is_trigger,
+    optimum,
+    sample,
+    statistics,
+)
 from sinklens.models.shipped.text import BOS, EOS, HELD_OUT_SEED, MASK
 from sinklens.zoo import backcopy, corpus, tasks
 from sinklens.zoo.corpus import WINDOW
@@ -53,9 +60,7 @@ def test_sequences_follow_the_rule() -> None:
     # What the docstring says of runs of two letters, and of triggers.
     runs = (tokens[:, 4:] == tokens[:, 2:-2]) & (tokens[:, 3:-1] == tokens[:, 1:-3])
     assert float(runs.double().mean()) == pytest.approx(0.13, abs=0.02)
-    assert float(backcopy.is_trigger(tokens[:, 1:]).double().mean()) == pytest.approx(
-        0.278, abs=0.01
-    )
+    assert float(is_trigger(tokens[:, 1:]).double().mean()) == pytest.approx(0.278, abs=0.01)
     # After an ordinary character comes a draw from its row.
     bigram = statistics().bigram
     often = FIRST + 5
@@ -71,7 +76,7 @@ def test_sequences_follow_the_rule() -> None:
 def test_the_optimum_is_the_loss_of_the_known_rule() -> None:
     tokens = sample(4, 32, seed=1, step=0)
     bigram = statistics().bigram
-    best = backcopy.optimum(tokens)
+    best = optimum(tokens)
     assert best.shape == (4, 30)
     for row, losses in zip(tokens.tolist(), best.tolist(), strict=True):
         for place, loss in enumerate(losses):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .text import BOS, SPECIAL_TOKENS, generator_at, training_text
@@ -71,3 +71,15 @@ def sample(count: int, length: int, seed: int, step: int) -> Int[Tensor, "sequen
             following = torch.where(last < N_TRIGGERS, drawn[-2], following)
         drawn.append(following)
     return torch.cat([torch.full((count, 1), BOS), FIRST + torch.stack(drawn, 1)], dim=1)
+
+
+def is_trigger(tokens: Int[Tensor, "*any"]) -> Bool[Tensor, "*any"]:
+    """Whether tokens are triggers."""
+    return (tokens >= FIRST) & (tokens < FIRST + N_TRIGGERS)
+
+
+def optimum(tokens: Int[Tensor, "sequence pos"]) -> Float[Tensor, "sequence prediction"]:
+    """The loss in nats of the best predictor at positions 1 to T - 2, that is after characters."""
+    here, following = tokens[:, 1:-1] - FIRST, tokens[:, 2:] - FIRST
+    loss = -statistics().bigram[here, following].log()
+    return loss.masked_fill(here < N_TRIGGERS, 0.0)

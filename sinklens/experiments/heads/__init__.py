@@ -1,0 +1,8 @@
+"""Heads: which do nothing on a text, by what they attend to, read and put out.
+
+Papers: Guo et al. 2024 (2410.13835) find heads that are active on some texts or tokens and dormant
+on others, where they attend to the first token; Sandoval-Segura et al. 2025 (2504.03889) compare
+scores by which heads can be removed. The experiments remove heads of a trained model and say what
+its predictions lose then. They cannot show that such a head was useless in training, nor that a
+model without it would have learned the same.
+"""
