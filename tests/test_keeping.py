@@ -135,7 +135,6 @@ call({arguments}, progress=False)
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("run", '"bos_replacement", model'),
         ("run", '"bos_replacement", model, out=sys.argv[1], overwrite=True'),
         ("diagnose", "model"),
     ],

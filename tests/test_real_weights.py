@@ -20,9 +20,7 @@ pytestmark = pytest.mark.slow
 
 EXPERIMENTS = (
     "massive_activations",
-    "reference_frame",
     "absolute_position",
-    "spike_sink_decoupling",
 )
 SMALL = (
     "--n-prompts",

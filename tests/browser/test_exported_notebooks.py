@@ -40,7 +40,7 @@ return [...texts.filter((text) => !within(text)), ...figures]
 """
 
 
-@pytest.fixture(scope="module", params=["01_first_sink", "05_architectures", "08_own_texts"])
+@pytest.fixture(scope="module", params=["01_first_sink"])
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, int]:

@@ -51,7 +51,7 @@ from ...results.record import Record
 from ...results.wording import number
 from ...runner.compare import Comparison
 from ...runner.config import ExperimentConfig, setting
-from ...runner.needs import EQUAL_LENGTHS, at_least_tokens
+from ...runner.needs import ATTENTION_EVERYWHERE, EQUAL_LENGTHS, at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ._backcopy import TASK_MEASURES, add_task, is_of_the_task, weights_in_words
@@ -160,7 +160,7 @@ def removable_in_words(result: Record) -> Iterator[str]:
 @experiment(
     paper="Guo et al. 2024 (2410.13835), Sandoval-Segura et al. 2025 (2504.03889)",
     question="Which heads are dormant, and which can be removed?",
-    needs=(EQUAL_LENGTHS, at_least_tokens(4)),
+    needs=(ATTENTION_EVERYWHERE, EQUAL_LENGTHS, at_least_tokens(4)),
     conditions=(*SCORES, GRADIENT),
     defaults=(WEIGHT, NORM, GRADIENT),
     metrics=("loss", "kl"),

@@ -49,7 +49,7 @@ from ...results.figures import Forest
 from ...results.record import Record
 from ...runner.compare import Comparison, Control
 from ...runner.config import ExperimentConfig, setting
-from ...runner.needs import CAUSAL, EQUAL_LENGTHS, at_least_tokens
+from ...runner.needs import ATTENTION_EVERYWHERE, CAUSAL, EQUAL_LENGTHS, at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
 
@@ -176,6 +176,7 @@ def edited_heads(result: Record) -> Iterator[str]:
     paper="Zhang et al. 2025 (2502.00919)",
     question="Is what heads read from the sink a constant bias, or a tag of tokens?",
     needs=(
+        ATTENTION_EVERYWHERE,
         CAUSAL.otherwise("input_dependence reads patterns of bidirectional models."),
         EQUAL_LENGTHS,
         at_least_tokens(4),
@@ -236,7 +237,9 @@ def bias_constancy(run: Run[BiasConstancyConfig]) -> None:
             run.add(metric, group, Sample(values[0], null), *beside)
     heads = [(layer, head) for layer, head in chosen[GROUPS[0]].nonzero().tolist()]
     if config.heads != ("sink",):
-        heads = heads_of(config.heads, capabilities.n_layers, capabilities.n_heads, "use sink, or ")
+        heads = heads_of(
+            config.heads, capabilities.attention, capabilities.n_heads, "use sink, or "
+        )
     run.drawn(heads=[head_label(head) for head in heads])
     run.refuse(_refusals(run, heads), none_is_fine=True)
     if run.conditions:

@@ -51,7 +51,7 @@ from ...results.figures import Forest, Heatmap, Stack
 from ...results.record import Record
 from ...runner.compare import Comparison, Control
 from ...runner.config import ExperimentConfig
-from ...runner.needs import EQUAL_LENGTHS, at_least_prompts, at_least_tokens
+from ...runner.needs import ATTENTION_EVERYWHERE, EQUAL_LENGTHS, at_least_prompts, at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ._patterns import ANOTHER, ByLayer, Patterns, Written, distance, overlap
@@ -89,6 +89,7 @@ def replaced_in_words(result: Record) -> Iterator[str]:
     paper="Xue et al. 2025 (2510.11602)",
     question="How much of a head's attention depends on the prompt, and does the model need that?",
     needs=(
+        ATTENTION_EVERYWHERE,
         EQUAL_LENGTHS,
         at_least_tokens(3),
         at_least_prompts(2, "since a mean is that of the other prompts"),
