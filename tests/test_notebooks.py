@@ -55,16 +55,19 @@ def test_has_the_cells_of_its_script(path: Path) -> None:
 
 @every_notebook
 def test_has_what_a_class_needs(path: Path) -> None:
-    """Goals first, then three questions with folded answers, and an exercise at the end."""
+    """Goals first, then three questions with folded answers, an exercise, perhaps with a hint."""
     texts = [
         cell.source
         for cell in nbformat.read(path, as_version=4).cells
         if cell.cell_type == "markdown"
     ]
     assert "you can" in texts[0]
-    whole = "\n".join(texts)
-    assert whole.count("<details><summary>Answer</summary>") == whole.count("</details>") == 3
-    assert "\n## Exercise\n" in texts[-1].rpartition("</details>")[2]
+    last, heading, exercise = texts[-1].rpartition("\n## Exercise\n")
+    before = "\n".join([*texts[:-1], last])
+    assert before.count("<details><summary>Answer</summary>") == before.count("</details>") == 3
+    assert heading and exercise.partition("<details>")[0].strip()
+    hints = exercise.count("<details><summary>Hint</summary>")
+    assert exercise.count("<details>") == exercise.count("</details>") == hints <= 1
 
 
 @every_notebook
