@@ -29,8 +29,9 @@ RANDOM_MODELS = "random_weights"
 """In `against`, before the name of a control: the contrast in models with random weights."""
 NOT_TESTED: OfModels = np.zeros(0)
 """`Reference.models` where the null of a contrast is not 0 and no models give it: what is compared
-was chosen for it; position 0 differs from others in any model; a single model with random weights
-differs from the next one, which its interval over prompts leaves out (none is given)."""
+was chosen for it; position 0 differs from others in any model, and so do keys and offsets from
+permuted ones; a single model with random weights differs from the next one, which its interval over
+prompts leaves out (none is given)."""
 OF_PROMPTS = "share of prompts"
 """The unit of what is so or not so of each prompt; such rows have Wilson's interval."""
 
@@ -241,7 +242,7 @@ def rows_of(
         if one.models is None:
             yield contrast
             continue
-        if one.kind == "null" and not len(one.models):
+        if one.name == RANDOM_MODELS or np.ndim(its.values) == 0:
             contrast = _without_spread(contrast)
         ratio = not measure.signed
         p = p_beside_models(first, second, one.models, ratio=ratio)

@@ -198,7 +198,8 @@ def references(result: Record, row: EffectSize) -> Iterator[tuple[str, str]]:
         models = result.of_random_models(contrast)
         side = verdict(reference, contrast, models)
         of_one = reference.against == RANDOM_MODELS and contrast.ci_low is None
-        if untested := of_one or (reference.kind == "control" and contrast.p_value is None):
+        of_several = reference.kind == "control" or contrast.n_prompts > 1
+        if untested := of_one or (contrast.p_value is None and of_several):
             side = "beside"
         if number(measure, reference.baseline) != number(measure, row.baseline):
             value += f", beside {number(measure, reference.baseline)}"

@@ -60,10 +60,8 @@ class BesideNulls:
         if RANDOM_WEIGHTS in values and (metric, condition) in self._headlines:
             random, its = values[RANDOM_WEIGHTS].double(), values[RANDOM_UNIFORM].double()
             nulls.append((RANDOM_WEIGHTS, Sample(random, its)))
-        references = [
-            Reference(sample, name, "null", models=NOT_TESTED if name == RANDOM_WEIGHTS else None)
-            for name, sample in nulls
-        ]
+        # Keys differ in any model, so that permuted rows differ from its attention.
+        references = [Reference(sample, name, "null", models=NOT_TESTED) for name, sample in nulls]
         self._run.add(metric, condition, Sample(values[ATTENTION].double(), uniform), *references)
 
     def add_mean(self, metric: str, condition: str, values: BySource) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...core.seeds import seeded
 from ...functional.causal_mask import CausalMask
-from ...results.estimates import Reference, Sample
+from ...results.estimates import NOT_TESTED, Reference, Sample
 from ...runner.run import Run
 from ._components import CleanRun, by_prompt, sample
 from ._pairs import KEYS
@@ -53,9 +53,9 @@ def add_mask(
             references = []
             if shuffled:
                 draws = np.stack([by_prompt(figures[metric]) for figures in shuffled])
-                references = [
-                    Reference(Sample(draws, null, len(draws)), "shuffled_offsets", "null")
-                ]
+                # Offsets differ in any model, so that shuffled ones differ from its logits.
+                other = Sample(draws, null, len(draws))
+                references = [Reference(other, "shuffled_offsets", "null", models=NOT_TESTED)]
             run.add(metric, keys, sample(values, null), *references, queries=pairs.last)
         masks.append((mask, component))
     arrays = {
