@@ -132,7 +132,7 @@ def _check_later_tokens(result: Any, scores: torch.Tensor, tokens: torch.Tensor)
     assert [one["keys"] for one in found["tokens"]] == most
     some = int((result.arrays["some_later_sink_share"].values >= 0.25).sum())
     (line,) = (line for line in result.summary if line.startswith("Later sinks"))
-    assert f"{some} at whichever key" in line
+    assert f"{some} one at whichever key" in line
     if most:
         assert f"of {found['keys']} such keys over heads and prompts {most[0]} hold" in line
 

@@ -19,7 +19,8 @@ def printable(text: str) -> str:
 def show_progress(progress: bool | None) -> bool:
     """Whether to show progress: as asked, else in a terminal or a notebook."""
     if progress is None:
-        return sys.stderr.isatty() or "ipykernel" in sys.modules
+        ipython = sys.modules.get("IPython")
+        return sys.stderr.isatty() or hasattr(ipython and ipython.get_ipython(), "kernel")
     return progress
 
 

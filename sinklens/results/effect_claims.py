@@ -58,7 +58,7 @@ def replacing_bos(result: Record, sink: bool) -> Claim:
         untested = "; not tested" if verdict == "untested" else ""
         said += f"{CHANGES[verdict]} ({values}{untested}) and "
         rows.insert(0, mass)
-    said += _costs(result, cost, "replacing a later token does")
+    said += _costs(result, cost, "a later token")
     if verdict == "removes":
         verdict = f"removes, {_use(result, cost)}"
     return Claim(f"{said}.", cited(result, rows), verdict)
@@ -85,7 +85,7 @@ def cutting_the_edge(result: Record) -> Claim:
         return Claim("sink_head_ablation has no row of a cut edge.")
     heads = len(result.draws.get("heads", ()))
     of = f"in {heads} sink heads" if heads else "in the sink heads"
-    said = _costs(result, cost, "cutting that to a later key")
+    said = _costs(result, cost, "that to a later key")
     text = f"Cutting the attention to position 0 {of} {said}."
     return Claim(text, cited(result, [cost]), _use(result, cost))
 

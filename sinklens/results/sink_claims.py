@@ -58,12 +58,12 @@ def the_sink(profile: Record) -> Claim:
         + (
             f"{len(heads)} of {mass.numel()} heads give it more than 30%, strongest {largest}"
             if heads
-            else f"no head gives it more than 30%, at most {largest}"
+            else f"no head gives it 30%, at most {largest}"
         )
     ]
     rows, verdict = [row], "sink" if heads else "none"
     for condition, words in (
-        ("learned_sink", "Learned sink logits, which hold no token, take"),
+        ("learned_sink", "Learned sinks take"),
         ("last_position", "The last position takes"),
     ):
         other = row_of(profile, "sink_mass", condition)
@@ -88,7 +88,7 @@ def _later_sinks(profile: Record) -> tuple[str, str] | None:
     shares = profile.arrays["some_later_sink_share"].values
     count = int((shares >= LATER_SHARE).sum())
     if not count:
-        return "No later key is a sink", ""
+        return "No later sinks", ""
     tokens = profile.findings.get("later_sinks", {}).get("tokens", [])
     at = f", most at {tokens[0]['token'][:LONGEST_TOKEN]!r}" if tokens else ""
     return f"Later keys are sinks in {count} of {shares.numel()} heads", at

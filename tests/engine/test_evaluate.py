@@ -140,7 +140,9 @@ def test_equal_in_other_modes(name: str, how: str) -> None:
         wanted = plain_values(model, prompts, [None, *edits])["loss"]
         found = sinklens.evaluate(model, prompts, edits, ["loss"], progress=False)
     bound = 0.03 if how in ("bfloat16", "autocast") else 1e-5
-    torch.testing.assert_close(found.values[:, 0], wanted[1:].float(), rtol=bound, atol=bound)
+    torch.testing.assert_close(
+        found.values[:, 0].float(), wanted[1:].float(), rtol=bound, atol=bound
+    )
     assert float((wanted[1:] - wanted[0]).abs().max()) > 0.1
     assert found.shortcuts["prefix"] and found.shortcuts["unembedding"]
 

@@ -89,11 +89,11 @@ def test_a_sink_is_where_a_head_exceeds_30_percent_and_uniform_attention() -> No
     assert (low, high) == (round(35 - half, 1), round(35 + half, 1))
     assert "] of later queries' attention (uniform 5.0%); " in claim.text
     assert "2 of 4 heads give it more than 30%, strongest L0H1 (60.0%)" in claim.text
-    assert claim.text.endswith("No later key is a sink.")
+    assert claim.text.endswith("No later sinks.")
     assert claim.names() == "sink_profile: sink_mass position0"
     none = the_sink(profile(strongest=0.25, position0=0.04))
     assert none.verdict == "none" and none.text.startswith("No sink at position 0: it takes 4.0%")
-    assert "no head gives it more than 30%, at most L0H1 (25.0%)" in none.text
+    assert "no head gives it 30%, at most L0H1 (25.0%)" in none.text
 
 
 def test_short_prompts_make_no_sink() -> None:
@@ -109,16 +109,16 @@ def test_short_prompts_make_no_sink() -> None:
         (
             profile(0.1, position0=0.01, learned_sink=0.6),
             "learned_sink",
-            "token, take 60.0%",
+            "sinks take 60.0%",
         ),
-        (profile(0.1, position0=0.01, learned_sink=0.01), "none", "No later key is a sink"),
+        (profile(0.1, position0=0.01, learned_sink=0.01), "none", "No later sinks"),
         (profile(0.1, position0=0.01, last_position=0.2), "last_position", "takes 20.0%"),
         (
             profile(0.1, later=0.25, position0=0.01),
             "later",
             "sinks in 1 of 4 heads",
         ),
-        (profile(0.1, later=0.24, position0=0.01), "none", "No later key is a sink"),
+        (profile(0.1, later=0.24, position0=0.01), "none", "No later sinks"),
         (profile(0.6, later=0.5), "sink", "Later keys are sinks in 1 of 4 heads"),
     ],
 )
@@ -182,7 +182,7 @@ def test_replacing_bos(mass: float, control: float | None, words: str, expected:
     assert claim.text.startswith(f"Replacing BOS by another token {words}")
     assert claim.verdict == expected
     assert "and costs +0.2 nats [" in claim.text
-    assert ", more than replacing a later token does (difference +0.1 [" in claim.text
+    assert ", more than a later token (difference +0.1 [" in claim.text
     without = replacing_bos(record(rows), sink=False)
     assert "sink" not in without.text and len(without.rows) == 1
 
@@ -207,7 +207,7 @@ def test_cutting_the_edge(size: float, control: float, words: str, expected: str
     rows = effects(("loss", "drop_edge", size, control))
     claim = cutting_the_edge(record(rows, draws={"heads": ["L0H0", "L1H1"]}))
     assert claim.text.startswith(f"Cutting the attention to position 0 in 2 sink heads {words}")
-    assert f"{expected} cutting that to a later key (difference " in claim.text
+    assert f"{expected} that to a later key (difference " in claim.text
     assert claim.verdict == expected
 
 
@@ -293,7 +293,7 @@ def test_a_verdict_by_the_ratio_of_random_models_is_said_to_be() -> None:
     made = record(list(rows), measures={"kl": measure})
     text = replacing_bos(made, sink=False).text
     assert "changes KL by +" in text
-    assert ", less than replacing a later token does, beside random weights (" in text
+    assert ", less than a later token, beside random weights (" in text
 
 
 def test_without_a_sink_head_there_is_nothing_to_cut() -> None:

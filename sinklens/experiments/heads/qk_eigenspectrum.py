@@ -44,7 +44,7 @@ from ...results.figures import Heatmap, Stack
 from ...results.record import Record
 from ...results.wording import phrase
 from ...runner.config import ExperimentConfig
-from ...runner.needs import ATTENTION_EVERYWHERE, at_least_tokens
+from ...runner.needs import ATTENTION_EVERYWHERE, EQUAL_LENGTHS, at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ...stats.jackknife import pseudo_values
@@ -110,7 +110,7 @@ def correlations_in_words(result: Record) -> Iterator[str]:
 @experiment(
     paper="Bao et al. 2024 (2402.02098)",
     question="Are the eigenvalues of W_QK concentrated, and have such heads sinks?",
-    needs=(ATTENTION_EVERYWHERE, at_least_tokens(2)),
+    needs=(ATTENTION_EVERYWHERE, EQUAL_LENGTHS, at_least_tokens(2)),
     conditions=STATISTICS,
     measures=MEASURES,
     says=(

@@ -92,14 +92,14 @@ class AbsolutePositionConfig(ExperimentConfig):
 
 
 MEASURES = {
-    "residual_share": proportion("share of the variance", "relative position only", ".0%"),
-    "visible_share": proportion("share of the variance", "relative position only", ".0%"),
-    "linear_share": proportion("share of the variance", "relative position only", ".0%"),
+    "residual_share": Measure("share of the variance", "relative position only", ".0%"),
+    "visible_share": Measure("share of the variance", "relative position only", ".0%"),
+    "linear_share": Measure("share of the variance", "relative position only", ".0%"),
     "depth_trend": Measure("share, first to last", "no trend", "+.0%"),
     "causal_slope": Measure("nats per log of visible keys", "flat logits", ".2f"),
-    "causal_r2": proportion("share of the variance", "flat logits", ".0%"),
+    "causal_r2": Measure("share of the variance", "flat logits", ".0%"),
     "window_kl": Measure("nats", "flat logits", ".2f"),
-    "causal_share": proportion("share of both components", "flat logits", ".0%"),
+    "causal_share": Measure("share of both components", "flat logits", ".0%"),
     "sink_reading_heads": proportion("share of heads", "uniform attention", ".0%"),
     "sink_reading_heads/readout>0.3": proportion(
         "share of heads", "uniform attention over unrelated values", ".0%"

@@ -36,9 +36,9 @@ from sinklens.functional.graphs import (
 )
 from sinklens.functional.persistence import persistence
 from sinklens.functional.reference_points import reference_points
+from sinklens.models.capabilities import hook_name
 from sinklens.models.prompts import corpus, random_prompts
 from sinklens.models.random_weights import random_weights
-from sinklens.probes import patterns
 from sinklens.probes.patterns import PatternReader
 from sinklens.runner.null_models import few_prompts
 from tests import families
@@ -628,7 +628,7 @@ def test_a_random_twin_that_cannot_be_made(boot_family: Any, monkeypatch: Any) -
         run(model, prompts, conditions=("frame",), random_weights=True)
 
 
-def test_what_is_no_pattern_is_refused(boot_family: Any, monkeypatch: Any) -> None:
+def test_what_is_no_pattern_is_refused(boot_family: Any) -> None:
     model = boot_family("llama")
     reader = PatternReader(model, sinklens.check(model), torch.zeros(1, 4, dtype=torch.long))
     scores = torch.full((1, 4, 4, 4), 2.0).tril()
@@ -639,9 +639,10 @@ def test_what_is_no_pattern_is_refused(boot_family: Any, monkeypatch: Any) -> No
     with pytest.raises(SinklensError, match="NaN"):
         reader.checked(scores * torch.nan, 0)
 
-    monkeypatch.setattr(patterns, "hook_name", lambda site, layer: f"blocks.{layer}.nowhere")
-    with pytest.raises(SinklensError, match="no attention pattern"):
-        run(model, random_prompts(model, n=2, length=8))
+    unreadable = {hook_name("pattern", 1): "it is hidden"}
+    without = replace(sinklens.check(model), unreadable=unreadable)
+    with pytest.raises(SinklensError, match=r"reads blocks.1.attn.hook_pattern; on .* hidden"):
+        PatternReader(model, without, torch.zeros(1, 4, dtype=torch.long))
 
 
 def test_topology_without_gudhi(boot_family: Any, monkeypatch: Any) -> None:

@@ -826,8 +826,12 @@ def test_statistics_follow_from_the_paired_differences(setup: Setup, name: str) 
         if np.ptp(differences) == 0:
             assert effect.ci_low == effect.ci_high == differences[0]
         else:
-            interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-            assert (effect.ci_low, effect.ci_high) == pytest.approx(tuple(interval))
+            low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+            measure = result.measure(effect.metric)
+            if effect.kind != "contrast":  # no interval leaves what the metric can be
+                low = max(low, (-np.inf if measure.lowest is None else 0) - effect.baseline)
+                high = min(high, (np.inf if measure.highest is None else 1) - effect.baseline)
+            assert (effect.ci_low, effect.ci_high) == pytest.approx((low, high), abs=1e-12)
         if effect.p_value is not None:
             assert effect.p_value == pytest.approx(sign_flip(differences)), place(effect)
 
@@ -840,6 +844,7 @@ def test_only_what_can_be_negative_is_tested(setup: Setup, name: str) -> None:
         tested = (effect.kind == "treatment" and effect.metric != "kl") or (
             effect.kind == "contrast" and effect.metric == "loss"
         )
+        tested &= effect.d_z is not None or abs(effect.effect) > 1e-6  # else nothing changes
         assert (effect.p_value is not None) == tested, place(effect)
         assert (effect.q_value is not None) == tested, place(effect)
 

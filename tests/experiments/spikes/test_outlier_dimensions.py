@@ -22,6 +22,7 @@ from sinklens import SinklensError
 from sinklens.experiments.spikes._norms import norm_hooks, norm_parameters
 from sinklens.experiments.spikes.outlier_dimensions import expected_channels, rank_correlations
 from sinklens.models.prompts import Prompts, corpus, random_prompts
+from sinklens.results.wording import written as in_words
 from tests import families
 from tests.reference import plain_hf
 
@@ -76,9 +77,8 @@ def test_a_planted_outlier_is_found_exactly(draws: int) -> None:
     assert "; Gaussian sizes would give " in result.summary[1]
     assert f" (1 or more with probability {chance:.2g})." in result.summary[1]
     size = result.find(metric="size_ratio", condition="size", kind="measurement")
-    assert (
-        f"by size: {size.value:,.3g} times the median channel (chosen for it" in result.summary[2]
-    )
+    said = f"by size: {in_words(size.value, ',.3g')} times the median channel (chosen for it"
+    assert said in result.summary[2]
     assert "above channels of equal size" in result.summary[2].partition("; by size")[0]
     # The value is the token's number, in all places alike.
     ids = Counter(model.tokenizer(corpus(), add_special_tokens=False, verbose=False)["input_ids"])

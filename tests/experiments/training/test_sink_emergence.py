@@ -226,7 +226,7 @@ def test_the_last_checkpoint_stands_beside_random_weights(
     line = next(line for line in result.summary if line.startswith("sink_mass"))
     assert "its later-position control (" in line
     assert "above uniform attention (" in line
-    assert "beside one model with random weights (" in line
+    assert "one model with random weights (" in line
     few = {"checkpoints": ("0", "256", "4000"), "conditions": ("sink_mass",)}
     bare = run(rope, prompts, **few, random_weights=False, draws=0)
     assert {row.kind for row in bare.effects} == {"measurement"}
