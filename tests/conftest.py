@@ -53,9 +53,10 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the longest files first; try every architecture where that is asked for."""
-    if not config.getoption("--architectures"):
-        items[:] = [item for item in items if item.get_closest_marker("architectures") is None]
+    """Put the longest files first; leave out what is run where it is asked for."""
+    for name in ("architectures", "heavy"):
+        if not config.getoption(f"--{name}"):
+            items[:] = [item for item in items if item.get_closest_marker(name) is None]
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
@@ -63,6 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--browser", action="store_true", help="Open pages in headless Chromium too.")
     parser.addoption("--architectures", action="store_true", help="Try every architecture.")
+    parser.addoption("--heavy", action="store_true", help="Run the heavy tests too.")
 
 
 @pytest.fixture(scope="session")

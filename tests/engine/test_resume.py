@@ -67,6 +67,7 @@ def groups(out: Path) -> int:
     return len(list(out.glob("unfinished/**/*.safetensors")))
 
 
+@pytest.mark.heavy
 def test_after_kill_9_the_same_command_ends_with_the_same_bytes(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     straight = start(whole)

@@ -198,6 +198,7 @@ def test_thirty_layers() -> None:
     check(model, tiny_llama(30), random_prompts(model, n=2, length=40))
 
 
+@pytest.mark.heavy
 def test_smollm2(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)
     prompts = sinklens.prompts(model, n=2, length=32, bos=True)

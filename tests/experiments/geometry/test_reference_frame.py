@@ -671,6 +671,7 @@ def test_sink_columns_are_judged_by_models_with_random_weights() -> None:
     assert all(effect < 0 for effect in found)  # on weights that nothing was learned by
 
 
+@pytest.mark.heavy
 def test_smollm2_is_centralised_and_sinks_hold_heads_together(smollm2_gguf: Path) -> None:
     model = sinklens.load(smollm2_gguf)
     result = run(

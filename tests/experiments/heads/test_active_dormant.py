@@ -222,7 +222,7 @@ class Plain:
         return logits
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_smollm2_agrees_with_plain_hugging_face(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     """All scores by prompt and head, what position 0 holds, and an order with both controls."""
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)

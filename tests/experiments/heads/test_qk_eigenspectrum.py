@@ -102,7 +102,7 @@ def test_normalised_queries_are_refused_and_one_prompt_will_do(boot_family: Any)
     assert {row.kind for row in result.effects} == {"measurement"}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_smollm2_agrees_with_plain_hugging_face(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     """Eigenvalues of a few heads by numpy, rotary positions by their matrices, and rho by scipy."""
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)

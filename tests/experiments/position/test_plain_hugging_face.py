@@ -113,9 +113,10 @@ def check_reading_against_plain(plain: Any, model: Any, tokens: Tensor) -> None:
     (place,) = drawn["control_positions"]
 
     def rows(metric: str, condition: str, queries: str | None) -> dict[str, Any]:
-        kinds = ("measurement", "control", "contrast")
         named = {"metric": metric, "condition": condition, "queries": queries}
-        return {kind: result.find(kind=kind, **named) for kind in kinds}
+        beside = "null" if metric in ("causal_slope", "window_kl") else "control"
+        kinds = {"measurement": "measurement", "control": beside, "contrast": "contrast"}
+        return {name: result.find(kind=kind, **named) for name, kind in kinds.items()}
 
     def holds(metric: str, condition: str, queries: str | None, value: Any, control: Any) -> None:
         found = rows(metric, condition, queries)
@@ -223,6 +224,7 @@ def test_agrees_with_plain_llama() -> None:
     check_reading_against_plain(plain, model, alike(model, 5))
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("everything_removed")
 def test_agrees_with_plain_smollm2(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)

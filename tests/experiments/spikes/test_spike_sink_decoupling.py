@@ -160,6 +160,7 @@ def test_the_table_is_that_of_plain_hugging_face(rope: Any, result: Any, plain_r
     check_table(result, plain_rope, sinklens.prompts(rope, n=4, length=24).tokens)
 
 
+@pytest.mark.heavy
 def test_smollm2_needs_its_spikes_and_one_edit_does_the_others_work(
     plain_smollm2: Any, smollm2_tokenizer: Any
 ) -> None:
@@ -183,6 +184,7 @@ def test_smollm2_needs_its_spikes_and_one_edit_does_the_others_work(
     assert aligned.value > 0.3 and aligned.baseline < 0.05
 
 
+@pytest.mark.heavy
 def test_both_spikes_of_smollm2(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     """Channel 507 is massive in layers 3 to 9 and again from 12; clamped early, early sinks fall.
 

@@ -318,6 +318,7 @@ def test_a_trait_that_stays_at_its_null_is_said_not_to_appear() -> None:
     assert "share_of_change" not in found.arrays and found.plot().data
 
 
+@pytest.mark.heavy
 def test_rows_of_another_experiment_are_followed(rope: Any, prompts: Prompts) -> None:
     found = run(
         rope,
