@@ -236,7 +236,10 @@ def test_what_is_not_tested_stands_beside(record: Record) -> None:
         for row in record.effects
     ]
     (line,) = say(replace(record, effects=rows), ["Position 0 gets {mass/position0}."])
-    assert line.endswith("; beside its later-position control (8.0%, not tested).")
+    assert line.endswith(
+        "; beside its later-position control (8.0%, not tested) and its row-permuted null (10.0%, "
+        "not tested)."
+    )
 
 
 def test_of_several_rows_the_surest_is_said(record: Record) -> None:
