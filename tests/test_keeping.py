@@ -135,6 +135,7 @@ call({arguments}, progress=False)
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
+        pytest.param("run", '"bos_replacement", model', marks=pytest.mark.heavy),
         ("run", '"bos_replacement", model, out=sys.argv[1], overwrite=True'),
         ("diagnose", "model"),
     ],

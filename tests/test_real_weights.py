@@ -22,6 +22,7 @@ EXPERIMENTS = (
     "massive_activations",
     "absolute_position",
 )
+MORE = ("reference_frame", "spike_sink_decoupling")
 SMALL = (
     "--n-prompts",
     "3",
@@ -35,7 +36,9 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment", [*EXPERIMENTS, *(pytest.param(name, marks=pytest.mark.heavy) for name in MORE)]
+)
 def test_the_command(experiment: str, smollm2_gguf: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = CliRunner().invoke(
@@ -58,7 +61,20 @@ def test_a_model_without_checkpoints_is_refused(smollm2_gguf: Path, tmp_path: Pa
     assert "came as gguf" in " ".join(done.output.split())
 
 
-def test_the_notebook(smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("sink_profile", "massive_activations"),
+        pytest.param((*EXPERIMENTS, *MORE), marks=pytest.mark.heavy),
+    ],
+    ids=["two", "all"],
+)
+def test_the_notebook(
+    names: tuple[str, ...],
+    smollm2_gguf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     notebook = nbformat.v4.new_notebook()
     sources = [
         "import sinklens\nfrom pathlib import Path\n"
@@ -67,7 +83,7 @@ def test_the_notebook(smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.Mo
         *(
             f"result = sinklens.run({name!r}, model, prompts, draws=1, null_models=0)\n"
             "from IPython.display import display\ndisplay(result)\nresult.plot()"
-            for name in ("sink_profile", "massive_activations")
+            for name in names
         ),
     ]
     notebook.cells = [nbformat.v4.new_code_cell(source) for source in sources]

@@ -15,7 +15,10 @@ NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]\d+)?")
 
 CASES = [
     *snapshots.cases(),
-    *(case for case in snapshots.real_cases() if case[0] in snapshots.CHECKED_ON_REAL),
+    *(
+        pytest.param(*case, marks=() if case[0] in snapshots.CHECKED_ON_REAL else pytest.mark.heavy)
+        for case in snapshots.real_cases()
+    ),
 ]
 
 

@@ -40,7 +40,13 @@ return [...texts.filter((text) => !within(text)), ...figures]
 """
 
 
-@pytest.fixture(scope="module", params=["01_first_sink"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "01_first_sink",
+        *(pytest.param(n, marks=pytest.mark.heavy) for n in ("05_architectures", "08_own_texts")),
+    ],
+)
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, int]:
