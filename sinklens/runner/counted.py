@@ -74,13 +74,23 @@ class Counted(Collected, Generic[Config]):
         announce(Plan(self._name, model, every, *shape, random_forwards, seconds))
         self._announced = True
 
-    def announce_comparison(self, order: Sequence[Intervention], models: int, reads: int) -> None:
+    def announce_comparison(
+        self,
+        order: Sequence[Intervention],
+        models: int,
+        reads: int,
+        *,
+        later: int = 0,
+        twin_reads: int = 0,
+    ) -> None:
         """Say what a comparison takes, if nothing was said before.
 
         Args:
             order: The interventions.
             models: How many models with random weights run them too.
             reads: Forward passes that it took to make the interventions.
+            later: Forward passes that follow the comparison.
+            twin_reads: Those that each model with random weights takes besides to make them.
         """
         if self._announced:
             return
@@ -89,11 +99,13 @@ class Counted(Collected, Generic[Config]):
         layers = int(self.model.cfg.n_layers)
         parts = 1.0 + sum(1 - one.first_layer / layers for one in runs)
         batches, passes = self.batches(starts=starts), 1 + len(runs)
-        of_each = self.batches(self._few, starts) * (passes + reads // self.batches())
-        self.announce(batches * passes, models * of_each, batches * parts)
+        of_each = self.batches(self.few, starts) * (passes + reads // self.batches())
+        self.announce(
+            batches * passes + later, models * (of_each + twin_reads), batches * parts + later
+        )
 
     @property
-    def _few(self) -> Prompts:
+    def few(self) -> Prompts:
         """As many prompts as models with random weights are run on."""
         return self.prompts.take(torch.arange(min(PROMPTS, len(self.prompts))))
 
@@ -102,7 +114,7 @@ class Counted(Collected, Generic[Config]):
         passed = time.perf_counter() - self._began
         batch = self.prompts.take(torch.arange(self._batch_size(self.prompts)))
         times = []
-        for prompts in (self._few, self._few, batch):  # the first finds out about the model
+        for prompts in (self.few, self.few, batch):  # the first finds out about the model
             seconds = seconds_of_pass(self.model, prompts, self.metrics, **self.config.for_engine())
             if seconds is None:
                 return None

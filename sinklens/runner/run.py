@@ -168,6 +168,9 @@ class Run(Counted[Config], Generic[Config]):
         self,
         make: Callable[[Run[Config]], Sequence[Comparison]],
         metrics: Sequence[Any] | None = None,
+        *,
+        later: int = 0,
+        twin_reads: int = 0,
     ) -> Compared:
         """Run all treatments and controls together and add their rows.
 
@@ -175,6 +178,8 @@ class Run(Counted[Config], Generic[Config]):
             make: Makes the conditions with their controls for a run: for this one, and for the same
                 run of models with random weights, which judge some contrasts (`null_models`).
             metrics: What to measure; by default the run's metrics.
+            later: How many forward passes the experiment makes after it, to announce them.
+            twin_reads: How many `make` takes for each model with random weights, and not for this.
 
         Raises:
             UsageError: `screen` was asked for and there is nothing to rank.
@@ -191,7 +196,7 @@ class Run(Counted[Config], Generic[Config]):
             self._notes += without_control(comparisons)
         order = in_order(comparisons)
         models = self.config.null_models if self._judged(resolve_metrics(metrics)) else 0
-        self.announce_comparison(order, models, reads)
+        self.announce_comparison(order, models, reads, later=later, twin_reads=twin_reads)
         found = self.evaluate(order, metrics=metrics)
         fired = {one.run: times for one, times in zip(order, found.fired, strict=True)}
         for intervention in one_per_run(order):

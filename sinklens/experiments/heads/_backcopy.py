@@ -63,6 +63,14 @@ def is_of_the_task(run: Run[Any]) -> bool:
     return own and run.prompts.source == "backcopy"
 
 
+def forwards_of_task(run: Run[Any]) -> int:
+    """How many forward passes `add_task` makes."""
+    if not is_of_the_task(run):
+        return 0
+    heads = run.capabilities.n_layers * run.capabilities.n_heads
+    return run.batches(starts=run.capabilities.n_layers - 1) * (1 + heads)
+
+
 def add_task(run: Run[Any]) -> None:
     """The rows of the task, on a model that was trained on it."""
     tokens = run.prompts.tokens.cpu()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...core.labels import Head, head_label
 from ...core.seeds import seeded
+from ...engine import forwards_bar
 from ...engine.screening import FORWARDS, estimate
 from ...hooks.heads import HeadValues, ablate_heads
 from ...hooks.intervention import Intervention
@@ -93,8 +94,11 @@ class Removals:
         assert isinstance(loss, LogitMetric)
         alone = [self._without([head]) for head in self._heads]
         limits = {name: getattr(run.config, name) for name in ("batch_size", "memory", "positions")}
-        run.count(FORWARDS * run.batches())
-        effects: Tensor = estimate(run.model, run.prompts, alone, loss, **limits).abs().mean(1)
+        forwards = FORWARDS * run.batches()
+        run.count(forwards)
+        with forwards_bar(forwards, run.config.progress) as advance:
+            effects: Tensor = estimate(run.model, run.prompts, alone, loss, **limits).abs().mean(1)
+            advance(forwards)
         return effects.double().reshape(run.capabilities.n_layers, -1)
 
     def _without(self, heads: Sequence[Head]) -> Intervention:

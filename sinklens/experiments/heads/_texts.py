@@ -86,6 +86,15 @@ def add_two_texts(run: Run[Any], scores: Mapping[str, Tensor]) -> None:
         run.add("loss_without_head", name, own, *references, layer=layer, head=chosen)
 
 
+def forwards_of_two_texts(run: Run[Any]) -> int:
+    """How many forward passes `add_two_texts` makes."""
+    if _other_prompts(run)[1] is None:
+        return 0
+    edits = 1 + min(int(run.config.draws), run.capabilities.n_heads - 1)
+    of_means = run.batches() if run.config.edit == "mean" else 0
+    return run.batches() + 2 * (of_means + run.batches(starts=1) * (1 + edits))
+
+
 def _other_prompts(run: Run[Any]) -> tuple[str, Prompts | None]:
     """As many windows of the other text as there are prompts, or why there are none."""
     prompts, known = run.prompts, origin(run.model)

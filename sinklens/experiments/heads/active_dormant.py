@@ -54,7 +54,13 @@ from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import ATTENTION_EVERYWHERE, EQUAL_LENGTHS, at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
-from ._backcopy import TASK_MEASURES, add_task, is_of_the_task, weights_in_words
+from ._backcopy import (
+    TASK_MEASURES,
+    add_task,
+    forwards_of_task,
+    is_of_the_task,
+    weights_in_words,
+)
 from ._removal import GRADIENT, Removals, add_curves
 from ._scores import (
     BY_LAYER,
@@ -65,7 +71,7 @@ from ._scores import (
     overlap,
     with_relative,
 )
-from ._texts import add_two_texts, two_texts_in_words
+from ._texts import add_two_texts, forwards_of_two_texts, two_texts_in_words
 
 WEIGHT, NORM = "first_token_weight", f"output_norm{BY_LAYER}"
 PUBLISHED = {WEIGHT: 0.0461, "best_score": 0.1218}
@@ -212,7 +218,8 @@ def active_dormant(run: Run[ActiveDormantConfig]) -> None:
         return Removals(twin, own).comparisons()
 
     if run.conditions:
-        run.compare(removals)
+        later = forwards_of_two_texts(run) + forwards_of_task(run)
+        run.compare(removals, later=later, twin_reads=run.batches(run.few))
         add_curves(run, PUBLISHED)
         run.note(
             "Each order is that of the mean score over the prompts on which heads are removed; "

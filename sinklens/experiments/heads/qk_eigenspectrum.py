@@ -137,6 +137,7 @@ def qk_eigenspectrum(run: Run[QKEigenspectrumConfig]) -> None:
         SinklensError: The model has no query and key matrices, or normalises queries and keys.
     """
     queries, keys = _factors(run)
+    run.announce(run.batches() * (2 if _rotary_sites(run) else 1))
     (sinks,) = run.read(SinkWeights(run.model))
     mass = sinks.mass.double().mean(0)
     own = eigen_statistics(queries, keys)
@@ -260,18 +261,24 @@ def _factors(run: Run[Any]) -> tuple[Factors, Factors]:
     return torch.stack(queries), torch.stack(keys)
 
 
-def _rotations(run: Run[Any]) -> tuple[Tensor, Tensor] | None:
-    """Mean cosine and sine over offsets, by layer; None where there are no rotary positions."""
+def _rotary_sites(run: Run[Any]) -> list[str]:
+    """Where cosine and sine of all layers are; none where there are no rotary positions."""
     layers = range(run.capabilities.n_layers)
     sites = [f"blocks.{layer}.attn.hook_{part}" for part in ("cos", "sin") for layer in layers]
-    if not all(site in run.model.hook_dict for site in sites):
+    return sites if all(site in run.model.hook_dict for site in sites) else []
+
+
+def _rotations(run: Run[Any]) -> tuple[Tensor, Tensor] | None:
+    """Mean cosine and sine over offsets, by layer; None where there are no rotary positions."""
+    sites = _rotary_sites(run)
+    if not sites:
         return None
     probe = Rotations(str, sites)
     try:
         run.read(probe)
     except SinklensError:
         return None
-    both = probe.compute()[0].double().unflatten(0, (2, len(layers)))
+    both = probe.compute()[0].double().unflatten(0, (2, len(sites) // 2))
     half = both.shape[-1] // 2
     if torch.equal(both[..., :half], both[..., half:]):  # once for each entry of a plane
         both = both[..., :half]

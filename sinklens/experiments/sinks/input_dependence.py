@@ -156,7 +156,7 @@ def input_dependence(run: Run[InputDependenceConfig]) -> None:
             for kind, group in (name.split(":"),)
         ]
 
-    run.compare(replacements)
+    run.compare(replacements, twin_reads=run.batches())
 
 
 def _require_room(run: Run[InputDependenceConfig]) -> None:
