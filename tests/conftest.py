@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -53,12 +54,13 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the longest files first; leave out what is run where it is asked for."""
+    """Leave out what is not asked for; put the longest files first, then the largest."""
     for name in ("architectures", "heavy"):
         if not config.getoption(f"--{name}"):
             items[:] = [item for item in items if item.get_closest_marker(name) is None]
     place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    sizes = Counter(item.path for item in items)
+    items.sort(key=lambda one: (place.get(one.path.stem, len(LONGEST)), -sizes[one.path]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

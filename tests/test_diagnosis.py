@@ -208,6 +208,7 @@ def test_a_diagnosis_without_its_refusals_is_shown(
         sinklens.Diagnosis.load(folder)
 
 
+@pytest.mark.slow
 def test_what_is_no_diagnosis_is_refused(written: tuple[Path, str], tmp_path: Path) -> None:
     with pytest.raises(sinklens.SinklensError, match=r"ExperimentResult.load reads a single"):
         sinklens.Diagnosis.load(written[0] / "sink_profile")
@@ -217,6 +218,7 @@ def test_what_is_no_diagnosis_is_refused(written: tuple[Path, str], tmp_path: Pa
         sinklens.Diagnosis.load(folder)
 
 
+@pytest.mark.slow
 def test_overwriting_leaves_no_result_of_another_run(
     written: tuple[Path, str], tmp_path: Path
 ) -> None:

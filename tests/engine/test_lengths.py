@@ -206,6 +206,7 @@ def test_what_needs_one_length_says_so(boot_family: Callable[[str], Any]) -> Non
         sinklens.evaluate(model, prompts, [], ["loss"], positions=[5])
 
 
+@pytest.mark.slow
 def test_diagnosis(boot_family: Callable[[str], Any]) -> None:
     page = sinklens.diagnose(
         boot_family("llama"), unequal(), draws=1, null_models=0, progress=False

@@ -16,6 +16,8 @@ from sinklens.models.agreement import require_as_on_cpu
 from tests import families
 from tests.reference import plain_families as reference
 
+pytestmark = pytest.mark.slow
+
 TOKENS = torch.tensor(
     [[families.BOS, 5, 9, 17, 30, 12, 44, 8], [families.BOS, 7, 7, 40, 22, 9, 3, 6]]
 )

@@ -20,6 +20,8 @@ from tests import odd_models
 from tests.families import BOS, N_HEADS
 from tests.reference import plain_families as reference
 
+pytestmark = pytest.mark.slow
+
 TOKENS = torch.tensor(
     [[BOS, 5, 9, 17, 30, 12, 44, 8, 21, 33], [BOS, 7, 7, 40, 22, 9, 31, 15, 6, 50]]
 )

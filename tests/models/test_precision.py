@@ -14,6 +14,8 @@ from sinklens.engine.evaluate import evaluate
 from tests import families, odd_models
 from tests.reference import plain_families as reference
 
+pytestmark = pytest.mark.slow
+
 TOKENS = torch.tensor(
     [
         [families.BOS, 5, 9, 17, 30, 12, 44, 8, 21, 33],

@@ -73,7 +73,7 @@ def _require_kaleido() -> None:
         )
 
 
-class OfflineRenderer(NotebookRenderer):  # type: ignore[misc]
+class OfflineRenderer(NotebookRenderer):  # type: ignore[misc]  # plotly has no types
     """Plotly's program once in the notebook, and nothing from a web address."""
 
     def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, Any]:

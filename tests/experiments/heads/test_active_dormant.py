@@ -26,6 +26,8 @@ from sinklens.models.prompts import Prompts, corpus, random_prompts
 from tests import families
 from tests.reference import plain_hf
 
+pytestmark = pytest.mark.slow
+
 ALONE: dict[str, Any] = {"null_models": 0, "random_weights": False, "progress": False}
 LAYERS, HEADS = families.N_LAYERS, families.N_HEADS
 
@@ -126,7 +128,6 @@ def test_the_task_is_held_against_its_optimum() -> None:
     assert "use longer ones" in short.settings["left_out"]["task"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_every_family_works(name: str, boot_family: Any) -> None:
     model = boot_family(name)

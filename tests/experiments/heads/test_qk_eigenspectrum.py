@@ -21,6 +21,8 @@ from sinklens.experiments.heads.qk_eigenspectrum import (
 from sinklens.models.prompts import random_prompts
 from tests import families
 
+pytestmark = pytest.mark.slow
+
 
 def run(model: Any, prompts: Any, **settings: Any) -> Any:
     return sinklens.run("qk_eigenspectrum", model, prompts, **{"progress": False, **settings})
@@ -70,7 +72,6 @@ def test_traces_are_those_of_the_eigenvalues() -> None:
     torch.testing.assert_close(turned, keys)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_every_family_works(name: str, boot_family: Any) -> None:
     model = boot_family(name)
