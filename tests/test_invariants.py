@@ -51,6 +51,17 @@ def model(request: pytest.FixtureRequest, boot_family: Boot) -> Any:
     return boot_family(request.param)
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[] if name in ("llama", "gpt2") else pytest.mark.heavy)
+        for name in CAUSAL
+    ]
+)
+def run_on(request: pytest.FixtureRequest, boot_family: Boot) -> Any:
+    """For whole experiments, which `test_every_experiment` runs too: grouped keys, and none."""
+    return boot_family(request.param)
+
+
 def make_prompts(model: Any) -> sinklens.Prompts:
     return sinklens.prompts(model, TEXT, n=N_PROMPTS, length=LENGTH, bos=True)
 
@@ -323,29 +334,29 @@ ORDER = torch.tensor([3, 0, 5, 1, 4, 2])
     ],
     ids=["profile", "bos", "position0", "position0-other_token", "heads", "resample", "massive"],
 )
-def test_order_of_prompts(experiment: str, settings: dict[str, Any], model: Any) -> None:
-    prompts = make_prompts(model)
+def test_order_of_prompts(experiment: str, settings: dict[str, Any], run_on: Any) -> None:
+    prompts = make_prompts(run_on)
     shuffled = replace(prompts, tokens=prompts.tokens[ORDER])
-    one = run(experiment, model, prompts, **settings)
-    other = run(experiment, model, shuffled, **settings)
+    one = run(experiment, run_on, prompts, **settings)
+    other = run(experiment, run_on, shuffled, **settings)
     for name, values in one.per_prompt.items():
         same = torch.allclose(
             values[:, ORDER], other.per_prompt[name], atol=1e-5, rtol=0, equal_nan=True
         )
         assert same
     for row, shuffled_row in zip(one.effects, other.effects, strict=True):
-        if row.resampled == "model":  # run on a few of the prompts, whatever their order
+        if row.resampled == "run_on":  # run on a few of the prompts, whatever their order
             assert row.effect == pytest.approx(shuffled_row.effect, abs=1e-5, rel=1e-3)
     spread = one.per_prompt["value"].std(1).nan_to_num()
     assert float(spread.max()) > 1e-3  # prompts differ, so that their order could matter
 
 
 @pytest.mark.parametrize("experiment", SETTINGS)
-def test_batch_size(experiment: str, model: Any) -> None:
-    prompts = make_prompts(model)
-    whole = run(experiment, model, prompts, **SETTINGS[experiment])
+def test_batch_size(experiment: str, run_on: Any) -> None:
+    prompts = make_prompts(run_on)
+    whole = run(experiment, run_on, prompts, **SETTINGS[experiment])
     for size in (1, 4):
-        batched = run(experiment, model, prompts, batch_size=size, **SETTINGS[experiment])
+        batched = run(experiment, run_on, prompts, batch_size=size, **SETTINGS[experiment])
         for name, values in whole.per_prompt.items():
             difference = values - batched.per_prompt[name]
             assert float(difference.nan_to_num().abs().max()) <= 1e-5
@@ -454,22 +465,22 @@ def state_kept(model: Any) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_callers_state(model: Any, grad: bool) -> None:
-    prompts = make_prompts(model)
+def test_callers_state(run_on: Any, grad: bool) -> None:
+    prompts = make_prompts(run_on)
     with torch.set_grad_enabled(grad):
         for name, settings in SETTINGS.items():
-            with state_kept(model):
-                run(name, model, prompts, **settings)
+            with state_kept(run_on):
+                run(name, run_on, prompts, **settings)
 
 
-def test_callers_state_after_the_rest(model: Any) -> None:
-    with state_kept(model):
-        prompts = make_prompts(model)
-        sinklens.random_prompts(model, n=2, length=8)
-        sinklens.repeated_prompts(model, n=2, length=8)
-        sinklens.sink_scores(model, prompts.tokens)
-        sinklens.diagnose(model, prompts, progress=False)
-        list(position_edits(model, prompts.tokens, 0))
+def test_callers_state_after_the_rest(run_on: Any) -> None:
+    with state_kept(run_on):
+        prompts = make_prompts(run_on)
+        sinklens.random_prompts(run_on, n=2, length=8)
+        sinklens.repeated_prompts(run_on, n=2, length=8)
+        sinklens.sink_scores(run_on, prompts.tokens)
+        sinklens.diagnose(run_on, prompts, progress=False)
+        list(position_edits(run_on, prompts.tokens, 0))
 
 
 def test_callers_state_after_check() -> None:
@@ -520,11 +531,11 @@ def test_callers_state_after_an_exception_in_an_experiment(
         run("bos_replacement", model, prompts, metrics=[failing])
 
 
-def test_prompts_are_left_alone(model: Any) -> None:
-    prompts = make_prompts(model)
+def test_prompts_are_left_alone(run_on: Any) -> None:
+    prompts = make_prompts(run_on)
     before = prompts.tokens.clone()
     for name, settings in SETTINGS.items():
-        run(name, model, prompts, **settings)
+        run(name, run_on, prompts, **settings)
     assert torch.equal(prompts.tokens, before)
 
 

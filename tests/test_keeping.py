@@ -137,7 +137,7 @@ call({arguments}, progress=False)
     [
         pytest.param("run", '"bos_replacement", model', marks=pytest.mark.heavy),
         ("run", '"bos_replacement", model, out=sys.argv[1], overwrite=True'),
-        ("diagnose", "model"),
+        pytest.param("diagnose", "model", marks=pytest.mark.heavy),
     ],
 )
 def test_ctrl_c_gives_at_most_ten_lines(name: str, arguments: str, tmp_path: Path) -> None:

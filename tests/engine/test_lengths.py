@@ -28,7 +28,12 @@ CAUSAL = [name for name in families.FAMILIES if name != "bert"]
 TAKES_THEM = ("bos_replacement", "position0_patching", "sink_head_ablation", "sink_profile")
 
 
-@pytest.fixture(params=CAUSAL)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[] if name in ("llama", "gpt2") else pytest.mark.heavy)
+        for name in CAUSAL
+    ]
+)
 def causal(request: pytest.FixtureRequest, boot_family: Callable[[str], Any]) -> Any:
     return boot_family(request.param)
 

@@ -45,7 +45,16 @@ REFUSED |= {
 }
 
 
-@pytest.fixture(scope="module", params=zoo.names())
+TRIED = ("postnorm", "alibi", "encoder", "backcopy-1")
+"""Of every kind of refusal one; the others run where `--heavy` is given."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[] if name in TRIED else pytest.mark.heavy) for name in zoo.names()
+    ],
+)
 def member(request: pytest.FixtureRequest) -> tuple[str, Any]:
     return request.param, sinklens.load(request.param)
 

@@ -35,7 +35,12 @@ pytestmark = pytest.mark.slow
 MEMBERS = Path(shipped.__file__).parent / "members"
 TEXT_MEMBERS = [name for name in zoo.names() if zoo.card(name)["task"].startswith("next token")]
 RUNS = [
-    pytest.param(name, run, id=f"{name}-{run['file'].removesuffix('.safetensors')}")
+    pytest.param(
+        name,
+        run,
+        id=f"{name}-{run['file'].removesuffix('.safetensors')}",
+        marks=[] if run["file"] == "model.safetensors" else pytest.mark.heavy,
+    )
     for name in zoo.names()
     for run in zoo.card(name)["weights"]
 ]
