@@ -58,7 +58,7 @@ class TaskScores:
 
     def __str__(self) -> str:
         """The rows as text."""
-        return self._short().to_string(index=False)
+        return str(self._short().to_string(index=False))
 
     def _repr_html_(self) -> str:
         return str(self._short().to_html(index=False))
