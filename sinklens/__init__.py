@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .comparisons.pairs import compare_pairs as compare_pairs
     from .comparisons.pairs import patch_heads as patch_heads
     from .comparisons.pairs import patch_position as patch_position
+    from .comparisons.tasks import TaskScores as TaskScores
+    from .comparisons.tasks import evaluate_tasks as evaluate_tasks
     from .core.errors import SinklensError as SinklensError
     from .diagnosis import diagnose as diagnose
     from .engine.evaluate import evaluate as evaluate
@@ -54,6 +56,8 @@ _HOMES = {
     "check": "models.capabilities",
     "compare_interventions": "comparisons.own",
     "compare_pairs": "comparisons.pairs",
+    "TaskScores": "comparisons.tasks",
+    "evaluate_tasks": "comparisons.tasks",
     "patch_heads": "comparisons.pairs",
     "patch_position": "comparisons.pairs",
     "EffectSize": "stats.effects",

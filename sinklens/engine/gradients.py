@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..models import origin, require_eval_mode
+from ..models.weights import is_offloaded
 from .forward import forward
 from .progress import progress_bar
 
@@ -52,7 +53,7 @@ def squared_gradients(
         SinklensError: A gradient is not finite, or no weight has or takes one.
     """
     require_eval_mode(model)
-    require_gradients(model)
+    require_weight_gradients(model)
     everything = list({id(p): p for group in groups.values() for p in group}.values())
     rows = []
     bar = progress_bar(len(tokens), progress, "gradients", "prompt")
@@ -89,6 +90,20 @@ def require_gradients(model: HookedModel) -> None:
         raise SinklensError(
             f"{origin(model).name} was made in torch.inference_mode(), so that its weights take no "
             "gradients; load it outside of that, or do without screen=True and fisher=True"
+        )
+
+
+def require_weight_gradients(model: HookedModel) -> None:
+    """Refuse weights whose own gradients cannot be had.
+
+    Raises:
+        SinklensError: They were made in inference mode, or part of them is offloaded.
+    """
+    require_gradients(model)
+    if is_offloaded(model):
+        raise SinklensError(
+            f"part of the weights of {origin(model).name} is offloaded, and accelerate keeps no "
+            "gradients of those; do without fisher=True, or load the model on one device"
         )
 
 

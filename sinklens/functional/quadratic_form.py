@@ -27,8 +27,6 @@ from jaxtyping import Float
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from ..core.protocol import HookedModel
-
 ROWS = 1024  # hidden units per slice
 
 
@@ -38,14 +36,6 @@ class GatedWeights(NamedTuple):
     gate: Float[Tensor, "d_model d_mlp"]
     up: Float[Tensor, "d_model d_mlp"]
     down: Float[Tensor, "d_mlp d_model"]
-
-
-def gated_weights(model: HookedModel, layer: int) -> GatedWeights | None:
-    """The weights of one block's MLP; None where it is not a single gated MLP."""
-    mlp = getattr(model.blocks[layer], "mlp", None)
-    named = [getattr(mlp, name, None) for name in ("W_gate", "W_in", "W_out")]
-    parts = [part.detach().double().cpu() for part in named if isinstance(part, Tensor)]
-    return GatedWeights(*parts) if len(parts) == len(named) else None
 
 
 def channel_norms(weights: GatedWeights) -> Float[Tensor, " d_model"]:

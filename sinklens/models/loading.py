@@ -7,7 +7,6 @@ into a `TransformerBridge` with raw weights, eager attention and eval mode. `ori
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -24,7 +23,16 @@ from .agreement import agreement, require_as_on_cpu, require_one_stack
 from .gguf import convert_gguf, first_line, quiet_transformers
 from .names import hub_id, require_hub_id, require_reachable
 from .origins import ORIGINS, Origin, require_eval_mode, short_prompt
-from .placement import DTYPES, dtype_name, require_as_it_is, require_device, require_plain
+from .placement import (
+    DeviceMap,
+    Placement,
+    dtype_name,
+    placement,
+    require_as_it_is,
+    require_plain,
+)
+from .tokenizers import bos_before_boot, find_tokenizer, openable
+from .weights import devices
 from .wrapping import build, keep_epsilons, why_not_wrapped
 
 if TYPE_CHECKING:
@@ -39,6 +47,8 @@ def load(
     *,
     tokenizer: Any = None,
     device: str | torch.device | None = None,
+    device_map: DeviceMap | None = None,
+    n_devices: int | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     step: int | None = None,
@@ -53,6 +63,9 @@ def load(
         tokenizer: A tokenizer to use instead of the one beside the weights. A Hugging Face model
             without one gives a bridge that works on tokens only.
         device: Its device; by default TransformerLens chooses. A model object stays on its own.
+        device_map: Several devices, or the CPU and disk, as accelerate takes them: `"auto"`,
+            `"balanced"` or a device for each module. Hooks run where their layer is.
+        n_devices: As many CUDA devices, the layers balanced over them.
         dtype: `float32` (the default), `float64`, `float16` or `bfloat16`, as text or of torch. A
             model object keeps its own.
         revision: A Hub revision.
@@ -62,15 +75,20 @@ def load(
     Raises:
         SinklensError: There is no such model, the file is not what its name says, TransformerLens
             does not support its architecture, or a bridge is in train mode.
-        UsageError: A dtype or device is unknown, or is not that of a model object.
+        UsageError: A dtype or device is unknown, is not that of a model object, or devices are
+            given in more than one way.
     """
     chosen = dtype_name(dtype)
-    tokenizer = _with_files(tokenizer)
+    tokenizer = openable(tokenizer)
     if isinstance(source, (str, Path)):
-        if device is not None:
-            require_device(device)
+        where = placement(device, chosen or "float32", device_map, n_devices)
         with status(f"loading {source}"):
-            return _load_named(source, tokenizer, device, chosen or "float32", revision, step, seed)
+            return _load_named(source, tokenizer, where, revision, step, seed)
+    if device_map is not None or n_devices is not None:
+        raise UsageError(
+            "device_map and n_devices need a name to load; give device_map to from_pretrained "
+            "where the model object is made"
+        )
     if any(value is not None for value in (revision, step, seed)):
         raise UsageError("revision, step and seed need a name to load, not a model object")
     if isinstance(source, torch.nn.Module):
@@ -108,15 +126,15 @@ def load_like(
         SinklensError: As in `load`.
     """
     dtype = str(model.cfg.dtype).removeprefix("torch.")
-    device = model.cfg.device
-    return load(source, device=device, dtype=dtype, revision=revision, step=step, seed=seed)
+    spread = len(devices(model)) > 1
+    where = {"device_map": "auto"} if spread else {"device": model.cfg.device}
+    return load(source, dtype=dtype, revision=revision, step=step, seed=seed, **where)
 
 
 def _load_named(
     source: str | Path,
     tokenizer: Any,
-    device: Any,
-    dtype: str,
+    where: Placement,
     revision: str | None,
     step: int | None,
     seed: int | None,
@@ -132,12 +150,12 @@ def _load_named(
         folder = _model_folder(path)
         kind = "folder" if path.is_dir() else "gguf"
         known = Origin(kind, path.name, revision)
-        return _boot(str(folder), known, tokenizer, device, dtype, revision)
+        return _boot(str(folder), known, tokenizer, where, revision)
     name = str(source)
     if name in shipped.names():
         known = Origin("shipped", name, step=step, seed=seed)
         with shipped.folder(name, step=step, seed=seed) as folder:
-            bridge = _boot(str(folder), known, tokenizer, device, dtype, revision)
+            bridge = _boot(str(folder), known, tokenizer, where, revision)
         # TransformerLens follows the architecture; the card says what this model was trained on.
         bridge.cfg.default_prepend_bos = bool(shipped.card(name)["bos"])
         return bridge
@@ -150,7 +168,7 @@ def _load_named(
             "checkpoints are picked by revision"
         )
     try:
-        return _boot(hub, Origin("hub", hub, revision), tokenizer, device, dtype, revision)
+        return _boot(hub, Origin("hub", hub, revision), tokenizer, where, revision)
     except SinklensError as error:
         require_reachable(hub, revision, name, error)
         raise
@@ -162,24 +180,6 @@ def _is_there(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
-
-
-def _with_files(tokenizer: Any) -> Any:
-    """A tokenizer that TransformerLens can open again; one that is in memory only is written.
-
-    Raises:
-        UsageError: It is none.
-    """
-    if tokenizer is not None and not hasattr(tokenizer, "bos_token_id"):
-        raise UsageError(
-            f"tokenizer={shortened(repr(tokenizer))} is no tokenizer; give the object that "
-            "AutoTokenizer.from_pretrained returns"
-        )
-    if tokenizer is None or "name_or_path" in getattr(tokenizer, "init_kwargs", {"name_or_path"}):
-        return tokenizer
-    with tempfile.TemporaryDirectory(prefix="sinklens-") as folder:
-        tokenizer.save_pretrained(folder)
-        return _find_tokenizer(folder, None)
 
 
 def _model_folder(path: Path) -> Path:
@@ -198,7 +198,7 @@ def _model_folder(path: Path) -> Path:
 
 
 def _boot(
-    name: str, known: Origin, tokenizer: Any, device: Any, dtype: str, revision: str | None
+    name: str, known: Origin, tokenizer: Any, where: Placement, revision: str | None
 ) -> TransformerBridge:
     """Boot a local folder or Hub id, keeping what TransformerLens would overwrite."""
     from transformer_lens.model_bridge import TransformerBridge
@@ -210,25 +210,29 @@ def _boot(
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
             require_one_stack(_class_name(config, known.name), config)
             if tokenizer is None:
-                tokenizer = _find_tokenizer(name, revision)
-            bos = _bos_before_boot(tokenizer, config)
+                tokenizer = find_tokenizer(name, revision)
+            bos = bos_before_boot(tokenizer, config)
             if tokenizer is None:
                 hugging_face = AutoModelForCausalLM.from_pretrained(
                     name,
                     config=config,
                     revision=revision,
-                    dtype=DTYPES[dtype],
+                    dtype=where.dtype,
                     trust_remote_code=False,
+                    **where.mapped,
                 )
-                bridge = _wrap(hugging_face if device is None else hugging_face.to(device), None)
+                if where.device is not None:
+                    hugging_face = hugging_face.to(where.device)
+                bridge = _wrap(hugging_face, None)
             else:
                 bridge = TransformerBridge.boot_transformers(
                     name,
                     tokenizer=tokenizer,
-                    device=device,
-                    dtype=DTYPES[dtype],
+                    device=where.device,
+                    dtype=where.dtype,
                     revision=revision,
                     trust_remote_code=False,
+                    **where.mapped,
                 )
     except SinklensError:
         raise
@@ -258,7 +262,7 @@ def _wrap(hugging_face: Any, tokenizer: Any) -> TransformerBridge:
     require_one_stack(type(hugging_face).__name__, config)
     if not config.architectures:
         config.architectures = [type(hugging_face).__name__]
-    bos = _bos_before_boot(tokenizer, config)
+    bos = bos_before_boot(tokenizer, config)
     name = getattr(config, "_name_or_path", "") or type(hugging_face).__name__
     hugging_face.eval()
     try:
@@ -298,30 +302,6 @@ def _compare(bridge: TransformerBridge) -> None:
 def _class_name(config: Any, name: str) -> str:
     """The class of a model, from its config."""
     return str((getattr(config, "architectures", None) or [name])[0])
-
-
-def _find_tokenizer(name: str, revision: str | None) -> Any:
-    """The tokenizer beside the weights, asked to prepend BOS where it can; None without files."""
-    from transformers import AutoTokenizer
-
-    path = Path(name)
-    if path.is_dir() and not any(path.glob("tokenizer*")) and not any(path.glob("vocab*")):
-        return None
-    options = {"revision": revision, "trust_remote_code": False}
-    try:
-        return AutoTokenizer.from_pretrained(name, add_bos_token=True, **options)
-    except ValueError:  # no BOS to add
-        return AutoTokenizer.from_pretrained(name, **options)
-
-
-def _bos_before_boot(tokenizer: Any, config: Any) -> int | None:
-    """BOS of tokenizer or config, before TransformerLens fills a missing one with EOS."""
-    if tokenizer is not None:
-        for candidate in (tokenizer.bos_token_id, getattr(tokenizer, "cls_token_id", None)):
-            if candidate is not None:
-                return int(candidate)
-    value = getattr(config, "bos_token_id", None)
-    return None if value is None else int(value)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from .state import State, model_state, require_bridge
+from .weights import stored_weights
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,10 @@ def weights_hash(model: HookedModel) -> str:
     known = _hashes.get(model)
     if known is None or known[0] != state:
         digest = hashlib.sha256()
-        for name, tensor in sorted(model.original_model.state_dict().items()):
+        for name, tensor in stored_weights(model):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(flat.numpy())
+            digest.update(flat.numpy().data)
         known = (state, digest.hexdigest()[:16])
         _hashes[model] = known
     return known[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +17,68 @@ DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+
+
+DeviceMap = str | Mapping[str, str | int]
+"""`auto`, `balanced`, ..., or a device for each module, as accelerate takes them."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where weights are loaded to.
+
+    Attributes:
+        dtype: The dtype of the weights.
+        device: One device for all of them; None leaves it to the device map or to TransformerLens.
+        device_map: A device for each module.
+        max_memory: Bytes that each device may hold.
+    """
+
+    dtype: torch.dtype
+    device: Any = None
+    device_map: DeviceMap | None = None
+    max_memory: Mapping[Any, Any] | None = None
+
+    @property
+    def mapped(self) -> dict[str, Any]:
+        """What accelerate is asked for, as `from_pretrained` takes it."""
+        return {"device_map": self.device_map, "max_memory": self.max_memory}
+
+
+def placement(
+    device: Any, dtype: str, device_map: DeviceMap | None, n_devices: int | None
+) -> Placement:
+    """Where a model is to be loaded to, refused before anything is read where that cannot be.
+
+    Raises:
+        SinklensError: Torch cannot use a device, or there are fewer than `n_devices`.
+        UsageError: More than one of `device`, `device_map` and `n_devices` is given.
+    """
+    from transformer_lens.utilities.multi_gpu import resolve_device_map
+
+    given = {"device": device, "device_map": device_map, "n_devices": n_devices}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} say different things; give one of them")
+    if n_devices is not None and n_devices < 1:
+        raise UsageError(f"n_devices must be at least 1, not {n_devices}")
+    if device is not None:
+        require_device(device)
+    try:
+        resolved, most = resolve_device_map(n_devices, device_map, device)
+    except ValueError as error:
+        raise SinklensError(f"cannot place the model: {first_line(error)}") from error
+    return Placement(DTYPES[dtype], device, resolved, most)
+
+
+def placed_like(fresh: Any, model: Any) -> Any:
+    """A new Hugging Face model, moved to where the weights of a bridge are."""
+    device_map = getattr(model.original_model, "hf_device_map", None)
+    if device_map is None or len(set(device_map.values())) == 1:
+        return fresh.to(model.cfg.device)
+    from accelerate import dispatch_model
+
+    return dispatch_model(fresh, device_map=device_map)
 
 
 def dtype_name(dtype: str | torch.dtype | None) -> str | None:

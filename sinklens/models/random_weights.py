@@ -10,6 +10,8 @@ from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from .loading import load
 from .origins import count_parameters
+from .placement import placed_like
+from .weights import is_offloaded
 
 RANDOM_WEIGHTS = "random_weights"
 """The name of its rows and arrays."""
@@ -55,18 +57,21 @@ def random_weights(model: HookedModel, seed: int) -> tuple[HookedModel, str]:
         SinklensError: It cannot be made from the configuration alone.
     """
     original = model.original_model
-    weight = next(iter(original.parameters()))
     kind = type(original)
     if not hasattr(original, "config"):
         raise SinklensError(
             f"{kind.__name__} has no Hugging Face configuration to make a random model from"
         )
+    if is_offloaded(model):
+        raise SinklensError(
+            "part of its weights is offloaded; a random model has no room beside it"
+        )
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # of the CPU alone, and put back
             config = copy.deepcopy(original.config)
-            made = kind._from_config(config, attn_implementation="eager", dtype=weight.dtype)
-        random = load(made.to(weight.device))
+            made = kind._from_config(config, attn_implementation="eager", dtype=model.cfg.dtype)
+        random = load(placed_like(made, model))
     except Exception as error:
         line = str(error).strip().splitlines()[:1]
         raise SinklensError(

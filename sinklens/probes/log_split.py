@@ -23,6 +23,7 @@ from torch import Tensor
 from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..models.capabilities import check
+from ..models.weights import projection
 from .base import LayerProbe, SiteProbe
 
 SMALLEST_WEIGHT = 1e-30
@@ -128,7 +129,7 @@ class SinkReadouts(LayerProbe[SinkReadoutValues]):
         super().__init__("z", capabilities.layers_of("z"), beside=["value", "pattern"])
         self._key, self._first = key, max(key, after) + 1
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
-        outputs = [block.attn.W_O.detach().float() for block in model.blocks]
+        outputs = [projection(model, layer, "W_O").float() for layer in range(len(model.blocks))]
         self._grams = [output @ output.transpose(-1, -2) for output in outputs]
 
     def hold(self, activation: Float[Tensor, " batch *shape"], site: str, /) -> Tensor:

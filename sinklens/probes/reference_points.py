@@ -28,6 +28,7 @@ from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..functional.graphs import permute_rows
 from ..functional.reference_points import contribution_share, reference_points
+from ..models.weights import projection
 from .base import LayerProbe
 from .patterns import ATTENTION, ROW_PERMUTED, UNIFORM, PatternReader
 
@@ -63,7 +64,7 @@ class ReferenceShares(LayerProbe[dict[str, Tensor]]):
         )
         self._reader, self._threshold = reader, threshold
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
-        self._outputs = {la: model.blocks[la].attn.W_O.detach() for la in capabilities.attention}
+        self._outputs = {la: projection(model, la, "W_O") for la in capabilities.attention}
 
     def reduce(self, stream: Tensor, layer: int, /) -> dict[str, Tensor]:
         """The shares of one block, from what it held."""

@@ -21,6 +21,7 @@ from ..core.storage import require_free, write_files
 from ..core.terminal import printable
 from ..models import origin, weights_hash
 from ..models.prompts import Prompts
+from ..models.weights import devices
 from ..stats.effects import EffectSize, underpowered_families
 from .drawing import draw
 from .figures import from_json
@@ -203,7 +204,7 @@ def identity(model: HookedModel, prompts: Prompts) -> dict[str, Any]:
             "architecture": str(model.cfg.architecture),
         },
         "dtype": str(model.cfg.dtype).removeprefix("torch."),
-        "device": str(model.cfg.device),
+        "device": ", ".join(devices(model)),
         "threads": torch.get_num_threads(),
         "compatibility_mode": bool(getattr(model, "compatibility_mode", False)),
         "weights_processed": bool(getattr(model, "_weights_processed", False)),

@@ -23,7 +23,7 @@ from torch import Tensor
 from ...core.errors import SinklensError
 from ...core.protocol import HookedModel
 from ...core.seeds import content_seed
-from ...engine.gradients import NO_LABEL, squared_gradients
+from ...engine.gradients import NO_LABEL, require_weight_gradients, squared_gradients
 from ...models.prompts import Prompts
 from ...results.estimates import Measure, Sample, proportion
 from ...runner.run import Run
@@ -43,8 +43,10 @@ def inputs_and_labels(run: Run[Any]) -> tuple[Tokens, Tokens]:
     """What the model reads and what it should predict, by position.
 
     Raises:
-        SinklensError: The model is bidirectional and has no mask token.
+        SinklensError: The model is bidirectional and has no mask token, or its weights' gradients
+            cannot be had.
     """
+    require_weight_gradients(run.model)
     if run.capabilities.causal:
         labels = run.prompts.tokens.roll(-1, 1)
         labels[:, -1] = NO_LABEL

@@ -27,6 +27,7 @@ from torch import Tensor
 from ...core.labels import Head
 from ...core.protocol import HookedModel
 from ...models.capabilities import Capabilities
+from ...models.weights import projection
 from ...probes.base import LayerProbe
 
 PARTS = (
@@ -65,7 +66,7 @@ class ValueParts(LayerProbe[Parts]):
         """Read the values of every layer."""
         super().__init__("value", range(capabilities.n_layers))
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
-        self._outputs = [block.attn.W_O.detach() for block in model.blocks]
+        self._outputs = [projection(model, layer, "W_O") for layer in range(capabilities.n_layers)]
 
     def reduce(self, value: Float[Tensor, "batch pos key_value d_head"], layer: int, /) -> Parts:
         """Norms `[batch, head]`; `behind_output` `[batch, head, pos]`."""

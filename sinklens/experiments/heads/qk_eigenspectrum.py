@@ -37,6 +37,7 @@ from torch import Tensor
 
 from ...core.errors import SinklensError
 from ...core.seeds import seeded
+from ...models.weights import projection
 from ...probes import SinkWeights
 from ...probes.base import LayerProbe
 from ...results.estimates import NOT_TESTED, Measure, Reference, Sample, rows_of
@@ -256,8 +257,9 @@ def _factors(run: Run[Any]) -> tuple[Factors, Factors]:
             f"qk_eigenspectrum reads W_Q and W_K; on {capabilities.architecture} {reason}"
         )
     shared = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
-    queries = [block.attn.W_Q.detach().cpu().double() for block in blocks]
-    keys = [block.attn.W_K.detach().cpu().double()[shared] for block in blocks]
+    layers = range(capabilities.n_layers)
+    queries = [projection(run.model, layer, "W_Q").cpu().double() for layer in layers]
+    keys = [projection(run.model, layer, "W_K").cpu().double()[shared] for layer in layers]
     return torch.stack(queries), torch.stack(keys)
 
 

@@ -42,6 +42,7 @@ from ...hooks.intervention import FwdHooks, Intervention
 from ...hooks.matching import control_positions
 from ...metrics import SINK_MASS
 from ...models.capabilities import Capabilities, hook_name
+from ...models.weights import projection
 from ...probes.base import SiteProbe
 from ...results.effect_sentences import Compared
 from ...results.estimates import NOT_TESTED, Measure, Reference, Sample
@@ -251,8 +252,8 @@ def _measured(
 ) -> Mapping[str, Float[Tensor, "prompt layer head"]]:
     """Both measures of one key."""
     found: dict[str, list[Tensor]] = {"inconstancy": [], "tag_share": []}
-    for block, read, z in zip(model.blocks, reads, outputs, strict=True):
-        output = block.attn.W_O.detach().float().cpu()
+    for layer, (read, z) in enumerate(zip(reads, outputs, strict=True)):
+        output = projection(model, layer, "W_O").float().cpu()
         written = torch.einsum("phd,hdm->phm", read.value, output)
         found["inconstancy"].append(inconstancy(read.weight[..., first:], written))
         found["tag_share"].append(tag_share(z[:, :, first:], read.value))

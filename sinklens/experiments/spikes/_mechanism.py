@@ -19,12 +19,12 @@ from ...core.seeds import seeded
 from ...functional.quadratic_form import (
     GatedWeights,
     channel_norms,
-    gated_weights,
     leading_eigenpair,
     symmetric_norm,
 )
 from ...hooks.position0 import MEAN_TOKENS
 from ...models import ordinary_tokens
+from ...models.weights import gated_weights
 from ...probes import ChannelShares, GatedReads, PositionValues, Probe
 from ...probes.channel_energy import ChannelShareValues, GatedReadValues
 from ...probes.positions import PartValues, first_token_values

@@ -34,8 +34,7 @@ def norm_parameters(model: HookedModel, hooks: Sequence[str]) -> Float[Tensor, "
     Its mean is 0 and its mean square 1 up to a factor, so that a norm returns gain * wave + bias,
     whatever it stores (Gemma's holds gain - 1). A norm without bias is odd: it has exactly 0.
     """
-    weight = next(model.original_model.parameters())
-    wave = torch.ones(int(model.cfg.d_model), dtype=weight.dtype, device=weight.device)
+    wave = torch.ones(int(model.cfg.d_model), dtype=model.cfg.dtype, device=model.cfg.device)
     wave[1::2] = -1
     both, paths = WAVE * torch.stack([wave, -wave])[None], [name.split(".")[1:3] for name in hooks]
     modules = [getattr(model.blocks[int(layer)], norm) for layer, norm in paths]

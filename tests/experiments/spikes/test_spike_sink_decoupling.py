@@ -25,7 +25,6 @@ from sinklens.experiments.spikes._mechanism import mean_cosine
 from sinklens.functional.quadratic_form import (
     GatedWeights,
     channel_norms,
-    gated_weights,
     leading_eigenpair,
     quadratic_form,
     symmetric_norm,
@@ -34,6 +33,7 @@ from sinklens.hooks import ablate_heads, patch_position0, together
 from sinklens.metrics import ProbeMetric
 from sinklens.models import weights_hash
 from sinklens.models.prompts import Prompts, random_prompts
+from sinklens.models.weights import gated_weights
 from sinklens.probes import ChannelShares, LogitGaps, SinkScores
 from sinklens.zoo import folder
 from sinklens.zoo.constructed import ConstructedSink, constructed_sink

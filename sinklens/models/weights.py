@@ -1,0 +1,67 @@
+"""Weights of a model, wherever they are: in memory, on several devices, or offloaded.
+
+A model that was loaded with a device map can have weights that accelerate keeps on the CPU or on
+disk and puts in place only while their module runs; until then they are on the device `meta`,
+which holds no values. What reads weights outside of a forward pass reads them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ..core.protocol import HookedModel
+from ..functional.quadratic_form import GatedWeights
+
+Projection = Literal["W_Q", "W_K", "W_O"]
+
+
+def projection(model: HookedModel, layer: int, name: Projection) -> Tensor:
+    """A projection of an attention layer, `[head, d_model, d_head]`; `W_O` is transposed."""
+    from transformer_lens.model_bridge.generalized_components.base import align_offloaded_subtree
+
+    attention: Any = model.blocks[layer].attn
+    with align_offloaded_subtree(attention):
+        weight: Tensor = getattr(attention, name)
+        return weight.detach()
+
+
+def gated_weights(model: HookedModel, layer: int) -> GatedWeights | None:
+    """The weights of one block's MLP; None where it is not a single gated MLP."""
+    from transformer_lens.model_bridge.generalized_components.base import align_offloaded_subtree
+
+    mlp: Any = getattr(model.blocks[layer], "mlp", None)
+    if mlp is None:
+        return None
+    with align_offloaded_subtree(mlp):
+        named = [getattr(mlp, name, None) for name in ("W_gate", "W_in", "W_out")]
+        parts = [part.detach().double().cpu() for part in named if isinstance(part, Tensor)]
+    return GatedWeights(*parts) if len(parts) == len(named) else None
+
+
+def stored_weights(model: HookedModel) -> Iterator[tuple[str, Tensor]]:
+    """Every weight and buffer by name, in alphabetical order, one in memory at a time."""
+    from accelerate.utils import align_module_device
+
+    original = model.original_model
+    for name in sorted(weights := original.state_dict()):
+        if not weights[name].is_meta:
+            yield name, weights[name]
+            continue
+        place, _, leaf = name.rpartition(".")
+        module = original.get_submodule(place)
+        with align_module_device(module):
+            yield name, module.state_dict()[leaf]
+
+
+def is_offloaded(model: HookedModel) -> bool:
+    """Whether some weights are in memory only while their module runs."""
+    return any(weight.is_meta for weight in model.original_model.parameters())
+
+
+def devices(model: HookedModel) -> list[str]:
+    """Where the weights are kept, as the device map says it; the model's one device without one."""
+    placed = getattr(model.original_model, "hf_device_map", None) or {"": model.cfg.device}
+    return sorted({f"cuda:{at}" if isinstance(at, int) else str(at) for at in placed.values()})
