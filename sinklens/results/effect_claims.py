@@ -11,10 +11,10 @@
    most where its difference from the control is largest of those that are significantly larger
    (`does_more`), and least where it is smallest.
 
-Each effect is said against the clean run, then whether it is more than its control
-(`control_verdict`), with the difference where both count; of a metric without sign (KL) that is
-judged by the ratio in models with random weights, which is said. It costs something if its interval
-lies above 0.
+Each effect is said against the clean run, whose loss stands in brackets, then whether it is more
+than its control (`control_verdict`), with the difference where both count; of a metric without sign
+(KL) that is judged by the ratio in models with random weights, which is said. It raises the loss if
+its interval lies above 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from ..stats.effects import LEVEL, EffectSize, smallest_p
 from .claim import UNTESTED, Claim, cited, percent, row_of
 from .effect_sentences import does_more
 from .record import Record
-from .wording import control_verdict, describe, effect_of, interval_of, null_verdict
+from .wording import (
+    control_verdict,
+    describe,
+    effect_of,
+    interval_of,
+    null_verdict,
+    written,
+)
 
 HALF, HARDLY, FEW = 0.5, 0.1, 4
 PATCHING = "Patching position 0 with another token's state"
@@ -58,7 +65,7 @@ def replacing_bos(result: Record, sink: bool) -> Claim:
         untested = "; not tested" if verdict == "untested" else ""
         said += f"{CHANGES[verdict]} ({values}{untested}) and "
         rows.insert(0, mass)
-    said += _costs(result, cost, "a later token")
+    said += _costs(result, cost, "replacing a later token")
     if verdict == "removes":
         verdict = f"removes, {_use(result, cost)}"
     return Claim(f"{said}.", cited(result, rows), verdict)
@@ -135,14 +142,15 @@ def _largest_layer(
 
 def _costs(result: Record, row: EffectSize, control: str) -> str:
     """An effect on loss or KL against the clean run, then beside its control."""
-    what = "loss" if row.metric == "loss" else "KL"
-    costs = null_verdict(row) == "above" and row.metric == "loss"
-    said = f"costs {describe(row)}" if costs else f"changes {what} by {describe(row)}"
+    said = f"shifts predictions by a KL of {describe(row)}"
+    if row.metric == "loss":
+        verb = "raises" if null_verdict(row) == "above" else "changes"
+        said = f"{verb} loss (clean {written(row.baseline, '.3g')}) by {describe(row)}"
     for _, contrast in result.references(row)[:1]:
         difference = f"difference {effect_of(contrast)}{interval_of(contrast)}"
         judged = ""
         if not result.measure(row.metric).signed and result.of_random_models(contrast) is not None:
-            judged = ", beside random weights"
+            judged = ", by models with random weights"
         return f"{said}, {_side(result, row)} {control}{judged} ({difference})"
     return f"{said}, without a control"
 

@@ -14,8 +14,8 @@ from datetime import date
 from pathlib import Path
 
 from .attention import AttentionView
-from .diagnosis import PROFILE, Diagnosis
-from .first_screen import NOT_RUN, claims, heading, what_was_run
+from .diagnosis import Diagnosis
+from .first_screen import NOT_RUN, PROFILE, claims, heading, what_was_run
 from .methods import Method
 from .notebook import sentences
 from .page import page, plotly, require_new, write_page

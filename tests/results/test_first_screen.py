@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,12 @@ from scipy import stats
 from sinklens.results.claim import Claim
 from sinklens.results.effect_claims import PATCHING, by_layer, cutting_the_edge, replacing_bos
 from sinklens.results.estimates import Effect, Measure, Place, Reference, Sample, rows_of
-from sinklens.results.first_screen import claims, first_screen, verdict
+from sinklens.results.first_screen import SINKS, USES, claims, first_screen, verdict
 from sinklens.results.record import Array, Record
 from sinklens.results.sink_claims import sink_heads, the_sink, what_it_follows
 from sinklens.stats.effects import with_q_values
 
-PROMPTS = 12
+PROMPTS, SHORTEST_NAME = 12, 12
 NOISE = np.random.default_rng(0).standard_normal((4, PROMPTS)) / 100
 NOISE -= NOISE.mean(1, keepdims=True)  # so that means are round
 MASS, LOSS = Measure("share of attention", "uniform attention", ".1%"), Measure("nats")
@@ -181,26 +182,29 @@ def test_replacing_bos(mass: float, control: float | None, words: str, expected:
     claim = replacing_bos(record(rows), sink=True)
     assert claim.text.startswith(f"Replacing BOS by another token {words}")
     assert claim.verdict == expected
-    assert "and costs +0.2 nats [" in claim.text
-    assert ", more than a later token (difference +0.1 [" in claim.text
+    assert "and raises loss (clean 3) by +0.2 nats [" in claim.text
+    assert ", more than replacing a later token (difference +0.1 [" in claim.text
     without = replacing_bos(record(rows), sink=False)
     assert "sink" not in without.text and len(without.rows) == 1
 
 
 def test_replacing_bos_takes_the_first_condition_that_was_run() -> None:
     rows = effects(("loss", "zero", 0.3, 0.1), ("loss", "mean", 0.2, 0.1))
-    assert "by the mean embedding costs +0.2" in replacing_bos(record(rows), sink=True).text
+    assert (
+        "by the mean embedding raises loss (clean 3) by +0.2"
+        in replacing_bos(record(rows), sink=True).text
+    )
     assert "has no row" in replacing_bos(record([]), sink=True).text
 
 
 @pytest.mark.parametrize(
     ("size", "control", "words", "expected"),
     [
-        (0.2, 0.0, "costs +0.2 nats", "more than"),
-        (0.2, 0.2, "costs +0.2 nats", "not significantly different from"),
-        (0.1, 0.3, "costs +0.1 nats", "less than"),
-        (-0.2, 0.0, "changes loss by -0.2 nats", "less than"),
-        (0.0, 0.0, "changes loss by 0 nats", "not significantly different from"),
+        (0.2, 0.0, "raises loss (clean 3) by +0.2 nats", "more than"),
+        (0.2, 0.2, "raises loss (clean 3) by +0.2 nats", "not significantly different from"),
+        (0.1, 0.3, "raises loss (clean 3) by +0.1 nats", "less than"),
+        (-0.2, 0.0, "changes loss (clean 3) by -0.2 nats", "less than"),
+        (0.0, 0.0, "changes loss (clean 3) by 0 nats", "not significantly different from"),
     ],
 )
 def test_cutting_the_edge(size: float, control: float, words: str, expected: str) -> None:
@@ -260,13 +264,23 @@ def test_by_layer() -> None:
         ),
         (
             ("sink", "part", "weakens", "not significantly different from"),
-            "a sink at position 0, in part of BOS, whose removal does not cost significantly more "
-            "than its control",
+            "a sink at position 0, in part of BOS, not significantly costly to remove",
         ),
-        (("sink", "", "", "less than"), "a sink at position 0 whose removal costs less than its c"),
+        (("sink", "", "", "less than"), "a sink at position 0 cheaper to remove than its control"),
         (("sink", "bos", "removes, more than", ""), "a BOS sink that the model uses"),
-        (("sink", "position", "weakens", ""), "a sink at position 0, whatever token it holds"),
-        (("sink", "bos", "removes, more than", "not tested against"), "a BOS sink"),
+        (("sink", "bos", "removes, more than", "not tested against"), "a BOS sink that the model"),
+        (
+            ("sink", "position", "weakens", ""),
+            "a sink at position 0, whatever token it holds (not tested: whether the model uses it)",
+        ),
+        (
+            ("sink", "", "untested", "not tested against"),
+            "a sink at position 0 (not tested: what it follows, whether the model uses it)",
+        ),
+        (
+            ("sink", "", "", "more than"),
+            "a sink at position 0 that the model uses (not tested: what it follows)",
+        ),
         (("none", "", "", ""), "no sink"),
         (("later", "", "", ""), "no sink at position 0, but later ones"),
         (("learned_sink", "", "", ""), "no sink at position 0; learned sink logits take attention"),
@@ -292,8 +306,8 @@ def test_a_verdict_by_the_ratio_of_random_models_is_said_to_be() -> None:
     rows = rows_of("kl", measure, "random_token", values, control, **SEEDED)
     made = record(list(rows), measures={"kl": measure})
     text = replacing_bos(made, sink=False).text
-    assert "changes KL by +" in text
-    assert ", less than a later token, beside random weights (" in text
+    assert "shifts predictions by a KL of +" in text
+    assert ", less than replacing a later token, by models with random weights (" in text
 
 
 def test_without_a_sink_head_there_is_nothing_to_cut() -> None:
@@ -305,13 +319,18 @@ def test_without_a_sink_head_there_is_nothing_to_cut() -> None:
 def test_the_screen_fits_and_says_what_was_not_run() -> None:
     found = profile(no_bos=0.04, random=0.3, repeated=0.3)
     name = "/home/someone/" + "models/" * 20
+    room = SHORTEST_NAME + len(": ")
+    for follows, use in product(SINKS, ("", *USES)):
+        made = [Claim("", (), word) for word in ("sink", follows, "", use, "")]
+        assert len(verdict(made)) + room <= 100
     known = {**found.provenance, "model": {"name": name, "weights": "0123456789abcdef"}}
     known["prompts"] = {"n": 1, "length": 5, "longest": 12, "source": "a\n" * 50}
     found = replace(found, provenance=known)
     why = "no head has a sink mass above 0.3 (the largest is 0.03); name heads. Or not."
     lines = first_screen({"sink_profile": found}, {"sink_head_ablation": why})
     assert len(lines) <= 12 and max(map(len, lines)) <= 100
-    assert lines[0].startswith("/home/someone/") and lines[0].endswith("...: a BOS sink")
+    assert lines[0].startswith("/home/someone/")
+    assert lines[0].endswith("...: a BOS sink (not tested: whether the model uses it)")
     assert lines[1] == (
         "2 layers x 2 heads; 1 prompt x 5 to 12 tokens of a a a a a a..., with BOS; seed 3; "
         "weights 01234567"
@@ -330,3 +349,15 @@ def test_a_quick_run_is_said() -> None:
     quick = first_screen({"sink_profile": replace(found, settings={"precision": "quick"})}, {})
     assert quick[1].endswith("; weights 01234567; quick")
     assert first_screen({"sink_profile": found}, {})[1].endswith("; weights 01234567")
+
+
+def test_without_a_profile_the_rest_is_said() -> None:
+    rows = effects(("loss", "random_token", 0.2, 0.1))
+    results = {"bos_replacement": record(rows)}
+    lines = first_screen(results, {})
+    assert lines[0] == "model: where its sinks are was not measured"
+    assert lines[1].startswith("12 prompts x 64 tokens of text, with BOS; seed 3; weights 01234567")
+    assert "there is no result of sink_profile" in lines[2]
+    assert "raises loss (clean 3) by +0.2 nats" in " ".join(lines)
+    assert len(lines) <= 12 and len(claims(results, {})) == 5
+    assert first_screen({}, {}) == ["A diagnosis without results."]
