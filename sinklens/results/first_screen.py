@@ -23,12 +23,12 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from .claim import UNTESTED, Claim
+from .claim import MOST_LINES, UNTESTED, WIDTH, Claim
 from .effect_claims import by_layer, cutting_the_edge, replacing_bos
 from .record import Record
 from .sink_claims import sink_heads, the_sink, what_it_follows
 
-WIDTH, LONGEST, LINES_OF_A_CLAIM = 100, 12, 2
+LONGEST = 12
 SOURCE = 14
 GLUE = "\N{NO-BREAK SPACE}"
 SINKS = {
@@ -117,9 +117,9 @@ def _wrapped(number: int, text: str) -> list[str]:
     fill = textwrap.TextWrapper(
         WIDTH, initial_indent=f"{number} ", subsequent_indent="  ", break_on_hyphens=False
     )
-    if len(fill.wrap(glued)) > LINES_OF_A_CLAIM:
+    if len(fill.wrap(glued)) > MOST_LINES:
         glued = text
-    fill.max_lines, fill.placeholder = LINES_OF_A_CLAIM, " ..."
+    fill.max_lines, fill.placeholder = MOST_LINES, " ..."
     return [line.replace(GLUE, " ") for line in fill.wrap(glued)]
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from scipy import stats
 
-from sinklens.results.claim import Claim
+from sinklens.results.claim import Claim, fits
 from sinklens.results.effect_claims import PATCHING, by_layer, cutting_the_edge, replacing_bos
 from sinklens.results.estimates import Effect, Measure, Place, Reference, Sample, rows_of
 from sinklens.results.first_screen import SINKS, USES, claims, first_screen, verdict
 from sinklens.results.record import Array, Record
 from sinklens.results.sink_claims import sink_heads, the_sink, what_it_follows
-from sinklens.stats.effects import with_q_values
+from sinklens.stats.effects import Row, with_q_values
 
 PROMPTS, SHORTEST_NAME = 12, 12
 NOISE = np.random.default_rng(0).standard_normal((4, PROMPTS)) / 100
@@ -182,8 +182,8 @@ def test_replacing_bos(mass: float, control: float | None, words: str, expected:
     claim = replacing_bos(record(rows), sink=True)
     assert claim.text.startswith(f"Replacing BOS by another token {words}")
     assert claim.verdict == expected
-    assert "and raises loss (clean 3) by +0.2 nats [" in claim.text
-    assert ", more than replacing a later token (difference +0.1 [" in claim.text
+    assert re.search(r"and raises loss (\(clean 3\) )?by \+0\.2 nats \[", claim.text)
+    assert ", more than a later token's (difference +0.1" in claim.text
     without = replacing_bos(record(rows), sink=False)
     assert "sink" not in without.text and len(without.rows) == 1
 
@@ -235,12 +235,29 @@ def layers(*sizes: tuple[float, float | None]) -> Record:
     return record(rows)
 
 
+def test_what_two_lines_have_no_room_for_is_left_to_the_rows() -> None:
+    """First the clean loss and the interval of the least effect; never an end with dots."""
+    rows = [*effects(("sink_mass", "random_token", -0.0123, 0.0)), *odd("random_token")]
+    text = replacing_bos(record(rows), sink=True).text
+    assert "raises loss by +0.000234" in text and fits(text)
+    few = by_layer(record([*odd("other_token:residual", 10), *odd("other_token:residual", 29, 9)]))
+    assert re.search(r"least entering L10: \+0\.000111(, not significantly more)?\.$", few.text)
+    assert fits(few.text)
+
+
+def odd(condition: str, layer: int | None = None, times: float = 1) -> list[Row]:
+    """A change of loss, and of its control, whose numbers are long."""
+    place = {} if layer is None else {"place": Place(layer)}
+    of = Effect(3 + times * (0.000234 + NOISE[1] / 100), 3.0)
+    control = Reference(Effect(3 + times * (0.000123 + NOISE[3] / 100), 3.0), "later_position")
+    return list(rows_of("loss", LOSS, condition, of, control, **SEEDED, **place))
+
+
 def test_by_layer() -> None:
     claim = by_layer(layers((0.2, 0.1), (0.5, 0.1), (0.1, 0.1)))
     assert claim.text.startswith(f"{PATCHING} costs most entering L1: +0.5 nats [")
     assert "+0.4 [" in claim.text
-    assert "more than at a later position; least entering L2: 0 [" in claim.text
-    assert claim.text.endswith(", not significantly more.")
+    assert claim.text.endswith("later position; least entering L2: 0, not significantly more.")
     assert [row.layer for _, row in claim.rows] == [1, 2] and claim.verdict == "L1"
     both = by_layer(layers((0.2, 0.1), (0.5, 0.1))).text
     assert "least entering L0: +0.1 [" in both and "not significantly" not in both
@@ -307,7 +324,7 @@ def test_a_verdict_by_the_ratio_of_random_models_is_said_to_be() -> None:
     made = record(list(rows), measures={"kl": measure})
     text = replacing_bos(made, sink=False).text
     assert "shifts predictions by a KL of +" in text
-    assert ", less than replacing a later token, by models with random weights (" in text
+    assert ", less than a later token's, by models with random weights (" in text
 
 
 def test_without_a_sink_head_there_is_nothing_to_cut() -> None:
