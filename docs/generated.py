@@ -19,7 +19,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from latex2mathml.converter import convert as mathml
 from mkdocs.structure.files import File
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,7 +33,6 @@ FROM_ROOT = {
 }
 HOME = "sinklens.experiments."
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
-FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 PAPER = re.compile(r"\b(\d{4}\.\d{4,5})\b")
 WIDE = "---\nhide: [toc]\n---\n"
 SHIM = "https://unpkg.com/iframe-worker/shim"  # that the theme's offline search asks for
@@ -156,24 +154,12 @@ def cells(path: Path) -> list[tuple[str, str]]:
 
 
 def tutorial(path: Path) -> str:
-    """A notebook as a page: its text, its code, formulas as MathML."""
+    """A notebook as a page: its text and its code."""
     first, *rest = cells(path)
-    shown = [with_formulas(first[1]), f"[Download this notebook]({path.name})"]
+    shown = [first[1], f"[Download this notebook]({path.name})"]
     for kind, text in rest:
-        shown.append(f"```python\n{text}\n```" if kind == "code" else with_formulas(text))
+        shown.append(f"```python\n{text}\n```" if kind == "code" else text)
     return "\n\n".join(shown)
-
-
-def with_formulas(text: str) -> str:
-    """Markdown whose TeX formulas are MathML, which browsers draw without a script."""
-
-    def drawn(found: re.Match[str]) -> str:
-        display, inline = found.groups()
-        return mathml(display or inline, display="block" if display else "inline")
-
-    parts = CODE.split(text)
-    parts[::2] = [FORMULA.sub(drawn, part) for part in parts[::2]]
-    return "".join(parts)
 
 
 def public_names() -> Iterator[str]:

@@ -46,10 +46,10 @@ keep_figures()
 # ## 1. A sink constructed by hand
 #
 # `constructed_sink()` is a real Llama in TransformerLens whose weights were set by hand: 15 tokens,
-# two layers of two heads, no MLP. In the first layer, head 0 gives BOS the logit $s$ and every word the
-# logit 0, so that query $i$, which sees BOS and $i$ words, attends to BOS with
+# two layers of two heads, no MLP. In the first layer, head 0 gives BOS the logit *s* and every word the
+# logit 0, so that query *i*, which sees BOS and *i* words, attends to BOS with
 #
-# $$A_{i0} = \frac{E}{E + i}, \qquad E = e^s .$$
+# > *A*<sub>i0</sub> = *E* / (*E* + *i*), where *E* = e<sup>s</sup>.
 #
 # `ConstructedSink` holds the same model in closed form. Formulas and measured patterns agree to float32
 # rounding.
@@ -72,11 +72,11 @@ assert (formula[1:] > uniform[1:]).all()
 
 # %% [markdown] id="hand-edit"
 # Every prompt has the same curve: this sink follows BOS, whatever the words are. Now put a word in place
-# of BOS. The logit $s$ was all that distinguished position 0; without it $E = e^0 = 1$ and
+# of BOS. The logit *s* was all that distinguished position 0; without it *E* = e<sup>0</sup> = 1 and
 #
-# $$A_{i0} = \frac{1}{1 + i},$$
+# > *A*<sub>i0</sub> = 1 / (1 + *i*),
 #
-# which is **uniform causal attention**: query $i$ spreads its attention evenly over the $i + 1$
+# which is **uniform causal attention**: query *i* spreads its attention evenly over the *i* + 1
 # positions it sees. This is the null against which any sink should be compared.
 #
 # `replace_bos_embedding` makes the intervention. An intervention in sinklens is a list of ordinary
@@ -116,8 +116,8 @@ figure.update_layout(legend_title_text="")
 # loss asks for a sink. `sinklens.prompts` cuts windows from a text that ships with sinklens and prepends
 # BOS.
 #
-# `sinklens.sink_scores` is the quickest measure: for each head, the mean over all queries $i \ge 0$ of
-# $A_{i0}$. Uniform attention scores $(1 + 1/2 + \dots + 1/T) / T$, which is not 0, so a score cannot be
+# `sinklens.sink_scores` is the quickest measure: for each head, the mean over all queries *i* ≥ 0 of
+# *A*<sub>i0</sub>. Uniform attention scores (1 + 1/2 + ... + 1/*T*) / *T*, which is not 0, so a score cannot be
 # interpreted without it.
 
 # %% id="rope-scores"
@@ -135,8 +135,8 @@ assert scores.mean() > null > 0
 # %% [markdown] id="profile"
 # `sink_profile` answers the same question with everything needed to interpret the answer: intervals over
 # prompts, uniform attention as `baseline`, and three control inputs (the same windows without BOS,
-# random tokens, one token repeated). It reports the **sink mass**, the mean over queries $i \ge 1$ of
-# $A_{i0}$ (query 0 can attend only to itself), and the **sink rate**, the share of heads whose sink score
+# random tokens, one token repeated). It reports the **sink mass**, the mean over queries *i* ≥ 1 of
+# *A*<sub>i0</sub> (query 0 can attend only to itself), and the **sink rate**, the share of heads whose sink score
 # exceeds a threshold: 0.3 (`gu`, Gu et al. 2025, 2410.10781) or 0.8 (`strict`).
 
 # %% id="profile-run"
@@ -312,12 +312,12 @@ heads
 #
 # ## Questions
 #
-# 1. Why is the null of sink mass not $1 / T$, although each of $T$ positions is as good as another?
+# 1. Why is the null of sink mass not 1 / *T*, although each of *T* positions is as good as another?
 #
 # <details><summary>Answer</summary>
 #
-# Query $i$ sees only $i + 1$ keys and gives each $1 / (i + 1)$ under uniform attention. Early queries see few
-# keys, position 0 among them, so that its mean over queries is well above $1 / T$, and the more so the shorter
+# Query *i* sees only *i* + 1 keys and gives each 1 / (*i* + 1) under uniform attention. Early queries see few
+# keys, position 0 among them, so that its mean over queries is well above 1 / *T*, and the more so the shorter
 # the prompts are.
 #
 # </details>

@@ -109,15 +109,15 @@ px.line(
 # The reason is two lines long. `rope` has RMSNorm and no biases, so that a block maps 0 to 0, and position 0
 # sees only itself, so that attention can bring nothing to it:
 #
-# $$\mathrm{RMSNorm}(0) = 0, \qquad \mathrm{Attn}_0 = W_O W_V\,0 = 0, \qquad \mathrm{MLP}(0) = 0 .$$
+# > RMSNorm(0) = 0, attention at position 0 = *W*<sub>O</sub> *W*<sub>V</sub> 0 = 0, MLP(0) = 0.
 #
 # ## 2. What later queries find there
 #
 # In every layer the key is 0 and the value is 0. A key of 0 gives every query the logit 0, whatever the query
 # asks, and a value of 0 brings nothing back. In every head:
 #
-# $$A_{i0} = \frac{1}{1 + \sum_{j=1}^{i} e^{q_i \cdot k_j}}, \qquad
-# z_i = \sum_{j=1}^{i} A_{ij} v_j .$$
+# > *A*<sub>i0</sub> = 1 / (1 + Σ<sub>j</sub> exp(*q*<sub>i</sub> · *k*<sub>j</sub>)), and the head's output is
+# > *z*<sub>i</sub> = Σ<sub>j</sub> *A*<sub>ij</sub> *v*<sub>j</sub>, both sums over *j* = 1 to *i*.
 #
 # That is softmax over the other tokens **with 1 added to its denominator**. So `zero` should be the same as
 # leaving BOS out, and giving each head a place to put attention that belongs to no token. (Positions in `rope` are
@@ -341,7 +341,7 @@ px.bar(
 #
 # <details><summary>Answer</summary>
 #
-# Another replacement, or the key at position 0: if it is 0, what is left is $1 / (1 + \sum_j e^{q_i \cdot k_j})$,
+# Another replacement, or the key at position 0: if it is 0, what is left is 1 / (1 + Σ<sub>j</sub> exp(*q*<sub>i</sub> · *k*<sub>j</sub>)),
 # which a zero vector gets from softmax alone, at any position. A sink that the position holds up is still there
 # with another token.
 #
@@ -352,7 +352,7 @@ px.bar(
 # <details><summary>Answer</summary>
 #
 # Position 0 would still stay at 0, and still bring back nothing, as values have no bias. But its key is then
-# the bias, so that the logit is $q_i \cdot b$ (with $b$ rotated) and the 1 becomes $e^{q_i \cdot b}$: each query decides how much
+# the bias, so that the logit is *q*<sub>i</sub> · *b* (with *b* rotated) and the 1 becomes exp(*q*<sub>i</sub> · *b*): each query decides how much
 # attention goes to nothing.
 #
 # </details>

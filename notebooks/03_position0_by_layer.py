@@ -120,7 +120,7 @@ assert by_hand[2] > by_hand[1]
 # The curve falls, but not everywhere: patching what enters block 2 costs more than patching what enters
 # block 1, although the second patch reaches more of the model. An earlier patch also gives later blocks the
 # chance to work on the new vector as they would have done in a run with that token, and block 1, which
-# writes the large norm, is such a block. "What costs most at layer $l$" is not "what layer $l$ does".
+# writes the large norm, is such a block. "What costs most at layer *l*" is not "what layer *l* does".
 #
 # ## 2. Beside a control
 #
@@ -181,9 +181,9 @@ layers.plot()
 #
 # A prediction first. Each block reads the stream through RMSNorm, which divides by the norm:
 #
-# $$\mathrm{RMSNorm}(c\,x) = \mathrm{RMSNorm}(x) \quad\text{for } c > 0,$$
+# > RMSNorm(*c* *x*) = RMSNorm(*x*) for *c* > 0,
 #
-# up to the small $\varepsilon$ in its denominator. So rescaling what enters the last block can do nothing at
+# up to the small ε in its denominator. So rescaling what enters the last block can do nothing at
 # all. Rescaling earlier can do something, but only because what later blocks *add* at position 0 then weighs
 # more beside the smaller vector.
 
@@ -228,7 +228,7 @@ parts
 #
 # Attention reads two things at a position: the **key** decides how much attention goes there, the **value**
 # is what comes back. `other_token:key` and `other_token:value` write one of them at one layer only, and
-# leave the residual stream alone; so, other than before, layer $l$ means layer $l$. `mean_token:value` writes
+# leave the residual stream alone; so, other than before, layer *l* means layer *l*. `mean_token:value` writes
 # the mean value of 256 tokens, each alone at position 0: a value, but nobody's in particular.
 #
 # For comparison, here is how large the value of BOS is beside those of the tokens that follow it: less than a

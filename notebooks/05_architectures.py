@@ -118,10 +118,10 @@ figure.update_yaxes(autorange="reversed", title="")
 #
 # ## 2. A sink that has left the sequence
 #
-# In `learned-sink` each head has a learned logit $s_h$ in its softmax that belongs to no position:
+# In `learned-sink` each head has a learned logit *s*<sub>h</sub> in its softmax that belongs to no position:
 #
-# $$A_{ij} = \frac{e^{q_i \cdot k_j}}{e^{s_h} + \sum_{m \le i} e^{q_i \cdot k_m}}, \qquad
-# \sum_{j \le i} A_{ij} < 1 .$$
+# > *A*<sub>ij</sub> = exp(*q*<sub>i</sub> · *k*<sub>j</sub>) / (exp(*s*<sub>h</sub>) + Σ<sub>m ≤ i</sub> exp(*q*<sub>i</sub> · *k*<sub>m</sub>)),
+# > so that Σ<sub>j ≤ i</sub> *A*<sub>ij</sub> < 1.
 #
 # What a row lacks to 1 went to that logit, and brought back nothing. Position 0 is not a sink in this model
 # because something better is on offer.

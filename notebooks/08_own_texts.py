@@ -155,9 +155,9 @@ except sinklens.SinklensError as error:
 # patched, by default the corrupted one, and `pairs.reversed()` turns that around. The **recovered
 # fraction** is
 #
-# $$\frac{D_\text{patched} - D_\text{corrupted}}{D_\text{clean} - D_\text{corrupted}},$$
+# > (*D*<sub>patched</sub> − *D*<sub>corrupted</sub>) / (*D*<sub>clean</sub> − *D*<sub>corrupted</sub>),
 #
-# each $D$ a mean over pairs: a ratio of means. It is 0 in the corrupted and 1 in the clean run. The mean of
+# each *D* a mean over pairs: a ratio of means. It is 0 in the corrupted and 1 in the clean run. The mean of
 # the pairs' own fractions would be decided by pairs whose two runs hardly differ; these fractions are in
 # `arrays["recovered_by_pair"]` for you to look at.
 

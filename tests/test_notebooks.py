@@ -71,6 +71,13 @@ def test_has_what_a_class_needs(path: Path) -> None:
 
 
 @every_notebook
+def test_formulas_are_read_without_a_script(path: Path) -> None:
+    """TeX would need MathJax from the network in a page that a notebook is exported to."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        assert cell.cell_type == "code" or "$" not in cell.source, cell.id
+
+
+@every_notebook
 def test_installs_itself_where_sinklens_is_missing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

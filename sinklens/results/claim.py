@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 from ..stats.effects import EffectSize
@@ -9,6 +10,8 @@ from .record import Record
 from .wording import place_of, written
 
 UNTESTED = ("", "not tested against")
+WIDTH, MOST_LINES = 100, 2
+"""Of a claim on the first screen; two characters of a line are its number."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,16 @@ def row_of(result: Record, metric: str, condition: str) -> EffectSize | None:
 def cited(result: Record, rows: list[EffectSize]) -> tuple[tuple[str, EffectSize], ...]:
     """Rows with their experiment, each once."""
     return tuple((result.experiment, row) for row in dict.fromkeys(rows))
+
+
+def fitting(*texts: str) -> str:
+    """The first text that two lines hold, else the last."""
+    return next((text for text in texts if fits(text)), texts[-1])
+
+
+def fits(text: str) -> bool:
+    """Whether two lines hold a claim."""
+    return len(textwrap.wrap(text, WIDTH - 2, break_on_hyphens=False)) <= MOST_LINES
 
 
 def percent(value: float) -> str:

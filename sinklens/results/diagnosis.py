@@ -16,12 +16,11 @@ from ..core.terminal import printable
 from .checked import require
 from .comparison import concat
 from .drawing import draw_overview
-from .first_screen import claims, first_screen
+from .first_screen import PROFILE, claims, first_screen
 from .notebook import diagnosis_html
 from .result import ExperimentResult
 
 PAGE = "findings.txt"
-PROFILE = "sink_profile"
 
 
 @dataclass(frozen=True)

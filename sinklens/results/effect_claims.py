@@ -11,22 +11,32 @@
    most where its difference from the control is largest of those that are significantly larger
    (`does_more`), and least where it is smallest.
 
-Each effect is said against the clean run, then whether it is more than its control
-(`control_verdict`), with the difference where both count; of a metric without sign (KL) that is
-judged by the ratio in models with random weights, which is said. It costs something if its interval
-lies above 0.
+Each effect is said against the clean run, whose loss stands in brackets, then whether it is more
+than its control (`control_verdict`), with the difference where both count; of a metric without sign
+(KL) that is judged by the ratio in models with random weights, which is said. It raises the loss if
+its interval lies above 0. Where two lines have no room for all, the clean loss is left out first,
+then the interval of the difference; by layer, that of the least effect.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..stats.effects import LEVEL, EffectSize, smallest_p
-from .claim import UNTESTED, Claim, cited, percent, row_of
+from .claim import UNTESTED, Claim, cited, fitting, percent, row_of
 from .effect_sentences import does_more
 from .record import Record
-from .wording import control_verdict, describe, effect_of, interval_of, null_verdict
+from .wording import (
+    control_verdict,
+    describe,
+    effect_of,
+    interval_of,
+    null_verdict,
+    written,
+)
 
 HALF, HARDLY, FEW = 0.5, 0.1, 4
-PATCHING = "Patching position 0 with another token's state"
+PATCHING = "Another token's state at position 0"
 REPLACEMENTS = {
     "random_token": " by another token",
     "mean": " by the mean embedding",
@@ -58,10 +68,11 @@ def replacing_bos(result: Record, sink: bool) -> Claim:
         untested = "; not tested" if verdict == "untested" else ""
         said += f"{CHANGES[verdict]} ({values}{untested}) and "
         rows.insert(0, mass)
-    said += _costs(result, cost, "a later token")
+    costs = _costs(result, cost, "a later token's")
     if verdict == "removes":
         verdict = f"removes, {_use(result, cost)}"
-    return Claim(f"{said}.", cited(result, rows), verdict)
+    text = fitting(*(f"{said}{words}." for words in costs))
+    return Claim(text, cited(result, rows), verdict)
 
 
 def changing(result: Record, mass: EffectSize) -> str:
@@ -85,8 +96,9 @@ def cutting_the_edge(result: Record) -> Claim:
         return Claim("sink_head_ablation has no row of a cut edge.")
     heads = len(result.draws.get("heads", ()))
     of = f"in {heads} sink heads" if heads else "in the sink heads"
-    said = _costs(result, cost, "that to a later key")
-    text = f"Cutting the attention to position 0 {of} {said}."
+    costs = _costs(result, cost, "that to a later key")
+    cutting = f"Cutting the attention to position 0 {of}"
+    text = fitting(*(f"{cutting} {words}." for words in costs))
     return Claim(text, cited(result, [cost]), _use(result, cost))
 
 
@@ -126,25 +138,40 @@ def _largest_layer(
         f"{PATCHING} costs most entering L{most.layer}: {describe(most)}, "
         f"{effect_of(difference)}{interval_of(difference)} more than at a later position"
     )
+    text = f"{said}."
     if least is not most:
         more = "" if does_more(result, least) else ", not significantly more"
-        beyond = f"{effect_of(other)}{interval_of(other)}"
-        said += f"; least entering L{least.layer}: {beyond}{more}"
-    return Claim(f"{said}.", cited(result, [most, least]), f"L{most.layer}")
+        lowest = f"{said}; least entering L{least.layer}: {effect_of(other)}"
+        text = fitting(f"{lowest}{interval_of(other)}{more}.", f"{lowest}{more}.")
+    return Claim(text, cited(result, [most, least]), f"L{most.layer}")
 
 
-def _costs(result: Record, row: EffectSize, control: str) -> str:
-    """An effect on loss or KL against the clean run, then beside its control."""
-    what = "loss" if row.metric == "loss" else "KL"
-    costs = null_verdict(row) == "above" and row.metric == "loss"
-    said = f"costs {describe(row)}" if costs else f"changes {what} by {describe(row)}"
+def _costs(result: Record, row: EffectSize, control: str) -> list[str]:
+    """An effect on loss or KL against the clean run, then beside its control; shorter forms."""
+    long, short = (_beside(result, row, control, interval) for interval in (interval_of, _none))
+    if row.metric != "loss":
+        return [f"shifts predictions by a KL of {describe(row)}{end}" for end in (long, short)]
+    verb = "raises" if null_verdict(row) == "above" else "changes"
+    clean = f"(clean {written(row.baseline, '.3g')}) "
+    forms = ((clean, long), ("", long), ("", short))
+    return [f"{verb} loss {loss}by {describe(row)}{end}" for loss, end in forms]
+
+
+def _beside(
+    result: Record, row: EffectSize, control: str, interval: Callable[[EffectSize], str]
+) -> str:
+    """Whether an effect is more than its control, with the difference."""
     for _, contrast in result.references(row)[:1]:
-        difference = f"difference {effect_of(contrast)}{interval_of(contrast)}"
+        difference = f"difference {effect_of(contrast)}{interval(contrast)}"
         judged = ""
         if not result.measure(row.metric).signed and result.of_random_models(contrast) is not None:
-            judged = ", beside random weights"
-        return f"{said}, {_side(result, row)} {control}{judged} ({difference})"
-    return f"{said}, without a control"
+            judged = ", by models with random weights"
+        return f", {_side(result, row)} {control}{judged} ({difference})"
+    return ", without a control"
+
+
+def _none(row: EffectSize) -> str:
+    return ""
 
 
 def _side(result: Record, row: EffectSize) -> str:

@@ -14,8 +14,8 @@ from datetime import date
 from pathlib import Path
 
 from .attention import AttentionView
-from .diagnosis import PROFILE, Diagnosis
-from .first_screen import NOT_RUN, claims, heading, what_was_run
+from .diagnosis import Diagnosis
+from .first_screen import NOT_RUN, PROFILE, claims, heading, what_was_run
 from .methods import Method
 from .notebook import sentences
 from .page import page, plotly, require_new, write_page
@@ -30,6 +30,8 @@ from .report_sections import (
 from .result import ExperimentResult
 
 ORDER = (PROFILE, *NOT_RUN)
+NAMED = 3
+"""Experiments of a title; the navigation has all names."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ class Report:
             results, refused = self.diagnosis.results, self.diagnosis.refused
             return heading(results, claims(results, refused)), f"{what_was_run(results)}. {written}"
         models = dict.fromkeys(one.provenance["model"]["name"] for one in self.results.values())
-        return f"{', '.join(models)}: {', '.join(self._in_order())}", written
+        names = ", ".join(self._in_order())
+        what = names if len(self.results) <= NAMED else f"{len(self.results)} experiments"
+        return f"{', '.join(models)}: {what}", written
 
     def _in_order(self) -> dict[str, ExperimentResult]:
         """The results as they stand on the page."""

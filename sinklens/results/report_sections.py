@@ -10,8 +10,8 @@ from typing import Any
 
 from .attention import AttentionView, scripts
 from .command import diagnose_command, run_command
-from .diagnosis import PROFILE, Diagnosis
-from .first_screen import claims
+from .diagnosis import Diagnosis
+from .first_screen import PROFILE, claims
 from .methods import Method, as_html, linked
 from .notebook import folded, sentences
 from .page import in_script

@@ -19,13 +19,11 @@ from collections.abc import Iterator, Mapping
 
 from ..core.labels import head_label
 from ..stats.effects import EffectSize
-from .claim import Claim, cited, percent, row_of
+from .claim import Claim, cited, fitting, percent, row_of
 from .record import Record
 from .wording import null_verdict
 
 SINK_HEAD, LATER_SHARE, KEPT, LONGEST_TOKEN = 0.3, 0.25, 0.8, 12
-ROOM = 192
-"""Characters of a claim that two lines hold for sure."""
 INPUTS = {"random": "random text", "repeated": "one token repeated"}
 NOT_ABOVE = ("below", "not distinguishable from")
 FOLLOWS = {"removes": "bos", "keeps": "position", "weakens": "part"}
@@ -75,8 +73,8 @@ def the_sink(profile: Record) -> Claim:
     if later is not None:
         count, at = later
         # Which token they are at is said where two lines have room for it.
-        fits = len(". ".join([*sentences, count + at])) < ROOM
-        sentences.append(count + at if fits else count)
+        before = ". ".join(sentences)
+        sentences = [fitting(f"{before}. {count}{at}", f"{before}. {count}")]
         verdict = "later" if verdict == "none" and not count.startswith("No ") else verdict
     return Claim(". ".join(sentences) + ".", cited(profile, rows), verdict)
 

@@ -1,8 +1,9 @@
 """Notebooks as `jupyter nbconvert --to html` leaves them, opened with the network cut.
 
 nbconvert's own page asks for require.js, MathJax and Mermaid, whatever the notebook; these are
-replaced by nothing here, so that what is asked for besides is a fault of the notebook. Three
-notebooks, with figures of either kind; that the others keep theirs is in `tests/test_notebooks.py`.
+replaced by nothing here (as `docs/howto/results.md` has it), so that what is asked for besides is a
+fault of the notebook. The text of all, and with what is shown the first, under `--heavy` each; that
+they keep their figures is in `tests/test_notebooks.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import pytest
 from nbconvert import HTMLExporter
 
 from tests.browser.chromium import WIDTHS, Browser
-from tests.notebooks import FOLDER
-from tests.test_notebooks import PLOTLY, execute
+from tests.test_notebooks import NOTEBOOKS, PLOTLY, every_notebook, execute
 
 pytestmark = pytest.mark.browser
 
@@ -43,8 +43,8 @@ return [...texts.filter((text) => !within(text)), ...figures]
 @pytest.fixture(
     scope="module",
     params=[
-        "01_first_sink",
-        *(pytest.param(n, marks=pytest.mark.heavy) for n in ("05_architectures", "08_own_texts")),
+        pytest.param(path, marks=[pytest.mark.heavy] if number else [], id=path.stem)
+        for number, path in enumerate(NOTEBOOKS)
     ],
 )
 def exported(
@@ -53,7 +53,7 @@ def exported(
     """The page of a notebook that ran, and how many figures it holds."""
     folder = tmp_path_factory.mktemp("exported")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        ran = execute(FOLDER / f"{request.param}.ipynb", folder, monkeypatch)
+        ran = execute(request.param, folder, monkeypatch)
     return export(ran, folder / "notebook.html")
 
 
@@ -79,3 +79,13 @@ def test_an_exported_notebook_is_whole(
     chromium.ask("for (const folded of document.querySelectorAll('details')) folded.open = true")
     assert chromium.ask(CUT) == []
     assert chromium.failures() == []
+
+
+@every_notebook
+def test_the_text_of_a_notebook_is_whole(path: Path, tmp_path: Path, chromium: Browser) -> None:
+    page, _ = export(nbformat.read(path, as_version=4), tmp_path / "notebook.html")
+    for width in WIDTHS:
+        chromium.open(page, width)
+        chromium.ask("for (const folded of document.querySelectorAll('details')) folded.open = 1")
+        assert chromium.ask(CUT) == []
+        assert chromium.failures() == []

@@ -341,6 +341,18 @@ def test_the_picture_holds_the_numbers(kind: str) -> None:
     assert int(root.get("width")) == WIDTH
 
 
+def test_the_line_at_0_is_in_the_picture() -> None:
+    """Also where all effects are far from 0 on one side of it."""
+    far = rows_of("loss", LOSS, "zero", Effect(5 + NOISE[0], 0.0), prompts=12, seed=0)
+    picture = to_svg(of(list(far)).plot())
+    assert picture is not None
+    lines = [line.attrib for line in ElementTree.fromstring(picture).findall("{*}line")]
+    (zero,) = (float(line["x1"]) for line in lines if line.get("stroke") == "#7f7f7f")
+    across = [line for line in lines if line["y1"] == line["y2"]]  # the axis is the longest
+    axis = max(across, key=lambda line: float(line["x2"]) - float(line["x1"]))
+    assert float(axis["x1"]) < zero < float(axis["x2"])
+
+
 def test_names_in_a_picture_are_text() -> None:
     name = "<script>alert(1)</script>&"
     result = of(list(treated(name[:25], 1.0)))

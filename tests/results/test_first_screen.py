@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,15 @@ import pytest
 import torch
 from scipy import stats
 
-from sinklens.results.claim import Claim
+from sinklens.results.claim import Claim, fits
 from sinklens.results.effect_claims import PATCHING, by_layer, cutting_the_edge, replacing_bos
 from sinklens.results.estimates import Effect, Measure, Place, Reference, Sample, rows_of
-from sinklens.results.first_screen import claims, first_screen, verdict
+from sinklens.results.first_screen import SINKS, USES, claims, first_screen, verdict
 from sinklens.results.record import Array, Record
 from sinklens.results.sink_claims import sink_heads, the_sink, what_it_follows
-from sinklens.stats.effects import with_q_values
+from sinklens.stats.effects import Row, with_q_values
 
-PROMPTS = 12
+PROMPTS, SHORTEST_NAME = 12, 12
 NOISE = np.random.default_rng(0).standard_normal((4, PROMPTS)) / 100
 NOISE -= NOISE.mean(1, keepdims=True)  # so that means are round
 MASS, LOSS = Measure("share of attention", "uniform attention", ".1%"), Measure("nats")
@@ -181,26 +182,29 @@ def test_replacing_bos(mass: float, control: float | None, words: str, expected:
     claim = replacing_bos(record(rows), sink=True)
     assert claim.text.startswith(f"Replacing BOS by another token {words}")
     assert claim.verdict == expected
-    assert "and costs +0.2 nats [" in claim.text
-    assert ", more than a later token (difference +0.1 [" in claim.text
+    assert re.search(r"and raises loss (\(clean 3\) )?by \+0\.2 nats \[", claim.text)
+    assert ", more than a later token's (difference +0.1" in claim.text
     without = replacing_bos(record(rows), sink=False)
     assert "sink" not in without.text and len(without.rows) == 1
 
 
 def test_replacing_bos_takes_the_first_condition_that_was_run() -> None:
     rows = effects(("loss", "zero", 0.3, 0.1), ("loss", "mean", 0.2, 0.1))
-    assert "by the mean embedding costs +0.2" in replacing_bos(record(rows), sink=True).text
+    assert (
+        "by the mean embedding raises loss (clean 3) by +0.2"
+        in replacing_bos(record(rows), sink=True).text
+    )
     assert "has no row" in replacing_bos(record([]), sink=True).text
 
 
 @pytest.mark.parametrize(
     ("size", "control", "words", "expected"),
     [
-        (0.2, 0.0, "costs +0.2 nats", "more than"),
-        (0.2, 0.2, "costs +0.2 nats", "not significantly different from"),
-        (0.1, 0.3, "costs +0.1 nats", "less than"),
-        (-0.2, 0.0, "changes loss by -0.2 nats", "less than"),
-        (0.0, 0.0, "changes loss by 0 nats", "not significantly different from"),
+        (0.2, 0.0, "raises loss (clean 3) by +0.2 nats", "more than"),
+        (0.2, 0.2, "raises loss (clean 3) by +0.2 nats", "not significantly different from"),
+        (0.1, 0.3, "raises loss (clean 3) by +0.1 nats", "less than"),
+        (-0.2, 0.0, "changes loss (clean 3) by -0.2 nats", "less than"),
+        (0.0, 0.0, "changes loss (clean 3) by 0 nats", "not significantly different from"),
     ],
 )
 def test_cutting_the_edge(size: float, control: float, words: str, expected: str) -> None:
@@ -231,12 +235,29 @@ def layers(*sizes: tuple[float, float | None]) -> Record:
     return record(rows)
 
 
+def test_what_two_lines_have_no_room_for_is_left_to_the_rows() -> None:
+    """First the clean loss and the interval of the least effect; never an end with dots."""
+    rows = [*effects(("sink_mass", "random_token", -0.0123, 0.0)), *odd("random_token")]
+    text = replacing_bos(record(rows), sink=True).text
+    assert "raises loss by +0.000234" in text and fits(text)
+    few = by_layer(record([*odd("other_token:residual", 10), *odd("other_token:residual", 29, 9)]))
+    assert re.search(r"least entering L10: \+0\.000111(, not significantly more)?\.$", few.text)
+    assert fits(few.text)
+
+
+def odd(condition: str, layer: int | None = None, times: float = 1) -> list[Row]:
+    """A change of loss, and of its control, whose numbers are long."""
+    place = {} if layer is None else {"place": Place(layer)}
+    of = Effect(3 + times * (0.000234 + NOISE[1] / 100), 3.0)
+    control = Reference(Effect(3 + times * (0.000123 + NOISE[3] / 100), 3.0), "later_position")
+    return list(rows_of("loss", LOSS, condition, of, control, **SEEDED, **place))
+
+
 def test_by_layer() -> None:
     claim = by_layer(layers((0.2, 0.1), (0.5, 0.1), (0.1, 0.1)))
     assert claim.text.startswith(f"{PATCHING} costs most entering L1: +0.5 nats [")
     assert "+0.4 [" in claim.text
-    assert "more than at a later position; least entering L2: 0 [" in claim.text
-    assert claim.text.endswith(", not significantly more.")
+    assert claim.text.endswith("later position; least entering L2: 0, not significantly more.")
     assert [row.layer for _, row in claim.rows] == [1, 2] and claim.verdict == "L1"
     both = by_layer(layers((0.2, 0.1), (0.5, 0.1))).text
     assert "least entering L0: +0.1 [" in both and "not significantly" not in both
@@ -260,13 +281,23 @@ def test_by_layer() -> None:
         ),
         (
             ("sink", "part", "weakens", "not significantly different from"),
-            "a sink at position 0, in part of BOS, whose removal does not cost significantly more "
-            "than its control",
+            "a sink at position 0, in part of BOS, not significantly costly to remove",
         ),
-        (("sink", "", "", "less than"), "a sink at position 0 whose removal costs less than its c"),
+        (("sink", "", "", "less than"), "a sink at position 0 cheaper to remove than its control"),
         (("sink", "bos", "removes, more than", ""), "a BOS sink that the model uses"),
-        (("sink", "position", "weakens", ""), "a sink at position 0, whatever token it holds"),
-        (("sink", "bos", "removes, more than", "not tested against"), "a BOS sink"),
+        (("sink", "bos", "removes, more than", "not tested against"), "a BOS sink that the model"),
+        (
+            ("sink", "position", "weakens", ""),
+            "a sink at position 0, whatever token it holds (not tested: whether the model uses it)",
+        ),
+        (
+            ("sink", "", "untested", "not tested against"),
+            "a sink at position 0 (not tested: what it follows, whether the model uses it)",
+        ),
+        (
+            ("sink", "", "", "more than"),
+            "a sink at position 0 that the model uses (not tested: what it follows)",
+        ),
         (("none", "", "", ""), "no sink"),
         (("later", "", "", ""), "no sink at position 0, but later ones"),
         (("learned_sink", "", "", ""), "no sink at position 0; learned sink logits take attention"),
@@ -292,8 +323,8 @@ def test_a_verdict_by_the_ratio_of_random_models_is_said_to_be() -> None:
     rows = rows_of("kl", measure, "random_token", values, control, **SEEDED)
     made = record(list(rows), measures={"kl": measure})
     text = replacing_bos(made, sink=False).text
-    assert "changes KL by +" in text
-    assert ", less than a later token, beside random weights (" in text
+    assert "shifts predictions by a KL of +" in text
+    assert ", less than a later token's, by models with random weights (" in text
 
 
 def test_without_a_sink_head_there_is_nothing_to_cut() -> None:
@@ -305,13 +336,18 @@ def test_without_a_sink_head_there_is_nothing_to_cut() -> None:
 def test_the_screen_fits_and_says_what_was_not_run() -> None:
     found = profile(no_bos=0.04, random=0.3, repeated=0.3)
     name = "/home/someone/" + "models/" * 20
+    room = SHORTEST_NAME + len(": ")
+    for follows, use in product(SINKS, ("", *USES)):
+        made = [Claim("", (), word) for word in ("sink", follows, "", use, "")]
+        assert len(verdict(made)) + room <= 100
     known = {**found.provenance, "model": {"name": name, "weights": "0123456789abcdef"}}
     known["prompts"] = {"n": 1, "length": 5, "longest": 12, "source": "a\n" * 50}
     found = replace(found, provenance=known)
     why = "no head has a sink mass above 0.3 (the largest is 0.03); name heads. Or not."
     lines = first_screen({"sink_profile": found}, {"sink_head_ablation": why})
     assert len(lines) <= 12 and max(map(len, lines)) <= 100
-    assert lines[0].startswith("/home/someone/") and lines[0].endswith("...: a BOS sink")
+    assert lines[0].startswith("/home/someone/")
+    assert lines[0].endswith("...: a BOS sink (not tested: whether the model uses it)")
     assert lines[1] == (
         "2 layers x 2 heads; 1 prompt x 5 to 12 tokens of a a a a a a..., with BOS; seed 3; "
         "weights 01234567"
@@ -330,3 +366,15 @@ def test_a_quick_run_is_said() -> None:
     quick = first_screen({"sink_profile": replace(found, settings={"precision": "quick"})}, {})
     assert quick[1].endswith("; weights 01234567; quick")
     assert first_screen({"sink_profile": found}, {})[1].endswith("; weights 01234567")
+
+
+def test_without_a_profile_the_rest_is_said() -> None:
+    rows = effects(("loss", "random_token", 0.2, 0.1))
+    results = {"bos_replacement": record(rows)}
+    lines = first_screen(results, {})
+    assert lines[0] == "model: where its sinks are was not measured"
+    assert lines[1].startswith("12 prompts x 64 tokens of text, with BOS; seed 3; weights 01234567")
+    assert "there is no result of sink_profile" in lines[2]
+    assert "raises loss (clean 3) by +0.2 nats" in " ".join(lines)
+    assert len(lines) <= 12 and len(claims(results, {})) == 5
+    assert first_screen({}, {}) == ["A diagnosis without results."]

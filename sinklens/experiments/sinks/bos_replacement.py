@@ -48,9 +48,9 @@ def stays_at_zero(result: Record) -> Iterator[str]:
     conditions=CONDITIONS,
     metrics=("loss", "kl", "sink_mass", "sink_rate", "position0_norm"),
     says=(
-        stays_at_zero,
         Compared("Replacing BOS by", "loss"),
         Compared("Replacing BOS by", "sink_mass"),
+        stays_at_zero,
     ),
     figure=Effects(("sink_mass", "loss|kl"), "Replacing BOS: the sink, and what it costs"),
     smallest={"conditions": ("mean", "random_token")},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,7 @@ class Axis:
             known = zip(layout.tickvals, texts, strict=True)
             pairs = [(value, str(text)) for value, text in known if self._holds(value)]
         elif self.categories:
-            step = max(1, -(-len(self.categories) // MOST_CATEGORIES))
+            step = max(1, -(-len(self.categories) // (layout.nticks or MOST_CATEGORIES)))
             pairs = [(label, label) for label in self.categories[::step]]
         else:
             pairs = [(value, f"{value:{layout.tickformat or 'g'}}") for value in self._even()]
@@ -116,14 +117,31 @@ def axes_of(figure: Any, width: int, height: int) -> dict[str, tuple[Axis, Axis]
         bottom, top = (height - margin.b - end * inner[1] for end in up)
         room = left - previous if across[0] > 0 else left
         previous = right + (75 if mine[0].type == "heatmap" else 4)
-        pairs[name] = _axis(x, mine, "x", left, right), _axis(y, mine, "y", bottom, top, room)
+        lines = [list(_lines(layout, side, axis)) for side, axis in (("x", name), ("y", other))]
+        pairs[name] = (
+            _axis(x, mine, "x", left, right, lines[0]),
+            _axis(y, mine, "y", bottom, top, lines[1], room),
+        )
     return pairs
 
 
+def _lines(layout: Any, side: str, axis: str) -> Iterator[float]:
+    """Where lines of reference stand on an axis, which plotly keeps in sight too."""
+    for shape in layout.shapes:
+        if shape[f"{side}ref"] == axis:
+            yield from (float(shape[f"{side}0"]), float(shape[f"{side}1"]))
+
+
 def _axis(
-    layout: Any, traces: list[Any], side: str, start: float, end: float, room: float = 0.0
+    layout: Any,
+    traces: list[Any],
+    side: str,
+    start: float,
+    end: float,
+    lines: list[float],
+    room: float = 0.0,
 ) -> Axis:
-    """An axis over all that is drawn on it."""
+    """An axis over all that is drawn on it, lines of reference included."""
     if traces[0].type == "heatmap":
         size = np.asarray(traces[0].z).shape[1 if side == "x" else 0]
         return Axis(start, end, -0.5, size - 0.5, layout, (), room)
@@ -133,7 +151,7 @@ def _axis(
     if layout.range is not None:
         first, last = map(float, layout.range)
         return Axis(start, end, first, last, layout, (), room)
-    values = [value for trace in traces for value in _reach(trace, side)]
+    values = [*lines, *(value for trace in traces for value in _reach(trace, side))]
     if layout.type == "log":
         values = [math.log10(value) for value in values if value > 0]
     elif layout.rangemode == "tozero":

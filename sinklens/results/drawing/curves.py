@@ -21,7 +21,7 @@ from .style import BESIDE, COLOURS, DASHES, LETTER, REFERENCE_LINES, SERIES, SYM
 from .words import axis_of, hover_of, in_lines, log_ticks, metric_words, ticks_of
 
 LEAST_PLACES = 3
-HEIGHT, SHORT, ALL = 250, 5, 30
+HEIGHT, SHORT, ALL, TICKS = 250, 5, 30, 8
 STEP = re.compile(r"step(\d+)")
 At = tuple[int, EffectSize]
 Points = list[tuple[int, Line]]
@@ -38,8 +38,9 @@ def layer_panels(figure: ByLayer, result: Record) -> Iterator[Panel]:
                 curves.setdefault(row.condition, []).append((row.layer, lines[0]))
         if curves := _long_enough(curves):
             places = [layer for points in curves.values() for layer, _ in points]
-            step = max(1, (max(places) - min(places)) // 12)
-            x = {"title": {"text": "layer"}, "dtick": step, "tick0": min(places)}
+            first, last = min(places), max(places)
+            marked = range(first, last + 1, max(1, (last - first) // TICKS))
+            x = {"title": {"text": "layer"}, "tickvals": list(marked)}
             yield _row_panel(curves, metric_words(metric), x, result)
 
 
@@ -49,7 +50,7 @@ def step_panels(figure: ByStep, result: Record) -> Iterator[Panel]:
         found = [(STEP.fullmatch(lines[0].row.condition), lines[0]) for lines in rows]
         points = [(int(step[1]), line) for step, line in found if step]
         if curves := _long_enough({"this model": points}):
-            x = {"title": {"text": "training step"}, "type": "category", "nticks": 12}
+            x = {"title": {"text": "training step"}, "type": "category", "nticks": TICKS}
             yield _row_panel(curves, metric_words(metric), x, result)
 
 
@@ -178,14 +179,14 @@ def line_panel(figure: Lines, result: Record) -> Panel:
     """Arrays over their first axis."""
     traces = list(_array_curves(figure, result))
     longest = max(len(place) for trace in traces for place in trace.x)
-    slanted = longest > SHORT or longest * len(traces[0].x) > ALL
+    slanted = longest > SHORT or longest * min(TICKS, len(traces[0].x)) > ALL
     ticks = log_ticks([value for trace in traces for value in trace.y]) if figure.log else {}
     return Panel(
         figure.title,
         traces,
         x={
             "title": {"text": figure.x},
-            "nticks": 14,
+            "nticks": TICKS,
             "type": "category",
             "tickangle": -45 if slanted else 0,
         },

@@ -19,7 +19,7 @@ from .panel import Panel
 from .style import BESIDE, COLOURS, REFERENCE_SYMBOLS, escaped
 from .words import axis_of, hover_of, in_lines, label_of, metric_words, ticks_of
 
-MOST_ROWS = 40
+MOST_ROWS, TICKS = 40, 5
 NULL = "analytic null"
 HOLLOW = "not significantly different"
 FILLED = {"treatment": "intervention", "measurement": "this model"}
@@ -70,6 +70,7 @@ def forest_panel(result: Record, title: str, rows: Sequence[list[Line]]) -> Pane
         x={
             "title": {"text": in_lines(axis_of(first[0]))},
             **ticks_of(first, list(reach(shown))),
+            "nticks": TICKS,
         },
         y={
             "tickvals": [-place for place in range(len(labels))],

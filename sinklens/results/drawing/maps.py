@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,6 @@ def array_panel(figure: Heatmap, result: Record) -> Panel:
     array = result.arrays[figure.array]
     values = np.asarray(array)
     most = float(np.nanmax(values)) if figure.most is None else figure.most
-    share = float(np.nanmin(values)) >= 0 and float(np.nanmax(values)) <= 1
     return _panel(
         figure.title,
         values,
@@ -38,8 +38,16 @@ def array_panel(figure: Heatmap, result: Record) -> Panel:
         (array.dims[1], array.labels(array.dims[1])),
         figure.colour,
         (0.0, most),
-        ".0%" if share else "",
+        _form(values),
     )
+
+
+def _form(values: np.ndarray) -> str:
+    """How values are written: shares in percent, with the digits that the largest needs."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if low < 0 or high > 1:
+        return ""
+    return f".{max(0, math.ceil(-math.log10(high)) - 1)}%" if high else ".0%"
 
 
 def _names(array: Array) -> list[list[str]]:

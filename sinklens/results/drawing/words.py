@@ -100,7 +100,7 @@ def log_ticks(values: Sequence[float]) -> dict[str, Any]:
         return {}
     ends = min(positive), max(positive)
     powers = range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])) + 1)
-    for leads in ((1,), (1, 2, 5), range(1, 10)):
+    for leads in ((1,), (1, 2, 5), (1, 2, 3, 5), range(1, 10)):
         places = [lead * 10.0**power for power in powers for lead in leads]
         if sum(ends[0] <= place <= ends[1] for place in places) >= LEAST_TICKS:
             return {"tickvals": places, "ticktext": [f"{place:g}" for place in places]}
