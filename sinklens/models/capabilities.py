@@ -205,17 +205,23 @@ class Capabilities:
         Raises:
             SinklensError: Some layer has a mask of another form.
         """
+        if reason := self.unknown_mask(length):
+            raise SinklensError(reason)
+        windows = [self.windows[layer] for layer in self.attention]
+        return [None if w is None or w >= length else w for w in windows]
+
+    def unknown_mask(self, length: int) -> str:
+        """Why it is not known which keys a query sees in prompts of a length, empty where it is."""
         for layer in self.attention:
             most = self.other_masks[layer]
             if most is not None and length > most:
                 shorter = f"; use prompts of at most {most} tokens" if most > 1 else ""
-                raise SinklensError(
+                return (
                     f"the attention mask of layer {layer} of {self.architecture} is neither "
                     f"causal, nor full, nor a sliding window in prompts of {length} tokens, and "
                     f"uniform attention under it is not known{shorter}"
                 )
-        windows = [self.windows[layer] for layer in self.attention]
-        return [None if w is None or w >= length else w for w in windows]
+        return ""
 
     def layer_groups(self, length: int) -> list[tuple[str, list[int]]]:
         """All layers with attention, and where windows are short also those with and without one.
