@@ -38,7 +38,7 @@ from .obstacles import (
 )
 from .origins import short_prompt
 from .state import State
-from .trials import read_sites
+from .trials import is_causal, read_sites
 
 # Kinds of site, and their names for TransformerLens's `get_act_name`.
 SITES = {
@@ -283,8 +283,6 @@ def _try_everything(model: HookedModel) -> Capabilities:
                 f"{origin(model).name} gives NaN or infinite logits on plain tokens; its weights "
                 "or its dtype are broken"
             )
-        # The second prompt differs from the first in its last token only.
-        causal = torch.allclose(clean.logits[0, :-1], clean.logits[1, :-1], atol=1e-4, rtol=1e-4)
         shapes = meant_shapes(tokens.shape[1], n_heads, groups, int(model.cfg.d_model))
         attention = attention_layers(names, clean)
         unreadable = unreadable_hooks(read, clean, shapes, attention)
@@ -292,9 +290,11 @@ def _try_everything(model: HookedModel) -> Capabilities:
         patterns = [
             None if name in unreadable else clean.held[name].float() for name in names["pattern"]
         ]
+        causal = is_causal(clean.logits, patterns)
         masks = read_masks(model, tokens, patterns, config, causal=causal)
         # One that was given may have been edited by its user: then this is said, not refused.
         found = None if origin(model).agreement is not None else compared(model, tokens[:1])
+    experts = any(name.endswith("mlp.hook_expert_indices") for name in model.hook_dict)
     learned = _learned_sinks(patterns, clean.logits.dtype)
     if learned and getattr(model, "compatibility_mode", False):
         raise SinklensError(
@@ -317,7 +317,7 @@ def _try_everything(model: HookedModel) -> Capabilities:
         unreadable=unreadable,
         other_masks=masks.others,
         gated=gated_layers(names, clean, unreadable),
-        experts=any(name.endswith("mlp.hook_expert_indices") for name in model.hook_dict),
+        experts=experts,
         agreement=found.difference if found else origin(model).agreement,
         unlike_plain=found is not None and not found.rounding,
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 import sinklens
 from sinklens import SinklensError
 from sinklens.engine.evaluate import evaluate
+from sinklens.models.trials import is_causal
 from tests import families, odd_models
 from tests.reference import plain_families as reference
 
@@ -126,3 +127,16 @@ def test_models_without_experts_have_no_such_row() -> None:
     with pytest.raises(SinklensError, match="RoutedAnew finds nothing to read in Llama"):
         prompts = sinklens.Prompts(TOKENS, bos=True, source="tokens")
         evaluate(model, prompts, [], ["experts_changed"])
+
+
+@pytest.mark.parametrize(
+    ("step", "ahead", "causal"),
+    [(0, True, True), (1, False, True), (1, True, False), (9, False, False)],
+)
+def test_rounding_in_half_precision_is_no_look_ahead(step: int, ahead: bool, causal: bool) -> None:
+    """Logits may differ by some roundings where patterns show no later key."""
+    logits = torch.full((2, 5, 7), 8.0, dtype=torch.bfloat16)
+    logits[1, 2, 3] += step * 8 * torch.finfo(torch.bfloat16).eps
+    pattern = torch.full((2, 3, 5, 5), 0.2) if ahead else torch.full((2, 3, 5, 5), 0.2).tril()
+    assert is_causal(logits, [None, pattern]) == causal
+    assert is_causal(logits, [None]) == (step == 0)
