@@ -30,6 +30,7 @@ from .obstacles import (
     NO_EFFECT,
     attention_layers,
     gated_layers,
+    has_experts,
     layer_list,
     layers_of,
     meant_shapes,
@@ -101,6 +102,7 @@ class Capabilities:
             beyond it the mask has another form. None where there is no such length.
         gated: The layers in which a head's output is not its weights times its values.
         experts: Whether TransformerLens shows which experts of a mixture tokens go to.
+        hidden_experts: Whether there are experts, and it does not.
         agreement: The largest difference to the logits of the plain Hugging Face model; None where
             they cannot be compared.
         unlike_plain: Whether that is more than rounding: one of the two was edited, or the bridge
@@ -122,6 +124,7 @@ class Capabilities:
     other_masks: tuple[int | None, ...] = ()
     gated: tuple[int, ...] = ()
     experts: bool = False
+    hidden_experts: bool = False
     agreement: float | None = None
     unlike_plain: bool = False
 
@@ -318,6 +321,7 @@ def _try_everything(model: HookedModel) -> Capabilities:
         other_masks=masks.others,
         gated=gated_layers(names, clean, unreadable),
         experts=experts,
+        hidden_experts=has_experts(config) and not experts,
         agreement=found.difference if found else origin(model).agreement,
         unlike_plain=found is not None and not found.rounding,
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 import sinklens
 from sinklens import SinklensError
 from sinklens.engine.evaluate import evaluate
+from sinklens.models.capabilities import check
 from sinklens.models.trials import is_causal
 from tests import families, odd_models
 from tests.reference import plain_families as reference
@@ -140,3 +141,15 @@ def test_rounding_in_half_precision_is_no_look_ahead(step: int, ahead: bool, cau
     pattern = torch.full((2, 3, 5, 5), 0.2) if ahead else torch.full((2, 3, 5, 5), 0.2).tril()
     assert is_causal(logits, [None, pattern]) == causal
     assert is_causal(logits, [None]) == (step == 0)
+
+
+def test_experts_that_are_not_shown_are_said() -> None:
+    """Their choice cannot be compared, so that a result has no row of it."""
+    hidden = sinklens.load(odd_models.deepseek_v3())
+    assert check(hidden).hidden_experts and not check(hidden).experts
+    result = run("bos_replacement", hidden, conditions="zero")
+    assert any("does not show which experts" in note for note in result.notes())
+    assert "experts_changed" not in {row.metric for row in result.effects}
+    shown, none = sinklens.load(odd_models.olmoe()), sinklens.load(odd_models.granite_4())
+    assert [check(model).hidden_experts for model in (shown, none)] == [False, False]
+    assert [check(model).experts for model in (shown, none)] == [True, False]
