@@ -10,8 +10,8 @@ import pytest
 import sinklens
 from sinklens.models.capabilities import check
 from tests import families, limits
+from tests.architectures.cells import TOKENS
 from tests.architectures.models import ARCHITECTURES
-from tests.limits import TOKENS
 from tests.reference import plain_attention
 from tests.reference.plain_attention import Attention
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sinklens.models.capabilities import check
 from tests import limits
 from tests.architectures.beside import QUICK, attention, bridge, of_every, plain, run, works
-from tests.limits import TOKENS
+from tests.architectures.cells import TOKENS
 from tests.reference import plain_families as reference
 from tests.reference.plain_attention import edited, without_key0
 
@@ -33,9 +33,10 @@ def compare(result: Any, clean: Tensor, edited: Tensor, tokens: Tensor = TOKENS)
 
 
 def embedding(model: Any) -> Any:
-    """What puts the embeddings out: Bloom and BERT norm them."""
-    if hasattr(model, "bert"):
-        return model.bert.embeddings
+    """What puts the embeddings out: Bloom, BERT and RoBERTa norm them."""
+    for encoder in ("bert", "roberta"):
+        if hasattr(model, encoder):
+            return getattr(model, encoder).embeddings
     return getattr(getattr(model, "transformer", None), "word_embeddings_layernorm", None)
 
 
@@ -86,7 +87,7 @@ def test_edges_dropped_are_those_of_plain_code(name: str, condition: str) -> Non
     first = check(bridge(name)).attention[0]
     change = without_key0({0: HEADS}, normalised=condition == "drop_edge")
     clean = reference.logits(plain(name), TOKENS)
-    with edited(TOKENS.shape[1], change):
+    with edited(TOKENS, change):
         after = reference.logits(plain(name), TOKENS)
     labels = ",".join(f"L{first}H{head}" for head in HEADS)
     compare(run("sink_head_ablation", name, heads=labels, conditions=condition), clean, after)

@@ -8,7 +8,8 @@ be edited behind the softmax.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,13 @@ class Attention:
     Attributes:
         scores: What its softmax gets, `[prompt, head, query, key]`.
         weights: What it gives.
+        sink: The score of a learned sink `[prompt, head, query, 1]`, empty where there is none.
         values: `[prompt, head, pos, d]`, of every query head.
     """
 
     scores: Tensor
     weights: Tensor
+    sink: Tensor
     values: Tensor
 
     @property
@@ -47,51 +50,56 @@ class Attention:
 class _Watch(TorchFunctionMode):
     """Keeps the attention of every layer, and edits its weights."""
 
-    def __init__(self, length: int, edit: PatternEdit | None = None) -> None:
+    def __init__(self, tokens: Tensor, edit: PatternEdit | None = None) -> None:
         super().__init__()
         self.found: list[Attention] = []
-        self._length, self._edit, self._waiting = length, edit, False
+        self._shape, self._edit, self._waiting = tokens.shape, edit, False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self._waiting and func in PRODUCTS and args[0].shape[-2:] == (self._length,) * 2:
-            self._keep_values(args[1].detach())
+        length = self._shape[1]
+        if self._waiting and func in PRODUCTS and args[0].shape[-2:] == (length, length):
+            heads = self.found[-1].weights.shape[1]
+            self.found[-1].values = self._by_head(args[1].detach()).expand(-1, heads, -1, -1)
+            self._waiting = False
         made = func(*args, **(kwargs or {}))
-        if func in SOFTMAX and self._is_attention(made):
-            scores, weights = (one[..., : self._length] for one in (args[0], made))
-            if self._edit is not None:
-                made = made.clone()
-                made[..., : self._length] = self._edit(len(self.found), weights)
-            clean = [one.detach().clone() for one in (scores, weights)]
-            self.found.append(Attention(*clean, torch.zeros(0)))
-            self._waiting = True
-        return made
+        if func not in SOFTMAX or made.ndim < 3 or made.shape[-2] != length:
+            return made
+        # A learned sink is one key more.
+        return self._seen(args[0], made) if made.shape[-1] - length in (0, 1) else made
 
-    def _is_attention(self, made: Tensor) -> bool:
-        """Whether a softmax is over keys; a learned sink is one more."""
-        wide = made.shape[-1] - self._length in (0, 1)
-        return made.ndim == 4 and made.shape[2] == self._length and wide
+    def _seen(self, scores: Tensor, made: Tensor) -> Tensor:
+        """Take in what a softmax gets and gives, and say what it is to give."""
+        length, flat = self._shape[1], made.shape
+        scores, sink = self._by_head(scores.detach()).tensor_split([length], -1)
+        made = self._by_head(made).clone()
+        weights = made[..., :length]
+        kept = Attention(scores.clone(), weights.detach().clone(), sink.clone(), torch.zeros(0))
+        if self._edit is not None:
+            made[..., :length] = self._edit(len(self.found), weights)
+        self.found.append(kept)
+        self._waiting = True
+        return made.view(flat)
 
-    def _keep_values(self, values: Tensor) -> None:
-        """Take in the values that belong to the last weights."""
-        batch, heads = self.found[-1].weights.shape[:2]
-        if values.ndim == 3:
-            values = values.unflatten(0, (batch, -1))
-        self.found[-1].values = values.expand(batch, heads, -1, -1).clone()
-        self._waiting = False
+    def _by_head(self, joined: Tensor) -> Tensor:
+        """`[prompt, head, ...]` of what may have prompts and heads as one axis."""
+        return joined if joined.ndim == 4 else joined.unflatten(0, (self._shape[0], -1))
 
 
 def attention(model: Any, tokens: Tensor) -> list[Attention]:
     """The attention of every layer that has some."""
-    with _Watch(tokens.shape[1]) as watch:
+    with _Watch(tokens) as watch:
         plain.logits(model, tokens)
     return watch.found
 
 
-def edited(length: int, edit: PatternEdit) -> _Watch:
-    """In a `with` block, attention with other weights."""
-    return _Watch(length, edit)
+@contextmanager
+def edited(tokens: Tensor, edit: PatternEdit) -> Iterator[None]:
+    """Attention with other weights, on these prompts."""
+    with _Watch(tokens, edit) as watch:
+        yield
+    assert watch.found, "no attention was found to edit"
 
 
 def without_key0(heads: Mapping[int, Sequence[int]], *, normalised: bool) -> PatternEdit:
