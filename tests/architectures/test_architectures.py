@@ -94,6 +94,41 @@ def test_edges_dropped_are_those_of_plain_code(name: str, condition: str) -> Non
 
 
 @every
+def test_a_value_of_zero_is_that_of_plain_code(name: str) -> None:
+    """Without the value of key 0 later queries read what they read without its weight."""
+    if works(name, "position0_patching") and check(bridge(name)).edits["value"]:
+        first = check(bridge(name)).attention[0]
+        every_head = range(check(bridge(name)).n_heads)
+        clean = reference.logits(plain(name), TOKENS)
+        with edited(TOKENS, without_key0({0: every_head}, normalised=False)):
+            after = reference.logits(plain(name), TOKENS)
+        found = run("position0_patching", name, conditions="zero:value", layers=(first,))
+        compare(found, clean, after)
+
+
+@every
+def test_a_key_of_zero_is_that_of_plain_code(name: str) -> None:
+    """The score of a key of zeros is 0; MPT adds a bias to it, which is left out here."""
+    if name == "MPT" or not (
+        works(name, "position0_patching") and check(bridge(name)).edits["key"]
+    ):
+        return
+    first = check(bridge(name)).attention[0]
+    one = attention(name)[first]
+    zero = torch.zeros(())
+    if one.sink.numel():  # GPT-OSS takes the largest of each row away before the softmax
+        block: Any = reference.blocks(plain(name))[first]
+        zero = (one.sink - block.self_attn.sinks.detach()[:, None, None])[..., 1:, 0]
+    scores = one.scores.clone()
+    scores[..., 1:, 0] = torch.where(one.seen[1:, 0], zero, scores[..., 1:, 0])
+    rows = torch.cat([scores, one.sink], -1).softmax(-1)[..., : TOKENS.shape[1]]
+    clean = reference.logits(plain(name), TOKENS)
+    with edited(TOKENS, lambda layer, weights: weights if layer else rows):
+        after = reference.logits(plain(name), TOKENS)
+    compare(run("position0_patching", name, conditions="zero:key", layers=(first,)), clean, after)
+
+
+@every
 def test_sink_mass_is_that_of_plain_code(name: str) -> None:
     if works(name, "sink_profile"):
         wanted = torch.stack(
