@@ -9,37 +9,16 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import sinklens
-from sinklens.models.capabilities import SITES, check
+from sinklens.models.capabilities import SITES
 from sinklens.runner import registry
-from tests import families
+from tests.architectures.cells import Cell, cells
 from tests.architectures.models import ARCHITECTURES
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
-LENGTH = 12
-TOKENS = torch.tensor(
-    [
-        [families.BOS, *((3 * row + (7 * at + row) * at) % 60 + 4 for at in range(LENGTH - 1))]
-        for row in range(4)
-    ]
-)
-SETTINGS: dict[str, dict[str, Any]] = {
-    "massive_activations": {"scale_free": 4.0},
-    "spike_sink_decoupling": {"scale_free": 4.0},
-    "sink_head_ablation": {"heads": "all"},
-    "reference_frame": {"column_sets": 2},
-    "absolute_position": {"queries": ("1:8",), "first_tokens": 0},
-}
-SMALL = {"draws": 1, "null_models": 0, "progress": False}
 OF_WEIGHTS = re.compile(
     "no channel is an outlier|has a sink mass above|reach no layer|hold a massive entry"
     "|not distinguishable from its null|the median could be|no entry is massive|cannot be counted"
@@ -54,7 +33,8 @@ plain Hugging Face code, by `python -m pytest --architectures tests/architecture
 tests do so for two. For a model of your own, `sinklens check MODEL` tries the same sites. What
 depends on weights or prompts rather than the architecture (whether a model has sink heads, spikes
 or outlier dimensions) is left out. In hybrids all is about the layers with attention, which results
-name.
+name. Where TransformerLens does not show which experts tokens go to (below), there are no rows
+`experts_changed`, which results say.
 """
 
 
@@ -88,25 +68,21 @@ class Row:
     outcomes: Mapping[str, Outcome]
 
 
-@cache
+def outcome(cell: Cell) -> Outcome:
+    """What the page says of a cell."""
+    if cell.refusal:
+        return Outcome(False, (cell.refusal,))
+    reasons = (f"{what}: {why}" for what, why in cell.left_out.items())
+    return Outcome(True, tuple(one for one in reasons if not OF_WEIGHTS.search(one)))
+
+
 def row(name: str) -> Row:
-    """Try everything on one architecture."""
-    made = ARCHITECTURES[name]()
-    architecture = type(made).__name__
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoints = [Path(folder) / step for step in ("a", "b")]
-        try:
-            for place in checkpoints:
-                made.save_pretrained(place)
-            model: Any = sinklens.load(made, tokenizer=families.tiny_tokenizer())
-            capabilities = check(model)
-        except sinklens.SinklensError as error:
-            refused = Outcome(False, (_said(str(error), architecture),))
-            return Row("", (), dict.fromkeys(registry.all_experiments(), refused))
-        outcomes = {
-            experiment: _outcome(experiment, model, checkpoints, architecture)
-            for experiment in registry.all_experiments()
-        }
+    """Try everything on one architecture, in float32 on prompts with BOS."""
+    found = cells(name, "float32", True)
+    if found.capabilities is None:
+        refused = Outcome(False, (found.refusal,))
+        return Row("", (), dict.fromkeys(registry.all_experiments(), refused))
+    capabilities = found.capabilities
     layers = capabilities.attention
     kind = "every layer" if len(layers) == capabilities.n_layers else "no layer that is shown"
     if 0 < len(layers) < capabilities.n_layers:
@@ -119,28 +95,11 @@ def row(name: str) -> Row:
         *(["gated"] if capabilities.gated else []),
         *(["learned sinks"] if capabilities.learned_sinks else []),
         *(["experts"] if capabilities.experts else []),
+        *(["experts that are not shown"] if capabilities.hidden_experts else []),
     ]
     sites = tuple(site for site in SITES if capabilities.edits[site])
+    outcomes = {name: outcome(cell) for name, cell in found.by_experiment.items()}
     return Row(", ".join(kinds), sites, outcomes)
-
-
-def _outcome(name: str, model: Any, checkpoints: list[Path], architecture: str) -> Outcome:
-    """Run an experiment with few draws."""
-    settings: dict[str, Any] = {**SMALL, **SETTINGS.get(name, {})}
-    if name == "sink_emergence":
-        settings["checkpoints"] = tuple(map(str, checkpoints))
-    prompts = sinklens.Prompts(TOKENS, bos=True, source="tokens")
-    try:
-        result = sinklens.run(name, model, prompts, **settings)
-    except sinklens.SinklensError as error:
-        return Outcome(False, (_said(str(error), architecture),))
-    left_out = result.settings["left_out"].items()
-    reasons = (_said(f"{what}: {why}", architecture) for what, why in left_out)
-    return Outcome(True, tuple(one for one in reasons if not OF_WEIGHTS.search(one)))
-
-
-def _said(reason: str, architecture: str) -> str:
-    return " ".join(reason.replace(architecture, "this model").replace("|", "\\|").split())
 
 
 def page() -> str:

@@ -88,6 +88,8 @@ def check(
             ("sliding-window layers", windowed),
         ):
             print(f"  {name}: {value if isinstance(value, int) and value > 1 else _yes(value)}")
+        if found.experts or found.hidden_experts:
+            print(f"  choice of experts: {'shown' if found.experts else 'not shown'}")
         if found.agreement is not None:
             print(f"  largest difference from the logits of Hugging Face: {found.agreement:.2g}")
 

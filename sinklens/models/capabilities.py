@@ -30,6 +30,7 @@ from .obstacles import (
     NO_EFFECT,
     attention_layers,
     gated_layers,
+    has_experts,
     layer_list,
     layers_of,
     meant_shapes,
@@ -38,7 +39,7 @@ from .obstacles import (
 )
 from .origins import short_prompt
 from .state import State
-from .trials import read_sites
+from .trials import is_causal, read_sites
 
 # Kinds of site, and their names for TransformerLens's `get_act_name`.
 SITES = {
@@ -101,6 +102,7 @@ class Capabilities:
             beyond it the mask has another form. None where there is no such length.
         gated: The layers in which a head's output is not its weights times its values.
         experts: Whether TransformerLens shows which experts of a mixture tokens go to.
+        hidden_experts: Whether there are experts, and it does not.
         agreement: The largest difference to the logits of the plain Hugging Face model; None where
             they cannot be compared.
         unlike_plain: Whether that is more than rounding: one of the two was edited, or the bridge
@@ -122,6 +124,7 @@ class Capabilities:
     other_masks: tuple[int | None, ...] = ()
     gated: tuple[int, ...] = ()
     experts: bool = False
+    hidden_experts: bool = False
     agreement: float | None = None
     unlike_plain: bool = False
 
@@ -205,17 +208,23 @@ class Capabilities:
         Raises:
             SinklensError: Some layer has a mask of another form.
         """
+        if reason := self.unknown_mask(length):
+            raise SinklensError(reason)
+        windows = [self.windows[layer] for layer in self.attention]
+        return [None if w is None or w >= length else w for w in windows]
+
+    def unknown_mask(self, length: int) -> str:
+        """Why it is not known which keys a query sees in prompts of a length, empty where it is."""
         for layer in self.attention:
             most = self.other_masks[layer]
             if most is not None and length > most:
                 shorter = f"; use prompts of at most {most} tokens" if most > 1 else ""
-                raise SinklensError(
+                return (
                     f"the attention mask of layer {layer} of {self.architecture} is neither "
                     f"causal, nor full, nor a sliding window in prompts of {length} tokens, and "
                     f"uniform attention under it is not known{shorter}"
                 )
-        windows = [self.windows[layer] for layer in self.attention]
-        return [None if w is None or w >= length else w for w in windows]
+        return ""
 
     def layer_groups(self, length: int) -> list[tuple[str, list[int]]]:
         """All layers with attention, and where windows are short also those with and without one.
@@ -277,8 +286,6 @@ def _try_everything(model: HookedModel) -> Capabilities:
                 f"{origin(model).name} gives NaN or infinite logits on plain tokens; its weights "
                 "or its dtype are broken"
             )
-        # The second prompt differs from the first in its last token only.
-        causal = torch.allclose(clean.logits[0, :-1], clean.logits[1, :-1], atol=1e-4, rtol=1e-4)
         shapes = meant_shapes(tokens.shape[1], n_heads, groups, int(model.cfg.d_model))
         attention = attention_layers(names, clean)
         unreadable = unreadable_hooks(read, clean, shapes, attention)
@@ -286,9 +293,11 @@ def _try_everything(model: HookedModel) -> Capabilities:
         patterns = [
             None if name in unreadable else clean.held[name].float() for name in names["pattern"]
         ]
+        causal = is_causal(clean.logits, patterns)
         masks = read_masks(model, tokens, patterns, config, causal=causal)
         # One that was given may have been edited by its user: then this is said, not refused.
         found = None if origin(model).agreement is not None else compared(model, tokens[:1])
+    experts = any(name.endswith("mlp.hook_expert_indices") for name in model.hook_dict)
     learned = _learned_sinks(patterns, clean.logits.dtype)
     if learned and getattr(model, "compatibility_mode", False):
         raise SinklensError(
@@ -311,7 +320,8 @@ def _try_everything(model: HookedModel) -> Capabilities:
         unreadable=unreadable,
         other_masks=masks.others,
         gated=gated_layers(names, clean, unreadable),
-        experts=any(name.endswith("mlp.hook_expert_indices") for name in model.hook_dict),
+        experts=experts,
+        hidden_experts=has_experts(config) and not experts,
         agreement=found.difference if found else origin(model).agreement,
         unlike_plain=found is not None and not found.rounding,
     )

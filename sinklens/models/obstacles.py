@@ -132,6 +132,17 @@ def obstacles_to_edits(
     return found
 
 
+def has_experts(config: Any) -> bool:
+    """Whether a Hugging Face config names a mixture of experts, in whichever words."""
+    own = config.get_text_config() if hasattr(config, "get_text_config") else config
+    counts = [
+        count
+        for name, count in vars(own).items()
+        if name.endswith("experts") and "shared" not in name
+    ]
+    return any(isinstance(count, int) and count > 1 for count in counts)
+
+
 def gated_layers(
     names: Mapping[str, Sequence[str]], clean: Sites, unreadable: Mapping[str, str]
 ) -> tuple[int, ...]:

@@ -6,8 +6,8 @@ from .capabilities import Capabilities
 
 
 def remarks_on(capabilities: Capabilities) -> list[str]:
-    """Sentences on layers without attention, and on bridges unlike their plain model."""
-    return [*_on_layers(capabilities), *_on_logits(capabilities)]
+    """Sentences on layers without attention, hidden experts, and bridges unlike their model."""
+    return [*_on_layers(capabilities), *_on_experts(capabilities), *_on_logits(capabilities)]
 
 
 def _on_layers(found: Capabilities) -> list[str]:
@@ -21,6 +21,15 @@ def _on_layers(found: Capabilities) -> list[str]:
         f"Of the {found.n_layers} layers of {found.architecture}, counted from 0, only these have "
         f"attention: {layers}. What is said of attention, heads, keys and values is of them, and "
         f"averages over layers are over them. {in_its_place}"
+    ]
+
+
+def _on_experts(found: Capabilities) -> list[str]:
+    if not found.hidden_experts:
+        return []
+    return [
+        f"TransformerLens does not show which experts tokens go to in {found.architecture}: there "
+        "are no rows experts_changed, and an effect can be that of other experts."
     ]
 
 

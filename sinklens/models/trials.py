@@ -24,6 +24,7 @@ from torch import Tensor
 from ..core.protocol import HookedModel
 
 Names = Sequence[str]
+ROUNDINGS = 8  # of a logit, in half precision
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,28 @@ def add_noise(activation: Float[Tensor, "*shape"], hook: Any) -> Float[Tensor, "
         # Pattern or scores: masked entries hold the most negative number; use a moderate scale.
         return activation + noise
     return activation + noise * (activation.std() + 1)
+
+
+def is_causal(
+    logits: Float[Tensor, "2 pos d_vocab"],
+    patterns: Sequence[Float[Tensor, "2 head query key"] | None],
+) -> bool:
+    """Whether logits of two prompts that differ in their last token alone are alike before it.
+
+    In half precision rounding depends on how many tokens an expert gets, so that differences within
+    it say nothing where patterns show that no query sees a later key.
+
+    Args:
+        logits: Of the two prompts.
+        patterns: By layer; None where there is none.
+    """
+    before, other = logits[0, :-1], logits[1, :-1]
+    if torch.allclose(before, other, atol=1e-4, rtol=1e-4):
+        return True
+    shown = [pattern for pattern in patterns if pattern is not None]
+    room = ROUNDINGS * torch.finfo(logits.dtype).eps * float(logits.abs().max())
+    rounded = bool(shown) and float((before - other).abs().max()) <= room
+    return rounded and not any(bool(pattern.triu(1).any()) for pattern in shown)
 
 
 def seen_keys(pattern: Float[Tensor, "batch head query key"]) -> Bool[Tensor, "query key"]:

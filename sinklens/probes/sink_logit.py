@@ -50,19 +50,24 @@ class LogitGaps(ResumableProbe[LogitGapValues]):
         site = "scores" if capabilities.edits["scores"] else "pattern"
         super().__init__(site, capabilities.layers_of(site))
         self._of_pattern = site == "pattern"
-        self._causal, self._windows = capabilities.causal, capabilities.windows
+        self._capabilities = capabilities
 
     def reduce(
         self, activation: Float[Tensor, "batch head query key"], layer: int, /
     ) -> LogitGapValues:
-        """The mean gap over the queries that count."""
+        """The mean gap over the queries that count.
+
+        Raises:
+            SinklensError: It is not known which keys a query sees.
+        """
         length = activation.shape[-1]
         logits = wide(activation)
         if self._of_pattern:
             logits = logits.clamp_min(torch.finfo(torch.float32).tiny).log()
         seen = torch.ones(length, length, device=activation.device)
-        seen = seen.tril() if self._causal else seen
-        window = self._windows[layer]
+        seen = seen.tril() if self._capabilities.causal else seen
+        windows = self._capabilities.visible_keys(length)
+        window = windows[self._capabilities.attention.index(layer)]
         seen = seen if window is None else seen.triu(1 - window)
         queries = (seen[:, self._key] * seen[:, 0]).bool()
         queries[: self._place + 1] = False

@@ -70,6 +70,77 @@ def _gpt_neo() -> PreTrainedModel:
     return random_model(transformers.GPTNeoForCausalLM, config)
 
 
+def _xglm() -> PreTrainedModel:
+    config = transformers.XGLMConfig(
+        **ids(),
+        num_layers=LAYERS,
+        attention_heads=N_HEADS,
+        d_model=D_MODEL,
+        ffn_dim=D_MLP,
+        max_position_embeddings=128,
+        **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0),
+    )
+    return random_model(transformers.XGLMForCausalLM, config)
+
+
+def _roberta() -> PreTrainedModel:
+    config = transformers.RobertaConfig(
+        **ids(),
+        num_hidden_layers=LAYERS,
+        num_attention_heads=N_HEADS,
+        hidden_size=D_MODEL,
+        intermediate_size=D_MLP,
+        max_position_embeddings=140,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return random_model(transformers.RobertaForMaskedLM, config)
+
+
+def _jetmoe() -> PreTrainedModel:
+    config = transformers.JetMoeConfig(
+        **ids(),
+        num_hidden_layers=LAYERS,
+        num_key_value_heads=2,
+        kv_channels=8,
+        hidden_size=D_MODEL,
+        intermediate_size=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=128,
+    )
+    return random_model(transformers.JetMoeForCausalLM, config)
+
+
+def _zamba2() -> PreTrainedModel:
+    config = transformers.Zamba2Config(
+        **ids(),
+        num_hidden_layers=LAYERS,
+        num_attention_heads=N_HEADS,
+        num_key_value_heads=N_HEADS,
+        hidden_size=D_MODEL,
+        intermediate_size=D_MLP,
+        layers_block_type=["mamba", "hybrid", "mamba"],
+        mamba_d_state=8,
+        mamba_ngroups=1,
+        n_mamba_heads=4,
+        mamba_headdim=16,
+        num_mem_blocks=1,
+        use_shared_attention_adapter=False,
+        max_position_embeddings=128,
+    )
+    return random_model(transformers.Zamba2ForCausalLM, config)
+
+
+ROUTED = {
+    **EXPERT_SIZE,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+}
 NO_HEAD_SIZE = ("head_dim",)
 ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "Llama 3": families.llama,
@@ -79,6 +150,7 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "Qwen 3 MoE": partial(_made, "Qwen3Moe", **EXPERTS, **EXPERT_SIZE),
     "Qwen 3 Next": odd_models.qwen3_next,
     "Qwen 3.5": odd_models.hybrid,
+    "Qwen 3.5, full attention": odd_models.gated,
     "Gemma 2": families.gemma2,
     "Gemma 3": partial(_made, "Gemma3", text="Text", layer_types=SLIDING, sliding_window=4),
     "Gemma 4": partial(
@@ -125,6 +197,7 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "GPT-Neo": _gpt_neo,
     "GPT-1": odd_models.gpt1,
     "OPT": families.opt,
+    "OPT 350M": odd_models.opt_350m,
     "Bloom": _bloom,
     "MPT": _mpt,
     "BERT": families.bert,
@@ -132,4 +205,22 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "T5": odd_models.t5,
     "Mamba": odd_models.mamba,
     "RWKV": odd_models.rwkv,
+    "GPT-BigCode": partial(_gpt, "GPTBigCode"),
+    "CodeGen": partial(_gpt, "CodeGen", rotary_dim=4),
+    "XGLM": _xglm,
+    "BitNet": partial(_made, "BitNet", NO_HEAD_SIZE),
+    "Exaone 4": partial(_made, "Exaone4", layer_types=SLIDING, sliding_window=4),
+    "HunYuan": partial(_made, "HunYuanDenseV1"),
+    "GLM 4 MoE": partial(_made, "Glm4Moe", **ROUTED),
+    "JetMoE": _jetmoe,
+    "RecurrentGemma": partial(
+        _made,
+        "RecurrentGemma",
+        lru_width=D_MODEL,
+        attention_window_size=5,
+        block_types=["recurrent", "recurrent", "attention"],
+    ),
+    "Zamba 2": _zamba2,
+    "RoBERTa": _roberta,
+    "DiffLlama": partial(_made, "DiffLlama"),
 }

@@ -22,7 +22,7 @@ from sinklens.models import masks
 from sinklens.models.agreement import agreement, unwrapped
 from sinklens.models.capabilities import check
 from sinklens.models.remarks import remarks_on
-from sinklens.probes import SinkReads, ValueNorms
+from sinklens.probes import LogitGaps, SinkReads, ValueNorms
 from sinklens.probes.log_split import SinkReadouts
 from tests import families, odd_models
 
@@ -175,6 +175,17 @@ def test_chunks_are_no_window() -> None:
         run("sink_profile", "chunked")
     short = sinklens.Prompts(TOKENS[:, : odd_models.CHUNK], bos=True, source="tokens")
     assert sinklens.run("sink_profile", bridge("chunked"), short, **RUN).effects
+
+
+def test_a_sink_logit_is_left_out_where_the_mask_is_not_known() -> None:
+    """Which keys a query sees decides what the sink's logit is set against."""
+    result = run("active_dormant", "chunked")
+    assert "prompts of at most 5 tokens" in result.settings["left_out"]["sink_logit"]
+    assert {"value_drain", "dormant"} <= {row.metric for row in result.effects}
+    assert "sink_logit" not in {row.metric for row in result.effects}
+    probe = LogitGaps(bridge("chunked"))
+    with pytest.raises(SinklensError, match="prompts of at most 5 tokens"):
+        evaluate(bridge("chunked"), prompts(), [], [], probes=[probe])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from torch import Tensor
 import sinklens
 from sinklens import SinklensError
 from sinklens.engine.evaluate import evaluate
+from sinklens.models.capabilities import check
+from sinklens.models.trials import is_causal
 from tests import families, odd_models
 from tests.reference import plain_families as reference
 
@@ -126,3 +128,28 @@ def test_models_without_experts_have_no_such_row() -> None:
     with pytest.raises(SinklensError, match="RoutedAnew finds nothing to read in Llama"):
         prompts = sinklens.Prompts(TOKENS, bos=True, source="tokens")
         evaluate(model, prompts, [], ["experts_changed"])
+
+
+@pytest.mark.parametrize(
+    ("step", "ahead", "causal"),
+    [(0, True, True), (1, False, True), (1, True, False), (9, False, False)],
+)
+def test_rounding_in_half_precision_is_no_look_ahead(step: int, ahead: bool, causal: bool) -> None:
+    """Logits may differ by some roundings where patterns show no later key."""
+    logits = torch.full((2, 5, 7), 8.0, dtype=torch.bfloat16)
+    logits[1, 2, 3] += step * 8 * torch.finfo(torch.bfloat16).eps
+    pattern = torch.full((2, 3, 5, 5), 0.2) if ahead else torch.full((2, 3, 5, 5), 0.2).tril()
+    assert is_causal(logits, [None, pattern]) == causal
+    assert is_causal(logits, [None]) == (step == 0)
+
+
+def test_experts_that_are_not_shown_are_said() -> None:
+    """Their choice cannot be compared, so that a result has no row of it."""
+    hidden = sinklens.load(odd_models.deepseek_v3())
+    assert check(hidden).hidden_experts and not check(hidden).experts
+    result = run("bos_replacement", hidden, conditions="zero")
+    assert any("does not show which experts" in note for note in result.notes())
+    assert "experts_changed" not in {row.metric for row in result.effects}
+    shown, none = sinklens.load(odd_models.olmoe()), sinklens.load(odd_models.granite_4())
+    assert [check(model).hidden_experts for model in (shown, none)] == [False, False]
+    assert [check(model).experts for model in (shown, none)] == [True, False]

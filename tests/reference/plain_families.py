@@ -8,15 +8,15 @@ and divergences are those of the predictions made at positions 1 and later, by p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-Edit = Callable[[Tensor], Tensor]
+Edit = Callable[[Any], Any]
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "Wo")
 
 
@@ -96,6 +96,18 @@ def _after(module: nn.Module, edit: Edit) -> Iterator[None]:
         handle.remove()
 
 
+def at_stage(model: Any, layer: int, edit: Edit) -> AbstractContextManager[None]:
+    """Change the stream that enters a block, or that leaves the last one."""
+    every = blocks(model)
+    if layer < len(every):
+        return _before(every[layer], edit)
+
+    def last(output: Any) -> Any:
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    return _after(every[-1], last)
+
+
 def at_zero(values: Tensor) -> Tensor:
     """Zeros at position 0."""
     values = values.clone()
@@ -121,20 +133,30 @@ def without_stream(model: Any, tokens: Tensor, layer: int) -> Tensor:
         return logits(model, tokens)
 
 
-def without_heads(model: Any, tokens: Tensor, layer: int, heads: Iterable[int], n: int) -> Tensor:
-    """Logits without what some of a layer's n heads write."""
+def output_projection(model: Any, layer: int) -> nn.Module:
+    """The projection behind a layer's attention."""
     (projection,) = (
         module
         for name, module in blocks(model)[layer].named_modules()
         if name.rpartition(".")[2] in OUTPUT_PROJECTIONS and "att" in name.lower()
     )
+    return projection
 
-    def edit(z: Tensor) -> Tensor:
-        by_head = z.clone().unflatten(-1, (n, -1))
-        by_head[..., list(heads), :] = 0
-        return by_head.flatten(-2)
 
-    with _before(projection, edit):
+def without_heads(model: Any, tokens: Tensor, heads: Mapping[int, Iterable[int]], n: int) -> Tensor:
+    """Logits without what some of n heads write, by layer."""
+
+    def of_layer(chosen: Iterable[int]) -> Edit:
+        def edit(z: Tensor) -> Tensor:
+            by_head = z.clone().unflatten(-1, (n, -1))
+            by_head[..., list(chosen), :] = 0
+            return by_head.flatten(-2)
+
+        return edit
+
+    with ExitStack() as edits:
+        for layer, chosen in heads.items():
+            edits.enter_context(_before(output_projection(model, layer), of_layer(chosen)))
         return logits(model, tokens)
 
 

@@ -254,18 +254,19 @@ def _scores_of(
 
 
 def _read(run: Run[Any], model: HookedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The scores of a model, and of position 0 `behind_output`, `stream` and `gap`."""
+    """The scores of a model; `behind_output`, `stream`, and `gap` where the mask is known."""
     capabilities = check(model)
     probes: list[Probe] = [
         PatternParts(capabilities),
         ValueParts(model, capabilities),
         OutputParts(capabilities),
         StreamNorms(model),
-        LogitGaps(model),
+        *([] if capabilities.unknown_mask(run.prompts.length) else [LogitGaps(model)]),
     ]
-    pattern, value, output, stream, gaps = run.read(*probes, model=model)
+    pattern, value, output, stream, *gaps = run.read(*probes, model=model)
     beside = {"behind": value["behind_output"].double(), "stream": stream.double()}
-    beside["gap"] = gaps.gap.double()
+    if gaps:
+        beside["gap"] = gaps[0].gap.double()
     return with_relative({**pattern, **value, **output}), beside
 
 
@@ -283,6 +284,8 @@ def _add_measurements(run: Run[ActiveDormantConfig]) -> dict[str, Tensor]:
         run.left_out(RANDOM_WEIGHTS, made or "random_weights is false")
     count = max(1, round(MOST * size))
     own = _measured(scores, beside, config, count)
+    if reason := run.capabilities.unknown_mask(run.prompts.length):
+        run.left_out("sink_logit", reason)
     untrained = {} if twin is None else _measured(*_read(run, twin), config, count)
     places = control_positions(run.prompts.length, config.draws, config.seed)
     run.drawn(control_positions=places)
@@ -311,8 +314,10 @@ def _measured(
 ) -> dict[tuple[str, str], tuple[Float[Tensor, " prompt"], float]]:
     """By metric and condition the values of each prompt, and their null."""
     size = scores[WEIGHT][0].numel()
-    measured = {
-        ("sink_logit", "position0"): (beside["gap"].flatten(1).mean(1), 0.0),
+    measured: dict[tuple[str, str], tuple[Tensor, float]] = {}
+    if "gap" in beside:
+        measured["sink_logit", "position0"] = (beside["gap"].flatten(1).mean(1), 0.0)
+    measured |= {
         ("value_drain", "position0"): (drain(beside["behind"], 0), 1.0),
         ("residual_peak", "position0"): (peak(beside["stream"], 0), 1.0),
         ("dormant", WEIGHT): (_share(scores[WEIGHT] > config.weight_above), 0.0),

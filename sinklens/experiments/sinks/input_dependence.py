@@ -62,6 +62,8 @@ NO_HEADS = {
     "sink": f"no head has a sink mass above {SINK_MASS}",
     "others": f"every head has a sink mass above {SINK_MASS}",
 }
+UNIFORM = "their attention is uniform within rounding error"
+ROUNDINGS = 10  # of a weight: a tenth of what is told apart is then rounding, a hundredth squared
 COPIES = 4
 """Of all patterns: how many are held, the head's own and what is made of them."""
 
@@ -227,19 +229,27 @@ def _add_measurements(
         null = common(own["uniform"])
         others = [part for name, part in own.items() if name.startswith(ANOTHER)]
         references = _references([common(part) for part in others], null)
-        whole = apart(own["uniform"])
+        whole, rounding = apart(own["uniform"]), _rounding(run, len(heads))
         explained = _references([1 - apart(part) / whole for part in others], 0.0)
         if beside:
             of_twin = Sample(common(beside["mean"]), common(beside["uniform"]))
             references.append(_untested(of_twin, RANDOM_WEIGHTS))
         run.add("overlap", group, Sample(common(own["mean"]), null), *references)
-        if not bool((whole > 0).all()):
-            run.left_out(f"explained of {group}", "their attention is uniform")
+        if not bool((whole > rounding).all()):
+            run.left_out(f"explained of {group}", UNIFORM)
             continue
-        if beside and bool((apart(beside["uniform"]) > 0).all()):
+        if beside and bool((apart(beside["uniform"]) > rounding).all()):
             share = 1 - apart(beside["mean"]) / apart(beside["uniform"])
             explained.append(_untested(Sample(share), RANDOM_WEIGHTS))
+        elif beside:
+            run.left_out(f"explained of {group} in {RANDOM_WEIGHTS}", UNIFORM)
         run.add("explained", group, Sample(1 - apart(own["mean"]) / whole), *explained)
+
+
+def _rounding(run: Run[Any], heads: int) -> float:
+    """The squared distance from uniform attention beside which rounding of weights counts."""
+    squares = sum(1 / (query + 1) for query in range(1, run.prompts.length))
+    return heads * squares * (ROUNDINGS * torch.finfo(run.model.cfg.dtype).eps) ** 2
 
 
 def _orders(run: Run[InputDependenceConfig]) -> list[Int[Tensor, " prompt"]]:
