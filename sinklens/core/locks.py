@@ -56,7 +56,11 @@ def passing_folder(parent: Path, prefix: str) -> Iterator[Path]:
     lock = None
     while lock is None:  # somebody who tidies up may take a new one for one that was left
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
-        lock = _taken(folder)
+        try:
+            lock = _taken(folder)
+        except SinklensError:
+            folder.rmdir()
+            raise
     try:
         yield folder
     finally:
@@ -93,8 +97,9 @@ def _taken(folder: Path) -> int | None:
         os.close(lock)
     command = " ".join(sys.argv)[:_LONGEST]
     text = f"process {os.getpid()} on {socket.gethostname()}: {command}"
-    os.truncate(lock, 0)
-    os.write(lock, text.encode("utf-8", "backslashreplace"))
+    with contextlib.suppress(OSError):  # on a full disk the lock holds without a name
+        os.truncate(lock, 0)
+        os.write(lock, text.encode("utf-8", "backslashreplace"))
     return lock
 
 

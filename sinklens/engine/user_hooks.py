@@ -13,7 +13,7 @@ import torch
 
 from ..core.protocol import HookedModel
 
-_LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.", "torch.")
+_LIBRARIES = ("sinklens.models.", "transformer_lens.", "transformers.", "accelerate.", "torch.")
 
 
 def own_hook_points(model: HookedModel) -> list[str]:

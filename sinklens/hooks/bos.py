@@ -26,7 +26,7 @@ from torch import Tensor
 from ..core.errors import unknown_name
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
-from ..models import alone, ordinary_tokens, weights_hash
+from ..models import alone, in_use, look_again, ordinary_tokens, weights_hash
 from ..models.prompts import single_token
 from .intervention import Intervention, redirect_position, replace_position
 
@@ -94,13 +94,19 @@ def _replacement(
     raise unknown_name("condition", with_, BOS_CONDITIONS)
 
 
-@alone
 def mean_embedding(model: HookedModel, position: int = 0) -> Float[Tensor, " d_model"]:
     """The mean output of the embedding site over all rows of the vocabulary.
 
     Special tokens count, and so do padding rows beyond the tokenizer. Cached until the weights or
     the compatibility mode change: it takes one pass of every token through the embedding.
     """
+    look_again(model)
+    with in_use(model):
+        return _mean_embedding(model, position)
+
+
+def _mean_embedding(model: HookedModel, position: int) -> Float[Tensor, " d_model"]:
+    """The mean of a model in use."""
     place = position if _depends_on_position(model) else 0
     key = (weights_hash(model), bool(getattr(model, "compatibility_mode", False)), place)
     known = _means.setdefault(model, {})

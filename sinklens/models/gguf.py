@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,14 +68,16 @@ def _convert(file: Path, target: Path) -> None:
 
     Raises:
         SinklensError: The file is damaged.
+        OSError: The folder cannot be written.
     """
-    target.mkdir()
     try:
         with quiet_transformers():
             _require_sound(file)
-            _write_dequantised(file, target)
+            model, tokenizer = _dequantised(file)
     except Exception as error:
         raise SinklensError(f"cannot read {file} as GGUF: {first_line(error)}") from error
+    target.mkdir()
+    _write(model, tokenizer, target)
     made = {path.name: _sums_of(path) for path in sorted(target.iterdir())}
     (target / CONTENT).write_bytes(json_bytes(made))
 
@@ -134,14 +137,24 @@ def _require_weights(file: Path, there: int) -> None:
         raise ValueError(f"its header asks for {wanted:,} weights, of which it has {there:,}")
 
 
-def _write_dequantised(file: Path, folder: Path) -> None:
-    """Read a `.gguf` file with transformers and write config, tokenizer and float32 weights."""
-    from safetensors.torch import save_file
+def _dequantised(file: Path) -> tuple[Any, Any]:
+    """The model of a `.gguf` file in float32, as transformers reads it, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
-    )
+    options = {"gguf_file": file.name, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
+    return model, AutoTokenizer.from_pretrained(file.parent, **options)
+
+
+def _write(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write config, tokenizer and weights.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     # A config that still says "GGUF" makes transformers look for the quantised file again.
     del model.config.quantization_config
     model.config.architectures = [type(model).__name__]
@@ -152,10 +165,10 @@ def _write_dequantised(file: Path, folder: Path) -> None:
         if tensor.data_ptr() not in seen:  # tied weights once
             seen.add(tensor.data_ptr())
             tensors[name] = tensor.contiguous()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    tokenizer = AutoTokenizer.from_pretrained(
-        file.parent, gguf_file=file.name, trust_remote_code=False
-    )
+    try:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # what a full disk is to safetensors
+        raise OSError(first_line(error)) from error
     tokenizer.save_pretrained(folder)
 
 

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import wraps
-from threading import Lock, RLock
+from functools import partial, wraps
+from threading import Lock, RLock, get_ident
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ..core.errors import UsageError
+from ..core.errors import SinklensError, UsageError
 from ..core.protocol import HookedModel
 from .placement import require_uncompiled
 
@@ -54,8 +54,9 @@ def require_bridge(model: Any) -> None:
 def in_use(model: HookedModel) -> Iterator[None]:
     """Use a model alone, and as it is now, for the length of a `with` block.
 
-    Hooks are attached to the model itself, so that another thread that wants it waits. What is made
-    beside it is float32 unless it says otherwise, whatever the caller's default is.
+    Hooks are attached to the model itself, so that another thread that wants it waits, and one that
+    calls it by itself gets an error. What is made beside it is float32 and on the CPU unless it
+    says otherwise, whatever the caller's defaults are.
 
     Raises:
         UsageError: It is no bridge.
@@ -66,15 +67,49 @@ def in_use(model: HookedModel) -> Iterator[None]:
         return
     with _making:
         lock = _locks.setdefault(model, RLock())
-    with lock:
+    with lock, _plain_defaults(), _in_this_thread(model):
         token = _states.set({**_states.get(), model: model_state(model)})
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)
         try:
             yield
         finally:
-            torch.set_default_dtype(default)
             _states.reset(token)
+
+
+@contextmanager
+def _plain_defaults() -> Iterator[None]:
+    """Have torch make tensors in float32 and on the CPU, as it does by default."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        # On every call of torch a default device costs time.
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _in_this_thread(model: HookedModel) -> Iterator[None]:
+    """Refuse forward passes of other threads, which would meet the hooks of this one."""
+    hook = partial(_require_thread, get_ident())
+    handle = model.original_model.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _require_thread(owner: int, module: Any, inputs: Any) -> None:
+    """Refuse a forward pass in another thread.
+
+    Raises:
+        SinklensError: It is one.
+    """
+    if get_ident() != owner:
+        raise SinklensError(
+            f"this {type(module).__name__} is used by sinklens in another thread, whose hooks are "
+            "on it; wait until that ends, or load another copy of the model"
+        )
 
 
 def alone(function: F) -> F:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import sinklens
+from sinklens.hooks import mean_embedding
 from sinklens.models import state
 from tests import families
 
@@ -87,6 +88,16 @@ def test_means_are_of_the_weights_as_they_are(model_and_write: Any) -> None:
     assert second.effects != first.effects
 
 
+def test_a_mean_that_is_taken_alone_is_of_the_weights_as_they_are(model_and_write: Any) -> None:
+    model, write = model_and_write
+    embedding = model.original_model.get_input_embeddings().weight
+    mean_embedding(model)
+    with torch.inference_mode():
+        changed = embedding + 1
+    write(embedding, changed)
+    torch.testing.assert_close(mean_embedding(model), changed.mean(0))
+
+
 def test_the_checksum_sees_a_bit_and_an_exchange() -> None:
     model = families.boot("llama")
     weight = weight_of(model)
@@ -136,6 +147,36 @@ def test_threads_take_turns() -> None:
     assert results == wanted and len(set(map(str, checked))) == 1
     assert all(torch.equal(one, scores[0]) for one in scores)
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
+
+
+def test_a_forward_pass_of_another_thread_meets_no_hooks() -> None:
+    """It is refused where it would."""
+    model = families.boot("llama")
+    tokens = torch.arange(4, 16)[None]
+    wanted = model(tokens)
+    with ThreadPoolExecutor(1) as other:
+
+        def within(logits: torch.Tensor, tokens: torch.Tensor, **_: Any) -> torch.Tensor:
+            with pytest.raises(sinklens.SinklensError, match="in another thread"):
+                other.submit(model, tokens).result()
+            return logits[:, 0, 0]
+
+        run(model, metrics=[within])
+        assert torch.equal(other.submit(model, tokens).result(), wanted)
+
+
+def test_the_callers_default_device_changes_nothing() -> None:
+    model = families.boot("llama")
+    wanted = run(model)
+    prompts = sinklens.prompts(model, TEXT, n=4, length=12, bos=True)
+    torch.set_default_device("meta")
+    try:
+        settings = {"draws": 1, "null_models": 0, "progress": False}
+        found = sinklens.run("sink_head_ablation", model, prompts, heads="L0H1", **settings)
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_device(None)
+    assert found.effects == wanted.effects
 
 
 def test_the_callers_default_dtype_changes_nothing() -> None:

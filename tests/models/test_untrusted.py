@@ -61,13 +61,14 @@ def converted(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> C
     writer.write_kv_data_to_file()
     writer.close()
 
-    def write(source: Path, folder: Path) -> None:
+    def write(model: None, tokenizer: None, folder: Path) -> None:
         times.append(1)
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(bytes(range(256)) * 100)
 
     times: list[int] = []
-    monkeypatch.setattr(gguf, "_write_dequantised", write)
+    monkeypatch.setattr(gguf, "_dequantised", lambda file: (None, None))
+    monkeypatch.setattr(gguf, "_write", write)
     monkeypatch.setattr(gguf, "_require_weights", lambda file, there: None)
 
     def convert() -> Path:
@@ -121,6 +122,26 @@ def test_caches_that_cannot_be_written(
         monkeypatch.setattr(gguf, "cache_folder", lambda place=place: tmp_path / place)
         with pytest.raises(sinklens.SinklensError, match="set SINKLENS_CACHE"):
             converted()
+
+
+def test_a_full_disk_is_not_said_of_the_file(
+    converted: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    def full(*_: Any, **__: Any) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.undo()
+    monkeypatch.setenv("SINKLENS_CACHE", str(cache))
+    monkeypatch.setattr(gguf, "_require_sound", lambda file: None)
+    plain = families.llama()
+    plain.config.quantization_config = {"quant_method": "gguf"}
+    monkeypatch.setattr(gguf, "_dequantised", lambda file: (plain, families.tiny_tokenizer()))
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(sinklens.SinklensError, match=r"cannot write .* No space left .* set SINK"):
+        converted()
+    assert not list(cache.iterdir())
 
 
 def test_names_that_are_none(tmp_path: Path) -> None:

@@ -195,6 +195,23 @@ def test_what_a_dead_process_left_is_taken_over(
     assert not (saved / LOCK).exists() and not left.exists()
 
 
+def test_a_full_disk_locks_without_a_name(
+    result: sinklens.ExperimentResult, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, locked(saved.parent):
+        patched.setattr(os, "write", full)
+        with locked(saved):
+            assert (saved / LOCK).read_bytes() == b""
+        patched.setattr(os, "open", full)
+        with pytest.raises(sinklens.SinklensError, match="No space left on device"):
+            result.save(saved, overwrite=True)
+    assert [path.name for path in saved.parent.iterdir()] == ["result"]
+    result.save(saved, overwrite=True)
+
+
 def test_a_folder_that_is_being_made_is_left_alone(tmp_path: Path) -> None:
     with passing_folder(tmp_path, ".sinklens-") as folder:
         write_files(tmp_path / "out", {"result.json": b"{}"})
