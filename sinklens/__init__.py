@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from .runner.registry import experiment as experiment
     from .runner.registry import run as run
     from .stats.effects import EffectSize as EffectSize
+    from .sweep.driver import run_sweep as run_sweep
+    from .sweep.table import load_sweep as load_sweep
     from .views import attention_view as attention_view
 
 __version__ = "0.2.0"
@@ -78,6 +80,8 @@ _HOMES = {
     "prompts": "models.prompts",
     "random_prompts": "models.prompts",
     "repeated_prompts": "models.prompts",
+    "load_sweep": "sweep.table",
+    "run_sweep": "sweep.driver",
     "hooks": "hooks",
     "metrics": "metrics",
     "models": "models",
