@@ -168,6 +168,69 @@ def sharing(place: Path) -> Iterator[str]:
         yield f"{model}: {together:.1f} s together, {apart:.1f} s apart: {together / apart:.2f}"
 
 
+def memory(place: Path) -> Iterator[str]:
+    """The peak memory of this process over 1,000 tasks on models that are loaded anew each time."""
+    import resource
+
+    from sinklens.sweep.driver import run_sweep
+    from tests import families
+
+    for name in ("llama", "gpt2"):
+        getattr(families, name)().save_pretrained(place / name)
+        families.tiny_tokenizer().save_pretrained(place / name)
+    (place / "text.txt").write_text("a text about nothing in particular, cut into windows. " * 20)
+    text = {"path": "text.txt", "n": 2, "length": 8}
+    for tasks in (50, 250, 500, 750, 1000):
+        asked = {
+            "models": ["llama", "gpt2"],
+            "texts": [text],
+            "seeds": list(range(tasks // 2)),
+            "experiments": [{"name": "bos_replacement", "conditions": ["mean"], "draws": 1}],
+            "settings": {"null_models": 0},
+        }
+        os.chdir(place)
+        report = run_sweep(asked, place / "out", progress=False)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        yield f"{report.tasks} tasks: {now()} MiB held, {peak} MiB at most"
+
+
+def now() -> int:
+    """The memory that this process holds, in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def table(place: Path) -> Iterator[str]:
+    """A table of 100,000 rows: copies of one result under other names."""
+    from sinklens.sweep.driver import run_sweep
+    from sinklens.sweep.table import merge
+
+    file = place / "one.toml"
+    file.write_text(spec(["rope"], [0]))
+    run_sweep(file, place / "out", progress=False)
+    about = json.loads((place / "out" / "sweep.json").read_text())
+    (source,) = (place / "out").glob("tasks/rope-bos_replacement-*")
+    rows = len(json.loads((source / "result.json").read_text())["effects"])
+    copies = -(-100_000 // rows)
+    for number in range(copies):
+        shutil.copytree(source, place / "out" / "tasks" / f"copy{number}")
+        task = json.loads((source / "task.json").read_text()) | {"task": f"copy{number}"}
+        (place / "out" / "tasks" / f"copy{number}" / "task.json").write_text(json.dumps(task))
+    about["tasks"] = [f"copy{number}" for number in range(copies)]
+    (place / "out" / "sweep.json").write_text(json.dumps(about))
+    import pandas as pd
+
+    for suffix in ("parquet", "csv"):
+        began = time.perf_counter()
+        found = merge([place / "out"], place / f"effects.{suffix}")
+        seconds = time.perf_counter() - began
+        size = (place / f"effects.{suffix}").stat().st_size / 2**20
+        yield f"{len(found):,} rows of {copies:,} results, {suffix}: {seconds:.1f} s, {size:.1f} MiB"
+    began = time.perf_counter()
+    pd.read_parquet(place / "effects.parquet")
+    yield f"read again: {time.perf_counter() - began:.2f} s"
+
+
 BOTH = ["draws=1", "null_models=0"]
 COMMANDS = {
     "sink_profile": BOTH,
@@ -187,7 +250,12 @@ def main(part: str, folder: str) -> None:
         print(line, flush=True)
 
 
-PARTS: dict[str, Callable[[Path], Iterator[str]]] = {"engines": engines, "sharing": sharing}
+PARTS: dict[str, Callable[[Path], Iterator[str]]] = {
+    "engines": engines,
+    "sharing": sharing,
+    "memory": memory,
+    "table": table,
+}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
