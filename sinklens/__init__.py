@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from .runner.registry import experiment as experiment
     from .runner.registry import run as run
     from .stats.effects import EffectSize as EffectSize
+    from .sweep.driver import run_sweep as run_sweep
+    from .sweep.pooling import pool as pool
+    from .sweep.table import load_sweep as load_sweep
     from .views import attention_view as attention_view
 
 __version__ = "0.2.0"
@@ -82,6 +85,9 @@ _HOMES = {
     "prompts": "models.prompts",
     "random_prompts": "models.prompts",
     "repeated_prompts": "models.prompts",
+    "load_sweep": "sweep.table",
+    "pool": "sweep.pooling",
+    "run_sweep": "sweep.driver",
     "hooks": "hooks",
     "metrics": "metrics",
     "models": "models",

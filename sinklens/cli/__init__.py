@@ -13,6 +13,8 @@ from .looking import show as show
 from .reporting import report as report
 from .running import diagnose as diagnose
 from .running import run as run
+from .sweeping import merge as merge
+from .sweeping import sweep as sweep
 
 
 def main() -> None:

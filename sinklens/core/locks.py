@@ -78,6 +78,18 @@ def remove_left(parent: Path, prefix: str) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def owner(folder: Path) -> str:
+    """What another process that works in a folder says of itself; empty where none does."""
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:
+        return ""
+    try:
+        return "" if _lock(lock) else _owner(folder)
+    finally:
+        os.close(lock)
+
+
 def _taken(folder: Path) -> int | None:
     """The open lock file of a folder; None where another process has it or the folder is gone."""
     path = folder / LOCK

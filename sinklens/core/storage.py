@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .locks import LOCK, locked, passing_folder
 UNFINISHED = "unfinished"
 COMMAND = "command.json"
 FINISHED = ".sinklens-finished"
+PARTIAL = ".partial"
 ABOUT = "diagnosis.json"
 FILES = ("result.json", "run.json", "values.safetensors", "findings.txt", ABOUT)
 _PLAIN_NAME = re.compile(r"\w[\w. +-]{0,199}")
@@ -80,6 +82,23 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SinklensError(f"cannot write {shortened(folder)}: {reason}") from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all, whoever else writes it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file, partial = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=PARTIAL)
+    try:
+        with open(file, "wb") as out:
+            out.write(content)
+        os.replace(partial, path)
+    except OSError:
+        Path(partial).unlink(missing_ok=True)
+        raise
 
 
 def require_plain(names: Iterable[str]) -> None:

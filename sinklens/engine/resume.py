@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..core.errors import SinklensError, shortened
 from ..core.locks import locked
-from ..core.storage import COMMAND, FINISHED, UNFINISHED, not_empty
+from ..core.storage import COMMAND, FINISHED, PARTIAL, UNFINISHED, not_empty, write_file
 
 _open: ContextVar[Journal | None] = ContextVar("sinklens_journal", default=None)
 _section: ContextVar[Section | None] = ContextVar("sinklens_section", default=None)
@@ -135,7 +135,9 @@ def kept_in() -> Path | None:
 
 def _is_blank(own: Path) -> bool:
     """Whether a run was interrupted here before its command was written."""
-    return own.is_dir() and all(path.name == f"{COMMAND}.partial" for path in own.iterdir())
+    return own.is_dir() and all(
+        path.name.startswith(COMMAND) and path.suffix == PARTIAL for path in own.iterdir()
+    )
 
 
 @dataclass(frozen=True)
@@ -154,11 +156,8 @@ class Journal:
         Raises:
             SinklensError: It cannot be written.
         """
-        partial = file.with_name(f"{file.name}.partial")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            os.replace(partial, file)
+            write_file(file, content)
         except OSError as error:
             raise SinklensError(
                 f"cannot keep finished work in {self.folder}: {error}; finished work is "

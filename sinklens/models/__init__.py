@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from ..core.lazy import on_first_use
 
 if TYPE_CHECKING:
+    from .anatomy import Anatomy as Anatomy
+    from .anatomy import anatomy_of as anatomy_of
     from .gguf import cache_folder as cache_folder
     from .loading import load as load
     from .loading import load_like as load_like
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from .state import model_state as model_state
 
 _HOMES = {
+    "Anatomy": "anatomy",
+    "anatomy_of": "anatomy",
     "cache_folder": "gguf",
     "load": "loading",
     "load_like": "loading",

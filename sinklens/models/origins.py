@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -124,8 +125,19 @@ def short_prompt(model: HookedModel) -> Int[Tensor, "2 pos"]:
 
 
 def count_parameters(model: HookedModel) -> int:
-    """How many parameters a model has; tied ones count once."""
-    return sum(weight.numel() for weight in model.original_model.parameters())
+    """How many parameters a model has; tied ones count once.
+
+    TransformerLens keeps joint matrices (queries, keys and values of GPT-2) in parts as well, so
+    they are counted in a model of the same class and configuration without memory (`meta`).
+    """
+    original = model.original_model
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            config = copy.deepcopy(original.config)
+            plain = type(original)._from_config(config, attn_implementation="eager")
+    except Exception:  # made in another way than from a configuration
+        plain = original
+    return sum(weight.numel() for weight in plain.parameters())
 
 
 def weights_hash(model: HookedModel) -> str:

@@ -97,7 +97,7 @@ class Diagnosis:
         files = {PAGE: "\n".join([*self.findings, ""]).encode("utf-8", "backslashreplace")}
         files[ABOUT] = json_bytes({"experiments": list(self.results), "refused": self.refused})
         for name, result in self.results.items():
-            files |= {f"{name}/{file}": content for file, content in result._files().items()}
+            files |= {f"{name}/{file}": content for file, content in result.files().items()}
         write_files(target, files)
         return target
 

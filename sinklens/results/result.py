@@ -126,10 +126,10 @@ class ExperimentResult(Record):
         """
         target = Path(folder)
         require_free(target, overwrite)
-        write_files(target, self._files())
+        write_files(target, self.files())
         return target
 
-    def _files(self) -> dict[str, bytes]:
+    def files(self) -> dict[str, bytes]:
         """The files of the result, by name."""
         tensors = {f"arrays.{name}": array.values for name, array in self.arrays.items()}
         tensors |= {f"per_prompt.{name}": values for name, values in self.per_prompt.items()}

@@ -189,7 +189,7 @@ def test_the_result_is_whole(boot_family: Boot, prompts: sinklens.Prompts, tmp_p
     loaded = sinklens.ExperimentResult.load(result.save(tmp_path / "out"))
     assert loaded.effects == result.effects and loaded.summary == result.summary
     assert loaded.plot().to_json() == result.plot().to_json()
-    files = [one._files()["result.json"] for one in (result, run())]
+    files = [one.files()["result.json"] for one in (result, run())]
     assert files[0] == files[1]
 
 

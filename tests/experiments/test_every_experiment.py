@@ -85,7 +85,7 @@ def subject(request: pytest.FixtureRequest, boot_family: Callable[[str], Any]) -
 
 
 def bytes_of(result: sinklens.ExperimentResult) -> dict[str, bytes]:
-    files = result._files()
+    files = result.files()
     return {name: files[name] for name in ("result.json", "values.safetensors")}
 
 

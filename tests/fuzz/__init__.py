@@ -83,7 +83,7 @@ def saved() -> tuple[Files, ...]:
     prompts = sinklens.prompts(model(), corpus()[:2000], n=3, length=8, bos=True)
     settings = {"draws": 1, "null_models": 0, "progress": False}
     found = [
-        sinklens.run(name, model(), prompts, **settings)._files()
+        sinklens.run(name, model(), prompts, **settings).files()
         for name in ("sink_profile", "bos_replacement")
     ]
     with zipfile.ZipFile(Path(golden.__file__).parent / "schema1.zip") as archive:

@@ -1,0 +1,77 @@
+"""The figure of a pooled effect: units sorted, each with its interval, the pooled one below."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..results.drawing.panel import Panel, below_each_other
+from ..results.drawing.style import COLOURS
+from ..results.drawing.words import in_two_lines
+
+if TYPE_CHECKING:
+    from .pooling import PooledModels
+
+ROW = 22
+
+
+def draw_pooled(found: PooledModels, width: int | None = None) -> Any:
+    """Effects by unit, and the pooled effect below a line."""
+    units = found.units
+    labels = [in_two_lines(str(label), "") for label in units["label"]]
+    heights = [-float(place) for place in range(len(units))]
+    traces = [
+        _points("each", units["effect"], units["ci_low"], units["ci_high"], heights, 0, "circle")
+    ]
+    one, last = found.pooled, -len(units) - 0.5
+    if one is not None:
+        labels.append("pooled")
+        heights.append(last)
+        ends = ([one.estimate], [one.ci_low], [one.ci_high])
+        traces.append(_points("pooled, random effects", *ends, [last], 1, "diamond"))
+    unit = f" ({found.measure})" if found.measure else ""
+    panel = Panel(
+        "",
+        traces,
+        x={"title": {"text": f"effect{unit}"}, "nticks": 6},
+        y={
+            "tickvals": heights,
+            "ticktext": labels,
+            "range": [last - 0.6, 0.6],
+            "showgrid": False,
+        },
+        height=max(80, ROW * (len(units) + 2)),
+        zero=0.0,
+    )
+    return below_each_other([panel], found.name, "95 % intervals", width)
+
+
+def _points(
+    name: str, at: Any, low: Any, high: Any, heights: list[float], number: int, symbol: str
+) -> Any:
+    """Points with their intervals."""
+    from plotly import graph_objects
+
+    at, low, high = list(at), list(low), list(high)
+    bars = {
+        "type": "data",
+        "symmetric": False,
+        "array": [top - middle for top, middle in zip(high, at, strict=True)],
+        "arrayminus": [middle - bottom for bottom, middle in zip(low, at, strict=True)],
+        "color": COLOURS[number],
+        "width": 3,
+        "thickness": 1.5,
+    }
+    return graph_objects.Scatter(
+        x=at,
+        y=heights,
+        error_x=bars,
+        mode="markers",
+        name=name,
+        marker={"size": 9, "symbol": symbol, "color": COLOURS[number]},
+        hovertext=[
+            f"{middle:.4g} [{bottom:.4g}, {top:.4g}]"
+            for middle, bottom, top in zip(at, low, high, strict=True)
+        ],
+        hoverinfo="text",
+        cliponaxis=False,
+    )

@@ -1,0 +1,128 @@
+"""What a sweep would take, without running it.
+
+Checkpoints of one model have one shape: the first of them is loaded, the forward passes of each of
+its experiments are counted on it and one is timed. The operations of a forward pass are those of
+its matrix products, 2 for each parameter and token (Kaplan et al. 2020, 2001.08361), without
+attention itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..core.errors import SinklensError, in_one_line
+from ..engine import Plan, duration
+from ..models import count_parameters
+from ..runner.planning import plan
+from .tasks import Task
+from .worker import Shared, release
+
+OF_RANDOM_MODELS = 2
+"""Prompts of a forward pass of a model with random weights."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the tasks of one model, text and experiment take.
+
+    Attributes:
+        model: The model.
+        tasks: How many there are.
+        plan: What one takes; None where it cannot be run.
+        parameters: Of the model.
+        error: Why it cannot be run.
+    """
+
+    model: str
+    tasks: int
+    plan: Plan | None = None
+    parameters: int = 0
+    error: str = ""
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes."""
+        return 0 if self.plan is None else self.tasks * self.plan.forwards
+
+    @property
+    def seconds(self) -> float:
+        """An estimate of the time on this machine."""
+        return 0.0 if self.plan is None else self.tasks * (self.plan.seconds or 0.0)
+
+    @property
+    def operations(self) -> float:
+        """An estimate of the floating-point operations."""
+        if self.plan is None:
+            return 0.0
+        # At most: a forward pass holds all prompts, or as many as fit.
+        rows = self.plan.forwards * self.plan.prompts
+        rows += self.plan.random_forwards * OF_RANDOM_MODELS
+        return 2.0 * self.parameters * self.tasks * rows * self.plan.length
+
+    def __str__(self) -> str:
+        """One line."""
+        if self.plan is None:
+            return f"{self.model}: {self.tasks} tasks cannot be run: {self.error}"
+        return f"{self.tasks} x {self.plan}"
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a sweep would take.
+
+    Attributes:
+        tasks: How many tasks it has.
+        models: How many models it loads.
+        parts: By model, text and experiment.
+    """
+
+    tasks: int
+    models: int
+    parts: list[Part] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """A line for each part, and the sum."""
+        forwards = sum(part.forwards for part in self.parts)
+        operations = sum(part.operations for part in self.parts)
+        seconds = sum(part.seconds for part in self.parts)
+        return "\n".join(
+            [
+                *map(str, self.parts),
+                f"together: {self.tasks} tasks on {self.models} models; {forwards} forwards, at "
+                f"most {operations:.2g} operations; about {duration(seconds)} on this machine, one "
+                "after the other",
+            ]
+        )
+
+
+def plan_sweep(tasks: Sequence[Task]) -> SweepPlan:
+    """What tasks would take; nothing is written.
+
+    Args:
+        tasks: The tasks.
+    """
+    models = len({task.checkpoint for task in tasks})
+    try:
+        return SweepPlan(len(tasks), models, list(_parts(tasks)))
+    finally:
+        release()
+
+
+def _parts(tasks: Sequence[Task]) -> Iterator[Part]:
+    alike: dict[str, list[Task]] = {}
+    for task in tasks:
+        name = task.checkpoint.name
+        known = f"{name} {task.text} {task.experiment} {task.recorded}"
+        alike.setdefault(known, []).append(task)
+    shared: dict[str, Shared] = {}
+    for same in alike.values():
+        first, name = same[0], same[0].checkpoint.name
+        try:
+            model, prompts = shared.setdefault(name, Shared()).inputs(first)
+            found = plan(first.experiment, model, prompts, seed=first.seed, **first.settings)
+        except Exception as error:
+            said = str(error) if isinstance(error, SinklensError) else in_one_line(error)
+            yield Part(name, len(same), error=said)
+            continue
+        yield Part(name, len(same), found, count_parameters(model))
