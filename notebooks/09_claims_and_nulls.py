@@ -3,7 +3,7 @@
 #
 # A number in a paper is a claim about a mechanism only beside two others: what comes out **without** the mechanism
 # (the *null*), and what comes out when the same is done **somewhere else** (the *control*). This notebook takes
-# one claim from each of five papers to `rope`, the trained model that ships with sinklens. Some stand, some fall,
+# one claim from each of six papers to `rope`, the trained model that ships with sinklens. Some stand, some fall,
 # and some cannot be asked of this model.
 #
 # After it you can
@@ -238,16 +238,58 @@ position
 # %% id="position-plot"
 position.plot()
 
+# %% [markdown] id="spectrum"
+# ## 6. Entropy over positions trades off against entropy over frequencies (Ruscio et al. 2025, 2410.18067)
+#
+# The paper takes a row of attention as a signal over positions. Where its entropy is low, that of its spectrum is
+# high: a correlation of -0.42 to -0.74 in seven models, read as a trade-off that attention has learned. What the
+# signal is and over what is correlated is not said; here it is a query's row, and prompts. `rope` has -0.47.
+#
+# Now take logits at random, with the standard deviation of the row's own, and a softmax: no positions, no content,
+# nothing learned. They give **-0.83**. Any peak is narrow in position and broad in frequency. The number of the paper
+# is what a softmax does, and `rope` is closer to 0 than that.
+#
+# A second look at the definition: the paper's Hann window is 0 at the first key. A third of attention here, the sink,
+# is not in the spectrum at all.
+
+# %% id="spectrum-run"
+spectrum = sinklens.run(
+    "positional_spectrum", model, prompts, conditions=("fast",), draws=2, null_models=0, wavelets=False
+)
+
+own = spectrum.find(metric="entropy_correlation", condition="prompts", against=None)
+random = spectrum.find(
+    metric="entropy_correlation", condition="prompts", against="random_logits", kind="null"
+)
+beyond = spectrum.find(
+    metric="entropy_correlation", condition="prompts", against="random_logits", kind="contrast"
+)
+assert own.ci_high < 0 and -0.74 < own.value < -0.42
+assert random.value < own.value and beyond.ci_low > 0
+assert 0.3 < spectrum.findings["on_key0"] < 0.4
+fast = spectrum.find(metric="loss", condition="fast", kind="contrast")
+assert fast.ci_low > 0
+judged(
+    "entropies over positions and frequencies trade off",
+    f"rho {own.value:.2f}",
+    f"random logits {random.value:.2f}",
+    "not testable",
+)
+spectrum
+
+# %% id="spectrum-plot"
+spectrum.plot()
+
 # %% [markdown] id="table"
 # ## The table
 #
-# Seven lines from five papers, each with what stands beside it. None of the numbers in the column *here* would have
+# Eight lines from six papers, each with what stands beside it. None of the numbers in the column *here* would have
 # told you its verdict.
 
 # %% id="table-run"
 verdicts = pd.DataFrame(claims).set_index("claim")
 counts = verdicts["verdict"].value_counts()
-assert len(claims) == 7 and counts["not testable"] == 3
+assert len(claims) == 8 and counts["not testable"] == 4
 verdicts
 
 # %% [markdown] id="limits"
@@ -280,12 +322,12 @@ verdicts
 #
 # </details>
 #
-# 3. Which of the seven lines would change if the same were done on a model with random weights?
+# 3. Which of the eight lines would change if the same were done on a model with random weights?
 #
 # <details><summary>Answer</summary>
 #
 # Not the star at threshold 0.01: near-uniform attention is full there as well, which is why that line says nothing
-# about training. Nor the sink rate of 0 without BOS. The others need a peak, a sink or a loss that an edit can raise.
+# about training. Nor the sink rate of 0 without BOS, nor the trade-off of entropies. The others need a peak, a sink or a loss that an edit can raise.
 #
 # </details>
 #
@@ -293,5 +335,5 @@ verdicts
 #
 # Take one claim from a paper that you know, with a number. Write down, before running anything, which null and which
 # control you would want beside it, and what result would count as *not confirmed* and what as *not testable*. Then
-# add it as an eighth line: with an experiment of sinklens, or with your own hook and `compare_interventions`
+# add it as a ninth line: with an experiment of sinklens, or with your own hook and `compare_interventions`
 # (notebook 7).

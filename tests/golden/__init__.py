@@ -48,6 +48,9 @@ ON_ROPE: dict[str, tuple[dict[str, Any], ...]] = {
     "reference_frame": (
         {"topology": True, "fisher": True, "preset": "published", "column_sets": 3},
     ),
+    "positional_spectrum": (
+        {"queries": 4, "scales": "0.5", "windows": "4,8", "conditions": "fast"},
+    ),
     "sink_emergence": (
         {"checkpoints": "0,256,512,4000"},
         {"checkpoints": "0,512,4000", "experiment": "sink_profile", "conditions": "spike"},

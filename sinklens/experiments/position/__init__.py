@@ -5,6 +5,8 @@
   abstract could be read, which gives no formulas, so all estimators here are a reconstruction.
 - Sun et al. 2026 (2603.05498) find the vectors at position 0 nearly parallel for different first
   tokens.
+- Ruscio et al. 2025 (2410.18067) read attention as a signal over positions. Random logits of the
+  same temperature give correlations as large as they report, and stand beside every number.
 
 The line can show how much of the attention logits, averaged over prompts, is not explained by
 relative position, whether heads read position 0, and what edits of position 0 take away. It cannot
