@@ -38,9 +38,9 @@ from .wording import (
 HALF, HARDLY, FEW = 0.5, 0.1, 4
 PATCHING = "Another token's state at position 0"
 REPLACEMENTS = {
-    "random_token": " by another token",
-    "mean": " by the mean embedding",
-    "zero": " by zero",
+    "random_token": "Another token for BOS",
+    "mean": "The mean embedding for BOS",
+    "zero": "Zero for BOS",
 }
 CHANGES = {
     "removes": "removes the sink",
@@ -60,7 +60,7 @@ def replacing_bos(result: Record, sink: bool) -> Claim:
     if condition is None or cost is None:
         return Claim("bos_replacement has no row of another token.")
     mass = row_of(result, "sink_mass", condition)
-    said, rows, verdict = f"Replacing BOS{REPLACEMENTS[condition]} ", [cost], ""
+    said, rows, verdict = f"{REPLACEMENTS[condition]} ", [cost], ""
     if sink and mass is not None:
         verdict = changing(result, mass)
         at = f" over {mass.layers}" if mass.layers else ""
@@ -68,7 +68,7 @@ def replacing_bos(result: Record, sink: bool) -> Claim:
         untested = "; not tested" if verdict == "untested" else ""
         said += f"{CHANGES[verdict]} ({values}{untested}) and "
         rows.insert(0, mass)
-    costs = _costs(result, cost, "a later token's")
+    costs = _costs(result, cost, "for a later token")
     if verdict == "removes":
         verdict = f"removes, {_use(result, cost)}"
     text = fitting(*(f"{said}{words}." for words in costs))

@@ -180,10 +180,10 @@ def test_without_bos_or_inputs_or_a_sink_nothing_is_said_to_follow() -> None:
 def test_replacing_bos(mass: float, control: float | None, words: str, expected: str) -> None:
     rows = effects(("sink_mass", "random_token", mass, control), ("loss", "random_token", 0.2, 0.1))
     claim = replacing_bos(record(rows), sink=True)
-    assert claim.text.startswith(f"Replacing BOS by another token {words}")
+    assert claim.text.startswith(f"Another token for BOS {words}")
     assert claim.verdict == expected
     assert re.search(r"and raises loss (\(clean 3\) )?by \+0\.2 nats \[", claim.text)
-    assert ", more than a later token's (difference +0.1" in claim.text
+    assert ", more than for a later token (difference +0.1" in claim.text
     without = replacing_bos(record(rows), sink=False)
     assert "sink" not in without.text and len(without.rows) == 1
 
@@ -191,7 +191,7 @@ def test_replacing_bos(mass: float, control: float | None, words: str, expected:
 def test_replacing_bos_takes_the_first_condition_that_was_run() -> None:
     rows = effects(("loss", "zero", 0.3, 0.1), ("loss", "mean", 0.2, 0.1))
     assert (
-        "by the mean embedding raises loss (clean 3) by +0.2"
+        "The mean embedding for BOS raises loss (clean 3) by +0.2"
         in replacing_bos(record(rows), sink=True).text
     )
     assert "has no row" in replacing_bos(record([]), sink=True).text
@@ -324,7 +324,7 @@ def test_a_verdict_by_the_ratio_of_random_models_is_said_to_be() -> None:
     made = record(list(rows), measures={"kl": measure})
     text = replacing_bos(made, sink=False).text
     assert "shifts predictions by a KL of +" in text
-    assert ", less than a later token's, by models with random weights (" in text
+    assert ", less than for a later token, by models with random weights (" in text
 
 
 def test_without_a_sink_head_there_is_nothing_to_cut() -> None:
