@@ -177,7 +177,7 @@ def _scale(trace: Any, x: Axis, y: Axis, ends: tuple[float, float], form: str) -
     for value, at in ((ends[0], y.start), (sum(ends) / 2, (y.start + y.end) / 2), (ends[1], y.end)):
         yield svg.text(f"{value:{form}}", (left + BAR_WIDTH + 4, at + 4), anchor="start", size=11)
     title = trace.colorbar.title.text or ""
-    yield svg.text(title, (left + 62, (y.start + y.end) / 2), turned=-90, size=11)
+    yield svg.text(title, (left + 54, (y.start + y.end) / 2), turned=-90, size=11)
 
 
 def _colours(trace: Any, shares: Iterable[float]) -> list[str]:
