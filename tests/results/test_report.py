@@ -133,6 +133,13 @@ def test_every_claim_sentence_note_and_row_stands_there(card: sinklens.Diagnosis
             assert all(str(cell) in text for cell in cells)
 
 
+def test_many_experiments_are_counted_in_the_title(card: sinklens.Diagnosis) -> None:
+    names = list(card.results)
+    for count, said in ((3, ", ".join(names[:3])), (4, "4 experiments")):
+        page = Page(Report({name: card.results[name] for name in names[:count]}).html())
+        assert page.text["h1"] == [f"rope: {said}"]
+
+
 def test_text_never_becomes_markup(card: sinklens.Diagnosis) -> None:
     plain = Page(Report(card.results, card).html())
     known = card.results["bos_replacement"]
