@@ -237,6 +237,16 @@ def test_position0_with_a_control_at_1(condition: str, part: str, boot_family: B
     assert kinds == {"treatment", "control", "contrast", "null"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_that_position0_has_already_is_no_failure(dtype: torch.dtype) -> None:
+    """Of one token repeated all positions are alike; in half precision norms can be by rounding."""
+    model = sinklens.load(families.llama().to(dtype))
+    prompts = sinklens.Prompts(torch.tensor([[9] * 8] * 2), bos=False, source="tokens")
+    result = run("position0_patching", model, prompts, conditions=["rescaled"], draws=0)
+    assert max(abs(row.effect) for row in result.effects if row.metric == "kl") < 1e-3
+    assert "entering layer 0, 1: within" in result.settings["footnotes"]["rescaled:residual"]
+
+
 @pytest.mark.parametrize("part", ["key", "value"])
 @pytest.mark.parametrize("name", CAUSAL)
 def test_position0_parts(name: str, part: str, boot_family: Boot) -> None:

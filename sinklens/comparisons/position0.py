@@ -36,6 +36,10 @@ from ..runner.run import Run
 LATER = "later_position"
 Written = Mapping[tuple[str, int], Tensor]
 """By part and layer what a patch writes: a vector for all prompts or each, or a norm."""
+AS_LONG = (
+    "{} writes what is there entering layer {}: within rounding error, position 0 has the mean "
+    "norm of later positions in every prompt."
+)
 PLACE = "@"
 FROM_TOKENS = ("other_token", "mean_token")  # the values come from runs with other tokens
 CONDITIONS = tuple(
@@ -88,6 +92,7 @@ class Position0Patches:
         self._parts = sorted({parse_condition(condition)[1] for condition in conditions})
         run.drawn(control_positions=list(positions))
         self._written: dict[str, Written] = self._read_first_tokens()
+        self._as_long: list[int] = []  # layers where position 0 has the norm of the others already
         self._read_clean_run()
         self._read_other_tokens()
 
@@ -97,6 +102,10 @@ class Position0Patches:
         draws = max(1, self._run.config.draws) if with_ == "redirected" else 1
         written = self._there[place] if place and with_ in FROM_TOKENS else self._written.get(with_)
         treatment = [self._patch(with_, part, layer, place, draw, written) for draw in range(draws)]
+        if with_ == "rescaled" and layer in self._as_long and not place:
+            treatment = [replace(one, identity=True) for one in treatment]
+            layers = ", ".join(map(str, self._as_long))
+            self._run.footnote(condition, AS_LONG.format(condition, layers))
         if place:
             return Comparison(f"{condition}{PLACE}{place}", treatment, no_control="")
         control = []
@@ -136,8 +145,11 @@ class Position0Patches:
             self._run.read(*([norms] if rescaled else []), *outputs.values())
         self._outputs = {at: probe.compute() for at, probe in outputs.items()}
         if rescaled:
-            mean = norms.compute().others.mean(0)
+            own, mean = norms.compute().position0, norms.compute().others.mean(0)
             self._written["rescaled"] = {("residual", at): mean[at] for at in self._layers}
+            rounding = torch.finfo(model.cfg.dtype).eps * mean
+            same = ((own - mean).abs() <= rounding).all(0)
+            self._as_long = [layer for layer in self._layers if bool(same[layer])]
 
     def _read_other_tokens(self) -> None:
         """Values of later positions with another token there, one run per draw and place."""

@@ -31,6 +31,8 @@ def test_bfloat16_is_float32_but_for_rounding(name: str, bos: bool) -> None:
     problems = []
     for experiment, cell in whole.by_experiment.items():
         other = half.by_experiment[experiment]
+        if OF_PRECISION.search(other.refusal):
+            continue
         if reasons(cell, OF_PRECISION) != reasons(other, OF_PRECISION):
             problems.append(f"{experiment}: {outcome(cell)} and {outcome(other)}")
         problems += [f"{experiment}: {problem}" for problem in unlike(cell, other)]
