@@ -42,6 +42,7 @@ from ...hooks.intervention import FwdHooks, Intervention
 from ...hooks.matching import control_positions
 from ...metrics import SINK_MASS
 from ...models.capabilities import Capabilities, hook_name
+from ...models.prompts import Prompts
 from ...probes.base import SiteProbe
 from ...results.effect_sentences import Compared
 from ...results.estimates import NOT_TESTED, Measure, Reference, Sample
@@ -242,7 +243,9 @@ def bias_constancy(run: Run[BiasConstancyConfig]) -> None:
     run.drawn(heads=[head_label(head) for head in heads])
     run.refuse(_refusals(run, heads), none_is_fine=True)
     if run.conditions:
-        run.compare(lambda twin: _edits(twin, heads))
+        # Models with random weights read all prompts: a mean of fewer would be nearer to each.
+        more = run.batches() - run.batches(run.few)
+        run.compare(lambda twin: _edits(twin, run.prompts, heads), twin_reads=more)
 
 
 def _measured(
@@ -270,12 +273,12 @@ def _refusals(run: Run[Any], heads: Sequence[Head]) -> dict[str, str]:
     return reasons
 
 
-def _edits(run: Run[Any], heads: Sequence[Head]) -> list[Comparison]:
-    """The conditions that are asked for, with their controls."""
+def _edits(run: Run[Any], prompts: Prompts, heads: Sequence[Head]) -> list[Comparison]:
+    """The conditions that are asked for, with their controls; means are over some prompts."""
     config, length = run.config, run.prompts.length
     places = control_positions(length, config.draws, config.seed, config.positions)
     keys = list(dict.fromkeys([0, *places]))
-    found = run.read(*(KeyReads(run.capabilities, key) for key in keys))
+    found = run.read(*(KeyReads(run.capabilities, key) for key in keys), prompts=prompts)
     reads = dict(zip(keys, found, strict=True))
     run.drawn(control_positions=places)
     made = []
