@@ -56,6 +56,7 @@ class Settings(TypedDict):
     footnotes: NotRequired[dict[str, str]]
     notes: NotRequired[list[str]]
     left_out: NotRequired[dict[str, str]]
+    uneven: NotRequired[list[int]]
 
 
 class Axes(TypedDict):

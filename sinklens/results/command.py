@@ -12,7 +12,7 @@ from .record import Record
 KINDS = ("shipped", "hub", "folder", "gguf")
 BY_DEFAULT = ("sotu", "sotu:sep", "backcopy")
 """What the prompts of a model are from where no text is given."""
-NO_SETTINGS = ("seed", "precision", "left_out", "notes", "footnotes")
+NO_SETTINGS = ("seed", "precision", "left_out", "notes", "footnotes", "uneven")
 OF_A_DIAGNOSIS = ("draws", "null_models", "batch_size", "memory")
 
 

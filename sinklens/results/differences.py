@@ -20,7 +20,7 @@ COMPARED = ("treatment", "measurement", "contrast")
 KEY = ("metric", "condition", "kind", "against", "layer", "head", "queries", "layers")
 ASPECTS = ("revision", "step", "seed")
 Rows = tuple[EffectSize, EffectSize, EffectSize]
-NOT_SETTINGS = {"notes", "footnotes", "left_out"}
+NOT_SETTINGS = {"notes", "footnotes", "left_out", "uneven"}
 
 
 @dataclass(frozen=True)

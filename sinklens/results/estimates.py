@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 from torch import Tensor
 
-from ..stats.effects import ROUNDING, Draws, Row, Values, paired_row
+from ..stats.effects import ROUNDING, STUDENT_T, Draws, Row, Values, paired_row
 from ..stats.models import OfModels, expected_contrasts, p_beside_models
 
 RANDOM_MODELS = "random_weights"
@@ -187,6 +187,7 @@ def rows_of(
     prompts: int,
     seed: int,
     place: Place | None = None,
+    method: str = STUDENT_T,
 ) -> Iterator[Row]:
     """The row of a sample, and for each reference its row and the contrast.
 
@@ -199,8 +200,10 @@ def rows_of(
         prompts: The number of prompts.
         seed: Seed of the resamples of the tests.
         place: What the rows are about, if it is one layer, head, range of queries, or some layers.
+        method: How intervals over prompts are made, a key of `stats.effects.INTERVALS`.
     """
-    named: dict[str, Any] = {"unit": measure.unit, "seed": seed, **vars(place or Place())}
+    named: dict[str, Any] = {"unit": measure.unit, "seed": seed, "method": method}
+    named |= vars(place or Place())
     values, nulls = sample.sides(prompts)
     tested = sample.kind == "treatment" and measure.signed and not _is_nothing(values, nulls)
     row = paired_row(
@@ -220,7 +223,7 @@ def rows_of(
     yield measure.within(row)
     for one in references:
         its, own = one.sample, one.own or sample
-        named |= {"against": one.name, "layers": one.layers}
+        named |= {"against": one.name, "layers": one.layers, "method": method}
         nothing = _is_nothing(*own.sides(prompts)) and _is_nothing(*its.sides(prompts))
         values, nulls = its.sides(prompts)
         row = paired_row(metric, condition, one.kind, values, nulls, n_draws=its.draws, **named)
@@ -250,7 +253,7 @@ def rows_of(
         yield replace(contrast, effect=replace(contrast.effect, p_value=p))
         if not len(one.models):
             continue
-        named["against"] = f"{RANDOM_MODELS}:{one.name}"
+        named |= {"against": f"{RANDOM_MODELS}:{one.name}", "method": STUDENT_T}
         expected = expected_contrasts(second, one.models, ratio=ratio)
         yield paired_row(
             metric, condition, "null", expected, np.zeros_like(expected), resampled="model", **named

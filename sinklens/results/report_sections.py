@@ -21,7 +21,7 @@ SENTENCES = 3
 """Of a summary, that are not folded."""
 WIDTHS = {"wide": 1000, "narrow": 358}
 """In pixels; the narrow one is that of a page of 390."""
-SAID_ELSEWHERE = ("left_out", "notes", "footnotes")
+SAID_ELSEWHERE = ("left_out", "notes", "footnotes", "uneven")
 STATISTICS = (
     "Intervals are 95 % confidence intervals over prompts, and over draws where there are several. "
     "Differences from a control are paired by prompt and tested by sign flips; those of measures "

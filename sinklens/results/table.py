@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ..stats.effects import EffectSize, is_significant
+from ..stats.skewness import MARK
 from .record import Record
 from .wording import (
     NOT_DIFFERENT,
@@ -40,6 +41,7 @@ class Line:
         contrast: The row's contrast with the reference.
         models: The same contrast of models with random weights, if it is judged by these.
         star: Whether a note says what has to be known of the contrast.
+        marks: After the interval of the row and of the contrast, what says that it covers less.
     """
 
     row: EffectSize
@@ -48,6 +50,7 @@ class Line:
     contrast: EffectSize | None = None
     models: EffectSize | None = None
     star: bool = False
+    marks: tuple[str, str] = ("", "")
 
     @property
     def is_grey(self) -> bool:
@@ -62,16 +65,23 @@ class Line:
 def lines_of(result: Record) -> Iterator[Line]:
     """The lines of a result, in the order of its rows."""
     starred = result.settings.get("footnotes", {})
+    numbers = set(result.settings.get("uneven", []))
+    uneven = {id(row) for number, row in enumerate(result.effects) if number in numbers}
+
+    def marks(row: EffectSize, contrast: EffectSize | None) -> tuple[str, str]:
+        return MARK * (id(row) in uneven), MARK * (id(contrast) in uneven)
+
     for row in result.effects:
         if row.against is not None:
             continue
         pairs = result.references(row)
         if not pairs:
-            yield Line(row)
+            yield Line(row, marks=marks(row, None))
         for number, (reference, contrast) in enumerate(pairs):
             star = number == 0 and row.condition in starred
             models = result.of_random_models(contrast)
-            yield Line(row, number == 0, reference, contrast, models, star)
+            beside = marks(row, contrast)
+            yield Line(row, number == 0, reference, contrast, models, star, beside)
 
 
 def rows_with_lines(result: Record) -> list[list[Line]]:
@@ -139,7 +149,7 @@ def _words(line: Line) -> dict[str, Any]:
         "queries": row.queries,
         "metric": row.metric,
         "layers": row.layers,
-        "effect [95 %]": with_interval(row),
+        "effect [95 %]": with_interval(row) + line.marks[0],
     }
     rest = {
         "p": _probability(row.p_value),
@@ -161,7 +171,7 @@ def _beside(line: Line) -> dict[str, Any]:
     if line.reference is None or line.contrast is None:
         return dict.fromkeys(REFERENCE)
     cells = (
-        with_interval(line.contrast) + (" *" if line.star else ""),
+        with_interval(line.contrast) + line.marks[1] + (" *" if line.star else ""),
         line.reference.against,
         _probability(line.contrast.p_value),
         _probability(line.contrast.q_value),

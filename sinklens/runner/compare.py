@@ -25,7 +25,7 @@ from ..hooks.intervention import Intervention
 from ..metrics import Metric, needs_models
 from ..results.estimates import Effect, Measure, Place, Reference, rows_of
 from ..results.record import Array
-from ..stats.effects import Row
+from ..stats.effects import STUDENT_T, Row
 from ..stats.models import OfModels, contrast_of
 
 ContrastKey = tuple[str, str, int | None, int | None, str]
@@ -174,12 +174,14 @@ class Compared:
         self,
         seed: int,
         nulls: Mapping[ContrastKey, np.ndarray] | None = None,
+        method: str = STUDENT_T,
     ) -> Iterator[Row]:
         """Treatment, controls and contrasts of every metric and comparison that can change it.
 
         Args:
             seed: Seed of the resamples of the tests.
             nulls: The contrasts of models with random weights, of those that are judged by them.
+            method: How intervals are made, a key of `stats.effects.INTERVALS`.
         """
         for axis, metric in enumerate(self.metrics):
             for one in self.comparisons:
@@ -197,6 +199,7 @@ class Compared:
                     prompts=treated.effects[0].values.shape[-1],
                     seed=seed,
                     place=Place(layer, head, layers=treated.layers),
+                    method=method,
                 )
 
     def _treated(self, comparison: Comparison, axis: int) -> Beside | None:

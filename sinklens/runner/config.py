@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin
 
 from ..core.errors import UsageError, unknown_name
 from ..metrics import resolve_metrics
+from ..stats.effects import INTERVALS, STUDENT_T
 from .precision import FULL, PRECISIONS
 
 
@@ -61,6 +62,8 @@ class ExperimentConfig:
             untested.
         precision: `full`, or `quick` for a first answer: fewer draws and no models with random
             weights where the call does not say how many (`runner.precision`).
+        interval: How intervals over prompts are made: `student_t`, or `bootstrap_t`, which covers
+            more where differences are skewed (`docs/calibration.md`).
         screen: Rank the rows of a condition by a gradient estimate and run only the `top` largest.
         top: How many rows of each condition to run after screening.
     """
@@ -75,6 +78,7 @@ class ExperimentConfig:
     positions: tuple[int, ...] | None = None
     null_models: int = setting(5, least=0)
     precision: str = setting(FULL, choices=PRECISIONS)
+    interval: str = setting(STUDENT_T, choices=tuple(INTERVALS))
     screen: bool = False
     top: int = setting(30, least=1)
 

@@ -35,7 +35,7 @@ from ..results.result import ExperimentResult, identity
 from ..stats.clusters import by_document
 from ..stats.effects import EffectSize, Row, with_q_values
 from ..stats.models import OfModels
-from ..stats.skewness import skewness_notes
+from ..stats.skewness import uneven, uneven_notes
 from .compare import (
     Compared,
     Comparison,
@@ -139,8 +139,7 @@ class Run(Counted[Config], Generic[Config]):
             model: Another model than the run's.
             prompts: Other prompts than the run's.
         """
-        found = self.evaluate([], probes=probes, model=model, prompts=prompts)
-        return found.probes
+        return self.evaluate([], probes=probes, model=model, prompts=prompts).probes
 
     def evaluate(
         self,
@@ -205,11 +204,10 @@ class Run(Counted[Config], Generic[Config]):
         # What an experiment declares of a metric that it also reads itself has its own null.
         self._measures = {m.name: measure_of(m) for m in found.metrics} | self._measures
         nulls = self._random_contrasts(make, {one.place for one in comparisons}, found.metrics)
-        self.rows += compared.rows(self.config.seed, nulls)
+        self.rows += compared.rows(self.config.seed, nulls, self.config.interval)
         self._left_out |= compared.unreached()
         self._arrays |= compared.arrays()
-        draws = compared.control_draws()
-        if draws is not None:
+        if (draws := compared.control_draws()) is not None:
             self._arrays["control_draws"] = draws
         if ranking is not None:
             self._findings["screening"] = ranking.settings([row.effect for row in self.rows])
@@ -296,6 +294,7 @@ class Run(Counted[Config], Generic[Config]):
                     prompts=len(self.prompts),
                     seed=self.config.seed,
                     place=Place(layer, head, queries, layers),
+                    method=self.config.interval,
                 )
             ]
             made[0] = by_document(made[0], (prompts or self.prompts).documents)
@@ -315,9 +314,9 @@ class Run(Counted[Config], Generic[Config]):
             )
         rows = with_q_values(self.rows)
         effects = [row.effect for row in rows]
-        judged = judged_note(rows, len(self.prompts))
-        notes = [*self._notes, *counted_notes(effects), *judged]
-        notes += [*skewness_notes(rows), *spread_notes(effects)]
+        marked = uneven(rows)
+        notes = [*self._notes, *counted_notes(effects), *judged_note(rows, len(self.prompts))]
+        notes += [*uneven_notes(rows, marked, self.config.interval), *spread_notes(effects)]
         if not self.config.draws and self._experiment.draws_controls:
             notes.append("No controls and no contrasts with them: draws is 0.")
         settings = {
@@ -325,6 +324,7 @@ class Run(Counted[Config], Generic[Config]):
             "left_out": self._left_out,
             "notes": notes,
             "footnotes": self._footnotes,
+            "uneven": marked.rows,
         }
         metrics = {row.effect.metric for row in rows}
         result = ExperimentResult(

@@ -1,62 +1,206 @@
-"""How often the test rejects a true null, and how often the interval covers.
+"""How often tests and verdicts are wrong where nothing is there, and how often intervals cover.
 
-    python -m tests.benchmarks.calibration [repeats]
+    python -m tests.benchmarks.calibration [--repeats 2000]    writes the page
+    python -m tests.benchmarks.calibration --measure                        SmolLM2's differences
 
-Paired differences are simulated with mean 0 and put through `effects.paired_row`, as an experiment
-would. Normal differences should give p < 0.05 in 5 % and coverage of 95 %. A skewed distribution
-(exponential, shifted to mean 0) is no true null of the sign-flip test, which asks whether the
-differences are symmetric; its figures show how far off interval and test then are.
+Paired differences of a known mean are simulated. Of each distribution
+
+    p          the sign-flip test rejects that the mean is what it is; a skewed distribution is no
+               true null of this test, which asks whether differences are symmetric
+    control    treatment and control are drawn alike, and the verdict says that they differ
+    coverage   the interval holds the mean: Student's t, bootstrap-t (`interval=bootstrap_t`), and
+               the BCa interval beside them
+
+all computed for many experiments at once, from the formulas and without the package's own
+statistics, which the tests hold against them.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
+from scipy import stats
 
-from sinklens.stats.effects import LEVEL, paired_row
+import sinklens
+from sinklens.stats.effects import BOOTSTRAP_T, LEVEL, RESAMPLES, STUDENT_T
 
-DISTRIBUTIONS = ("normal", "skewed")
-SIZES = (8, 16, 64)
+PAGE = Path(__file__).parents[2] / "docs" / "calibration.md"
+MEASURED = Path(__file__).parent / "smollm2_differences.json"
+SIZES = (8, 16, 32, 64)
+BCA = "bca"
+OF_SMOLLM2 = {"SmolLM2, loss": "loss", "SmolLM2, sink mass": "sink_mass"}
+BOOTSTRAPPED, BATCH = 4000, 500
+Experiments = Float[np.ndarray, "experiment prompt"]
+Ends = tuple[np.ndarray, np.ndarray]
+Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
+DRAWN: Mapping[str, tuple[Draw, float]] = {
+    "normal": (lambda random, n: random.standard_normal(n), 0.0),
+    "Student's t, 3 degrees": (lambda random, n: random.standard_t(3, n), 0.0),
+    "exponential": (lambda random, n: random.standard_exponential(n), 1.0),
+    "lognormal": (lambda random, n: random.lognormal(0, 1, n), float(np.exp(0.5))),
+    "in 5 % of prompts": (
+        lambda random, n: (random.random(n) < 0.05) + 0.01 * random.standard_normal(n),
+        0.05,
+    ),
+}
+"""By name how differences are drawn, and their mean."""
+MARK = "<!-- simulated -->"
+"""Before the table on the page."""
 
 
 class Calibration(NamedTuple):
     """Shares over simulated experiments."""
 
     rejected: float
-    covered: float
+    control: float
+    covered: dict[str, float]
 
 
-def simulate(distribution: str, n_prompts: int, repeats: int, seed: int = 0) -> Calibration:
-    """Rejection and coverage over `repeats` experiments whose true mean difference is 0."""
-    random = np.random.default_rng([seed, n_prompts])
-    rejected = covered = 0
-    for number in range(repeats):
-        if distribution == "normal":
-            differences = random.standard_normal(n_prompts)
-        else:
-            differences = random.standard_exponential(n_prompts) - 1
-        row = paired_row(
-            "loss", "null", "treatment", differences, np.zeros(n_prompts), tested=True, seed=number
-        ).effect
-        assert row.p_value is not None and row.ci_low is not None and row.ci_high is not None
-        rejected += row.p_value < LEVEL
-        covered += row.ci_low <= 0 <= row.ci_high
-    return Calibration(rejected / repeats, covered / repeats)
+@cache
+def differences_of_smollm2() -> dict[str, np.ndarray]:
+    """What BOS -> mean changes in each of 256 windows of 64 tokens, by metric."""
+    content = json.loads(MEASURED.read_text("utf-8"))
+    return {name: np.array(values) for name, values in content.items()}
+
+
+def distribution(name: str) -> tuple[Draw, float]:
+    """How differences are drawn, and their mean; SmolLM2's own are drawn with replacement."""
+    if name not in OF_SMOLLM2:
+        return DRAWN[name]
+    values = differences_of_smollm2()[OF_SMOLLM2[name]]
+    return (lambda random, n: random.choice(values, n)), float(values.mean())
+
+
+def simulate(name: str, n_prompts: int, repeats: int, seed: int = 0) -> Calibration:
+    """Shares over `repeats` experiments of so many prompts; a batch has its own resamples."""
+    random, (draw, mean) = np.random.default_rng([seed, n_prompts]), distribution(name)
+    found: defaultdict[str, list[np.ndarray]] = defaultdict(list)
+    for start in range(0, repeats, BATCH):
+        shape = min(BATCH, repeats - start), n_prompts
+        treated, control = draw(random, shape), draw(random, shape)
+        ends = {
+            STUDENT_T: student_ends(treated - mean),
+            BOOTSTRAP_T: bootstrap_t_ends(treated - mean, random),
+            BCA: bca_ends(treated - mean, random),
+        }
+        found["p"].append(sign_flip_ps(treated - mean, random) <= LEVEL)
+        found["control"].append(sign_flip_ps(treated - control, random) <= LEVEL)
+        for method, (low, high) in ends.items():
+            found[method].append((low <= 0) & (high >= 0))
+    shares = {key: float(np.concatenate(each).mean()) for key, each in found.items()}
+    return Calibration(shares.pop("p"), shares.pop("control"), shares)
+
+
+def sign_flip_ps(differences: Experiments, random: np.random.Generator) -> np.ndarray:
+    """The sign-flip p of every experiment, all by the same sign patterns."""
+    size = differences.shape[1]
+    if exact := 2**size <= RESAMPLES:
+        signs = 1.0 - 2 * ((np.arange(2**size)[:, None] >> np.arange(size)) & 1)
+    else:
+        signs = random.choice([-1.0, 1.0], (RESAMPLES, size))
+    sums, least = np.abs(signs @ differences.T), np.abs(differences.sum(1)) * (1 - 1e-12)
+    larger = (sums >= least).sum(0)
+    p: np.ndarray = larger / len(signs) if exact else (larger + 1) / (len(signs) + 1)
+    return p
+
+
+def student_ends(differences: Experiments) -> Ends:
+    """Student's t interval of every experiment."""
+    size = differences.shape[1]
+    reach = stats.t.ppf(1 - LEVEL / 2, size - 1) * differences.std(1, ddof=1) / size**0.5
+    return differences.mean(1) - reach, differences.mean(1) + reach
+
+
+def bootstrap_t_ends(differences: Experiments, random: np.random.Generator) -> Ends:
+    """The bootstrap-t interval of every experiment; Student's where resamples do not vary."""
+    size, mean = differences.shape[1], differences.mean(1)
+    counts = random.multinomial(size, np.full(size, 1 / size), BOOTSTRAPPED)
+    centred = differences - mean[:, None]
+    moved = counts @ centred.T / size
+    squares = (counts @ (centred**2).T / size - moved**2).clip(0) * size / (size - 1)
+    flat = squares <= 1e-12 * centred.var(1)
+    pivot = np.where(flat, np.copysign(np.inf, moved), moved / np.sqrt(np.where(flat, 1, squares)))
+    low, high = np.quantile(pivot, (LEVEL / 2, 1 - LEVEL / 2), axis=0, method="nearest")
+    deviation, usual = differences.std(1, ddof=1), student_ends(differences)
+    known = np.isfinite(low) & np.isfinite(high)
+    low, high = (np.where(known, side, 0) * deviation for side in (low, high))
+    return np.where(known, mean - high, usual[0]), np.where(known, mean - low, usual[1])
+
+
+def bca_ends(differences: Experiments, random: np.random.Generator) -> Ends:
+    """Bias-corrected and accelerated bootstrap intervals of the mean (Efron 1987)."""
+    size = differences.shape[1]
+    counts = random.multinomial(size, np.full(size, 1 / size), BOOTSTRAPPED)
+    means, mean = np.sort(counts @ differences.T / size, axis=0), differences.mean(1)
+    bias = stats.norm.ppf(((means < mean).mean(0) + (means <= mean).mean(0)) / 2)
+    centred = differences - mean[:, None]
+    skewness = (centred**3).sum(1) / (6 * (centred**2).sum(1) ** 1.5)
+    ends = []
+    for z in stats.norm.ppf((LEVEL / 2, 1 - LEVEL / 2)):
+        share = stats.norm.cdf(bias + (bias + z) / (1 - skewness * (bias + z)))
+        place = np.clip(np.round(share * (BOOTSTRAPPED - 1)), 0, BOOTSTRAPPED - 1).astype(int)
+        ends.append(np.take_along_axis(means, place[None], 0)[0])
+    return ends[0], ends[1]
+
+
+def measure(windows: int = 256, length: int = 64) -> None:
+    """Store what BOS -> mean changes in windows of the shipped text, in SmolLM2."""
+    from tests.conftest import smollm2_file
+
+    model = sinklens.load(smollm2_file())
+    result = sinklens.run(
+        "bos_replacement",
+        model,
+        sinklens.prompts(model, n=windows, length=length),
+        conditions=("mean",),
+        metrics=tuple(OF_SMOLLM2.values()),
+        draws=0,
+        null_models=0,
+        progress=False,
+    )
+    content = {}
+    for number, row in enumerate(result.effects):
+        value, baseline = (result.per_prompt[side][number] for side in ("value", "baseline"))
+        content[row.metric] = [float(f"{one:.5g}") for one in (value - baseline).tolist()]
+    MEASURED.write_text(json.dumps(content) + "\n", "utf-8")
+
+
+def table(repeats: int) -> list[str]:
+    """The table of the page."""
+    lines = [
+        "| differences | prompts | p <= 0.05 | control | Student's t | bootstrap-t | BCa |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in (*DRAWN, *OF_SMOLLM2):
+        for size in SIZES:
+            found = simulate(name, size, repeats)
+            shares = (found.rejected, found.control, *found.covered.values())
+            lines.append(f"| {name} | {size} | {' | '.join(f'{one:.3f}' for one in shares)} |")
+            print(lines[-1], flush=True)
+    return lines
 
 
 def main() -> None:
-    """Print the table at full size."""
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 4000
-    print(
-        f"{repeats} simulated experiments each; sampling error {(0.05 * 0.95 / repeats) ** 0.5:.4f}"
-    )
-    print("differences  n   p < 0.05  covered")
-    for distribution in DISTRIBUTIONS:
-        for size in SIZES:
-            found = simulate(distribution, size, repeats)
-            print(f"{distribution:10} {size:3}   {found.rejected:.4f}    {found.covered:.4f}")
+    """Write the table of the page, or measure SmolLM2's differences."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=2000)
+    parser.add_argument("--measure", action="store_true")
+    options = parser.parse_args()
+    if options.measure:
+        measure()
+        return
+    before, rest = PAGE.read_text("utf-8").split(f"{MARK}\n")
+    after = rest.removeprefix("\n").partition("\n\n")[2]
+    lines = "\n".join(table(options.repeats))
+    PAGE.write_text(f"{before}{MARK}\n\n{lines}\n\n{after}", "utf-8")
 
 
 if __name__ == "__main__":

@@ -145,6 +145,42 @@ def test_heads_are_ablated_where_they_are(name: str) -> None:
     assert everything.draws["heads"] == heads
 
 
+@some
+def test_heads_are_scored_and_removed_where_they_are(name: str) -> None:
+    layers = list(map(str, ATTENTION[name]))
+    settings = {"conditions": "output_norm", "removed": (0.5,), "random_weights": False}
+    result = run("active_dormant", name, **settings)
+    scores = result.arrays["scores"]
+    assert scores.labels("layer") == layers
+    if len(layers) > 1:
+        return
+    norms = scores.values[scores.labels("score").index("output_norm"), 0]
+    gone = norms.argsort()[:2].tolist()
+    edited = reference.without_heads(plain(name), TOKENS, 1, gone, N_HEADS)
+    has_values(result, reference.logits(plain(name), TOKENS), edited)
+
+
+@some
+def test_patterns_and_weights_of_the_layers_with_attention_are_read(name: str) -> None:
+    layers = list(map(str, ATTENTION[name]))
+    wanted = torch.stack(
+        [mass.mean(0) for mass in reference.sink_mass(plain(name), TOKENS).values()]
+    )
+    tried = ["input_dependence", "qk_eigenspectrum"]
+    if not check(bridge(name)).gated:
+        tried.append("bias_constancy")
+    for experiment in tried:
+        own = {"burn_in": 2} if experiment == "bias_constancy" else {}
+        try:
+            result = run(experiment, name, **own)
+        except SinklensError as error:
+            assert "queries and keys are normalised" in str(error), error
+            continue
+        mass = result.arrays["sink_mass"]
+        torch.testing.assert_close(mass.values.float(), wanted, atol=1e-5, rtol=0)
+        assert mass.labels("layer") == layers
+
+
 @every
 def test_the_largest_entry_is_that_of_plain_streams(name: str) -> None:
     if name == "falcon_h1":  # Mamba writes beside attention
@@ -168,6 +204,10 @@ def test_what_reads_patterns_is_refused_in_one_sentence(name: str) -> None:
         "spike_sink_decoupling",
         "absolute_position",
         "sink_emergence",
+        "active_dormant",
+        "qk_eigenspectrum",
+        "input_dependence",
+        "bias_constancy",
     ):
         with pytest.raises(SinklensError, match=f"{experiment} needs a model with attention"):
             run(experiment, name)

@@ -50,6 +50,18 @@ def result() -> ExperimentResult:
     return of(rows)
 
 
+def test_uneven_rows_are_marked_where_they_stand(result: ExperimentResult) -> None:
+    mean = result.effects.index(result.find(condition="mean", kind="treatment"))
+    later = {"condition": "zero", "kind": "contrast", "against": "later_position"}
+    numbers = [mean, result.effects.index(result.find(**later)), 10_000]
+    marked = replace(result, settings={**result.settings, "uneven": numbers}).table()
+    assert [cell.endswith("]") for cell in marked["effect [95 %]"].dropna()] == [True, False, True]
+    assert marked["effect [95 %]"][2].endswith("] ~")
+    assert marked["difference [95 %]"][0].endswith("] ~ *")
+    plain = result.table()
+    assert not plain.to_string().count("~")
+
+
 def test_the_contrast_stands_beside_the_effect(result: ExperimentResult) -> None:
     table = result.table()
     assert list(table.columns) == [

@@ -51,11 +51,11 @@ class Removals:
         """
         self._run, self._scores = run, scores
         self._made: dict[tuple[Head, ...], Intervention] = {}
-        layers, heads = run.capabilities.n_layers, run.capabilities.n_heads
-        self._heads = [(layer, head) for layer in range(layers) for head in range(heads)]
+        layers, heads = run.capabilities.attention, run.capabilities.n_heads
+        self._heads = [(layer, head) for layer in layers for head in range(heads)]
         self._values = None
         if run.config.edit == "mean":
-            (self._values,) = run.read(HeadMeans(run.model, range(layers)))
+            (self._values,) = run.read(HeadMeans(run.model, layers))
 
     def comparisons(self) -> list[Comparison]:
         """Every order at every share, with its controls."""
@@ -86,7 +86,7 @@ class Removals:
     def _order(self, name: str) -> list[Head]:
         """All heads, the least active by a score first."""
         values = self._gradients() if name == GRADIENT else self._scores[name].mean(0)
-        return least_active(name, values)
+        return least_active(name, self._run.capabilities.by_head(values))
 
     def _gradients(self) -> Tensor:
         """First-order effect of each head on the loss, its size, `[layer, head]`."""
@@ -99,7 +99,7 @@ class Removals:
         with forwards_bar(forwards, run.config.progress) as advance:
             effects: Tensor = estimate(run.model, run.prompts, alone, loss, **limits).abs().mean(1)
             advance(forwards)
-        return effects.double().reshape(run.capabilities.n_layers, -1)
+        return effects.double().reshape(-1, run.capabilities.n_heads)
 
     def _without(self, heads: Sequence[Head]) -> Intervention:
         """These heads removed."""
@@ -122,7 +122,8 @@ def removed(
         values: What is written, if it is not 0.
     """
     made = ablate_heads(run.model, heads, run.config.edit, values=values)
-    return replace(made, identity=not any(bool(output_norm[:, la, he].any()) for la, he in heads))
+    norms = run.capabilities.by_head(output_norm.amax(0))
+    return replace(made, identity=not any(norms[head] for head in heads))
 
 
 def counts(shares: Sequence[float], heads: int) -> Iterator[tuple[str, int]]:

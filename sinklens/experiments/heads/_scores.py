@@ -49,8 +49,8 @@ class PatternParts(LayerProbe[Parts]):
     """Weight of the first token and entropy of attention rows, mean over queries."""
 
     def __init__(self, capabilities: Capabilities) -> None:
-        """Read the pattern of every layer."""
-        super().__init__("pattern", range(capabilities.n_layers))
+        """Read the pattern of every layer with attention."""
+        super().__init__("pattern", capabilities.attention)
 
     def reduce(self, pattern: Float[Tensor, "batch head query key"], layer: int, /) -> Parts:
         """`[batch, head]` each."""
@@ -63,10 +63,10 @@ class ValueParts(LayerProbe[Parts]):
     """Norms of values, and at one position what is behind W_O over the mean of later ones."""
 
     def __init__(self, model: HookedModel, capabilities: Capabilities) -> None:
-        """Read the values of every layer."""
-        super().__init__("value", range(capabilities.n_layers))
+        """Read the values of every layer with attention."""
+        super().__init__("value", capabilities.attention)
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
-        self._outputs = [projection(model, layer, "W_O") for layer in range(capabilities.n_layers)]
+        self._outputs = {la: projection(model, la, "W_O") for la in capabilities.attention}
 
     def reduce(self, value: Float[Tensor, "batch pos key_value d_head"], layer: int, /) -> Parts:
         """Norms `[batch, head]`; `behind_output` `[batch, head, pos]`."""
@@ -84,8 +84,8 @@ class OutputParts(LayerProbe[Parts]):
     """Norms of what heads put out, before W_O."""
 
     def __init__(self, capabilities: Capabilities) -> None:
-        """Read the output of the heads of every layer."""
-        super().__init__("z", range(capabilities.n_layers))
+        """Read the output of the heads of every layer with attention."""
+        super().__init__("z", capabilities.attention)
 
     def reduce(self, z: Float[Tensor, "batch pos head d_head"], layer: int, /) -> Parts:
         """`[batch, head]` each."""
@@ -109,12 +109,10 @@ def _over(values: Tensor, whole: Tensor) -> Tensor:
     return values / whole.clamp_min(torch.finfo(values.dtype).tiny)
 
 
-def least_active(score: str, values: Float[Tensor, "layer head"]) -> list[Head]:
+def least_active(score: str, values: Mapping[Head, float]) -> list[Head]:
     """All heads, the least active by a score first; equal ones in the order of the layers."""
     sign = -1 if score in HIGHER_IS_DORMANT else 1
-    order = (sign * values.flatten()).argsort(stable=True)
-    heads = values.shape[1]
-    return [divmod(number, heads) for number in order.tolist()]
+    return sorted(values, key=lambda head: sign * values[head])
 
 
 def overlap(

@@ -59,10 +59,11 @@ def add_two_texts(run: Run[Any], scores: Mapping[str, Tensor]) -> None:
     }
     output_norms = {PROMPTS: scores["output_norm"], OTHER: outputs["output_norm"]}
     difference = (means[OTHER] - means[PROMPTS]).abs()
-    layer, chosen = divmod(int(difference.argmax()), difference.shape[1])
+    place, chosen = divmod(int(difference.argmax()), difference.shape[1])
+    layer = run.capabilities.attention[place]
     run.facts(
         contrasted_head=head_label((layer, chosen)),
-        **{f"weight_on_{name}": float(mean[layer, chosen]) for name, mean in means.items()},
+        **{f"weight_on_{name}": float(mean[place, chosen]) for name, mean in means.items()},
     )
     others = [head for head in range(difference.shape[1]) if head != chosen]
     count = min(run.config.draws, len(others))

@@ -51,7 +51,7 @@ from ...results.record import Record
 from ...results.wording import number
 from ...runner.compare import Comparison
 from ...runner.config import ExperimentConfig, setting
-from ...runner.needs import ATTENTION_EVERYWHERE, EQUAL_LENGTHS, at_least_tokens
+from ...runner.needs import EQUAL_LENGTHS, WITH_ATTENTION, at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ._backcopy import (
@@ -166,7 +166,7 @@ def removable_in_words(result: Record) -> Iterator[str]:
 @experiment(
     paper="Guo et al. 2024 (2410.13835), Sandoval-Segura et al. 2025 (2504.03889)",
     question="Which heads are dormant, and which can be removed?",
-    needs=(ATTENTION_EVERYWHERE, EQUAL_LENGTHS, at_least_tokens(4)),
+    needs=(WITH_ATTENTION, EQUAL_LENGTHS, at_least_tokens(4)),
     conditions=(*SCORES, GRADIENT),
     defaults=(WEIGHT, NORM, GRADIENT),
     metrics=("loss", "kl"),
@@ -235,7 +235,7 @@ def _refusals(run: Run[ActiveDormantConfig]) -> dict[str, str]:
     capabilities, reasons = run.capabilities, {}
     for name in run.conditions:
         reason = capabilities.refusal("z", f"removing heads by {name}")
-        if capabilities.n_layers * capabilities.n_heads == 1:
+        if len(capabilities.attention) * capabilities.n_heads == 1:
             reason = "the model has a single head, which leaves no order"
         elif name.endswith(BY_LAYER) and capabilities.n_heads == 1:
             reason = "a layer has a single head, which is its own mean"
@@ -272,7 +272,7 @@ def _read(run: Run[Any], model: HookedModel) -> tuple[dict[str, Tensor], dict[st
 
 def _add_measurements(run: Run[ActiveDormantConfig]) -> dict[str, Tensor]:
     """Rows of position 0, of dormant heads and of their overlap, beside random weights."""
-    config, size = run.config, run.capabilities.n_layers * run.capabilities.n_heads
+    config, size = run.config, len(run.capabilities.attention) * run.capabilities.n_heads
     scores, beside = _read(run, run.model)
     for name in (WEIGHT, NORM):
         run.keep(name.replace(BY_LAYER, "_over_layer"), scores[name].mean(0), "layer head")

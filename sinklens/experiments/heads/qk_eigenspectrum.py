@@ -45,7 +45,7 @@ from ...results.figures import Heatmap, Stack
 from ...results.record import Record
 from ...results.wording import phrase
 from ...runner.config import ExperimentConfig
-from ...runner.needs import ATTENTION_EVERYWHERE, EQUAL_LENGTHS, at_least_tokens
+from ...runner.needs import EQUAL_LENGTHS, WITH_ATTENTION, at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ...stats.jackknife import pseudo_values
@@ -111,7 +111,7 @@ def correlations_in_words(result: Record) -> Iterator[str]:
 @experiment(
     paper="Bao et al. 2024 (2402.02098)",
     question="Are the eigenvalues of W_QK concentrated, and have such heads sinks?",
-    needs=(ATTENTION_EVERYWHERE, EQUAL_LENGTHS, at_least_tokens(2)),
+    needs=(WITH_ATTENTION, EQUAL_LENGTHS, at_least_tokens(2)),
     conditions=STATISTICS,
     measures=MEASURES,
     says=(
@@ -249,7 +249,8 @@ def _factors(run: Run[Any]) -> tuple[Factors, Factors]:
     Raises:
         SinklensError: There are none, or they are not all of the logits.
     """
-    capabilities, blocks = run.capabilities, run.model.blocks
+    capabilities = run.capabilities
+    blocks = [run.model.blocks[layer] for layer in capabilities.attention]
     if any(getattr(block.attn, "q_norm", None) is not None for block in blocks):
         raise SinklensError(NORMALISED.format(capabilities.architecture))
     if reason := capabilities.lacking("pattern") or capabilities.lacking("key"):
@@ -265,7 +266,7 @@ def _factors(run: Run[Any]) -> tuple[Factors, Factors]:
 
 def _rotary_sites(run: Run[Any]) -> list[str]:
     """Where cosine and sine of all layers are; none where there are no rotary positions."""
-    layers = range(run.capabilities.n_layers)
+    layers = run.capabilities.attention
     sites = [f"blocks.{layer}.attn.hook_{part}" for part in ("cos", "sin") for layer in layers]
     return sites if all(site in run.model.hook_dict for site in sites) else []
 

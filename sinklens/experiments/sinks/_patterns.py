@@ -17,7 +17,7 @@ from torch import Tensor
 from ...core.labels import Head
 from ...functional.graphs import uniform_attention, visible_keys
 from ...hooks.intervention import FwdHooks, Intervention
-from ...models.capabilities import hook_name
+from ...models.capabilities import Capabilities, hook_name
 from ...probes.base import SiteProbe
 from ...runner.run import Run
 
@@ -28,9 +28,9 @@ ByLayer = Mapping[int, Float[Tensor, "prompt head query key"]]
 class Patterns(SiteProbe[Tensor]):
     """Every prompt's attention patterns."""
 
-    def __init__(self, layers: int) -> None:
-        """Read the pattern of every layer."""
-        super().__init__("pattern", range(layers))
+    def __init__(self, capabilities: Capabilities) -> None:
+        """Read the pattern of every layer with attention."""
+        super().__init__("pattern", capabilities.attention)
 
     def reduce(
         self, pattern: Float[Tensor, "batch head query key"], layer: Any, /
@@ -84,10 +84,11 @@ class Written:
         length, capabilities = run.prompts.length, run.capabilities
         self._patterns = patterns
         self._sums = {layer: every.sum(0) for layer, every in patterns.items()}
-        self._visible = [
-            visible_keys(length, causal=capabilities.causal, window=window)
-            for window in capabilities.visible_keys(length)
-        ]
+        windows = zip(capabilities.attention, capabilities.visible_keys(length), strict=True)
+        self._visible = {
+            layer: visible_keys(length, causal=capabilities.causal, window=window)
+            for layer, window in windows
+        }
 
     def pattern(
         self, kind: str, layer: int, index: Int[Tensor, " batch"], order: Tensor | None = None
@@ -120,7 +121,7 @@ class Written:
                 hooks.append((hook_name("pattern", layer), write))
             return hooks
 
-        everyone = torch.arange(len(self._patterns[0]))
+        everyone = torch.arange(len(self._patterns[min(by_layer)]))
         same = all(
             torch.equal(self.pattern(kind, la, everyone, order)[:, hs], every[:, hs])
             for la, hs in by_layer.items()

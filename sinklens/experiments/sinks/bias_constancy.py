@@ -42,6 +42,7 @@ from ...hooks.intervention import FwdHooks, Intervention
 from ...hooks.matching import control_positions
 from ...metrics import SINK_MASS
 from ...models.capabilities import Capabilities, hook_name
+from ...models.prompts import Prompts
 from ...models.weights import projection
 from ...probes.base import SiteProbe
 from ...results.effect_sentences import Compared
@@ -50,7 +51,7 @@ from ...results.figures import Forest
 from ...results.record import Record
 from ...runner.compare import Comparison, Control
 from ...runner.config import ExperimentConfig, setting
-from ...runner.needs import ATTENTION_EVERYWHERE, CAUSAL, EQUAL_LENGTHS, at_least_tokens
+from ...runner.needs import CAUSAL, EQUAL_LENGTHS, WITH_ATTENTION, at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
 
@@ -84,8 +85,8 @@ class KeyReads(SiteProbe[Read]):
     """The weights on one key and its value, by layer."""
 
     def __init__(self, capabilities: Capabilities, key: int) -> None:
-        """Read pattern and values of every layer."""
-        super().__init__("pattern", range(capabilities.n_layers), beside=["value"])
+        """Read pattern and values of every layer with attention."""
+        super().__init__("pattern", capabilities.attention, beside=["value"])
         self._key = key
         self._heads = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
 
@@ -93,9 +94,9 @@ class KeyReads(SiteProbe[Read]):
         """Of one layer."""
         return Read(pattern[..., self._key].float(), self.held["value"][:, self._key, self._heads])
 
-    def compute(self) -> list[Read]:
+    def compute(self) -> dict[int, Read]:
         """Of all prompts, by layer."""
-        return [self.at(layer) for layer in self.layers]
+        return {layer: self.at(layer) for layer in self.layers}
 
 
 class Outputs(SiteProbe[Tensor]):
@@ -107,9 +108,9 @@ class Outputs(SiteProbe[Tensor]):
         """All of it."""
         return z.transpose(1, 2)
 
-    def compute(self) -> list[Float[Tensor, "prompt head pos d_head"]]:
+    def compute(self) -> dict[int, Float[Tensor, "prompt head pos d_head"]]:
         """Of all prompts, by layer."""
-        return [self.at(layer) for layer in self.layers]
+        return {layer: self.at(layer) for layer in self.layers}
 
 
 def inconstancy(
@@ -177,7 +178,7 @@ def edited_heads(result: Record) -> Iterator[str]:
     paper="Zhang et al. 2025 (2502.00919)",
     question="Is what heads read from the sink a constant bias, or a tag of tokens?",
     needs=(
-        ATTENTION_EVERYWHERE,
+        WITH_ATTENTION,
         CAUSAL.otherwise("input_dependence reads patterns of bidirectional models."),
         EQUAL_LENGTHS,
         at_least_tokens(4),
@@ -218,9 +219,8 @@ def bias_constancy(run: Run[BiasConstancyConfig]) -> None:
     keys = seeded(config.seed, "earlier").integers(1, config.burn_in, config.draws).tolist()
     run.drawn(earlier_keys=keys)
     probes = [KeyReads(capabilities, key) for key in (0, *keys)]
-    layers = range(capabilities.n_layers)
-    *reads, outputs = run.read(*probes, Outputs("z", layers))
-    mass = torch.stack([read.weight[..., 1:].mean((0, 2)) for read in reads[0]])
+    *reads, outputs = run.read(*probes, Outputs("z", capabilities.attention))
+    mass = torch.stack([read.weight[..., 1:].mean((0, 2)) for read in reads[0].values()])
     run.keep("sink_mass", mass, "layer head")
     chosen = {GROUPS[0]: mass > SINK_MASS, GROUPS[1]: mass <= SINK_MASS}
     by_key = [_measured(run.model, read, outputs, config.burn_in) for read in reads]
@@ -236,7 +236,7 @@ def bias_constancy(run: Run[BiasConstancyConfig]) -> None:
             sample = Sample(torch.stack(values[1:]), null, len(keys)) if keys else None
             beside = [Reference(sample, EARLIER, "null", models=NOT_TESTED)] if sample else []
             run.add(metric, group, Sample(values[0], null), *beside)
-    heads = [(layer, head) for layer, head in chosen[GROUPS[0]].nonzero().tolist()]
+    heads = [head for head, one in capabilities.by_head(mass).items() if one > SINK_MASS]
     if config.heads != ("sink",):
         heads = heads_of(
             config.heads, capabilities.attention, capabilities.n_heads, "use sink, or "
@@ -244,19 +244,21 @@ def bias_constancy(run: Run[BiasConstancyConfig]) -> None:
     run.drawn(heads=[head_label(head) for head in heads])
     run.refuse(_refusals(run, heads), none_is_fine=True)
     if run.conditions:
-        run.compare(lambda twin: _edits(twin, heads))
+        # Models with random weights read all prompts: a mean of fewer would be nearer to each.
+        more = run.batches() - run.batches(run.few)
+        run.compare(lambda twin: _edits(twin, run.prompts, heads), twin_reads=more)
 
 
 def _measured(
-    model: HookedModel, reads: Sequence[Read], outputs: Sequence[Tensor], first: int
+    model: HookedModel, reads: Mapping[int, Read], outputs: Mapping[int, Tensor], first: int
 ) -> Mapping[str, Float[Tensor, "prompt layer head"]]:
     """Both measures of one key."""
     found: dict[str, list[Tensor]] = {"inconstancy": [], "tag_share": []}
-    for layer, (read, z) in enumerate(zip(reads, outputs, strict=True)):
+    for layer, read in reads.items():
         output = projection(model, layer, "W_O").float().cpu()
         written = torch.einsum("phd,hdm->phm", read.value, output)
         found["inconstancy"].append(inconstancy(read.weight[..., first:], written))
-        found["tag_share"].append(tag_share(z[:, :, first:], read.value))
+        found["tag_share"].append(tag_share(outputs[layer][:, :, first:], read.value))
     return {name: torch.stack(values, 1) for name, values in found.items()}
 
 
@@ -272,12 +274,13 @@ def _refusals(run: Run[Any], heads: Sequence[Head]) -> dict[str, str]:
     return reasons
 
 
-def _edits(run: Run[Any], heads: Sequence[Head]) -> list[Comparison]:
-    """The conditions that are asked for, with their controls."""
+def _edits(run: Run[Any], prompts: Prompts, heads: Sequence[Head]) -> list[Comparison]:
+    """The conditions that are asked for, with their controls; means are over some prompts."""
     config, length = run.config, run.prompts.length
     places = control_positions(length, config.draws, config.seed, config.positions)
     keys = list(dict.fromkeys([0, *places]))
-    reads = dict(zip(keys, run.read(*(KeyReads(run.capabilities, k) for k in keys)), strict=True))
+    found = run.read(*(KeyReads(run.capabilities, key) for key in keys), prompts=prompts)
+    reads = dict(zip(keys, found, strict=True))
     run.drawn(control_positions=places)
     made = []
     for name in run.conditions:
@@ -286,18 +289,21 @@ def _edits(run: Run[Any], heads: Sequence[Head]) -> list[Comparison]:
             control = Control(LATER, [later[key] for key in places])
             made.append(Comparison(name, [later[0]], (control,)))
             continue
-        values = [read.value.mean(0) for read in reads[0]]
+        values = {layer: read.value.mean(0) for layer, read in reads[0].items()}
         drawn = []
         for draw in range(config.draws):
             random = seeded(config.seed, "direction", draw)
-            noise = [torch.from_numpy(random.standard_normal(value.shape)) for value in values]
+            noise = {
+                layer: torch.from_numpy(random.standard_normal(value.shape))
+                for layer, value in values.items()
+            }
             drawn.append(_without(f"{name} at random", noise, heads, draw))
         control = Control(RANDOM, drawn)
         made.append(Comparison(name, [_without(name, values, heads, None)], (control,), ""))
     return made
 
 
-def _constant(reads: Sequence[Read], heads: Sequence[Head], key: int) -> Intervention:
+def _constant(reads: Mapping[int, Read], heads: Sequence[Head], key: int) -> Intervention:
     """What heads read from a key replaced by its mean over later queries and prompts."""
     hooks: FwdHooks = []
     for layer, chosen in sorted(_by_layer(heads).items()):
@@ -310,7 +316,7 @@ def _constant(reads: Sequence[Read], heads: Sequence[Head], key: int) -> Interve
 
 
 def _without(
-    name: str, values: Sequence[Tensor], heads: Sequence[Head], draw: int | None
+    name: str, values: Mapping[int, Tensor], heads: Sequence[Head], draw: int | None
 ) -> Intervention:
     """The component of heads' output along a direction removed."""
     hooks: FwdHooks = []

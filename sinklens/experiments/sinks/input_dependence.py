@@ -43,7 +43,7 @@ from ...engine import default_memory
 from ...hooks.intervention import Intervention
 from ...hooks.matching import derangement
 from ...metrics import SINK_MASS
-from ...models.capabilities import check
+from ...models.capabilities import Capabilities
 from ...models.random_weights import RANDOM_WEIGHTS, random_twin
 from ...results.effect_sentences import Compared
 from ...results.estimates import NOT_TESTED, Measure, Reference, Sample
@@ -51,7 +51,7 @@ from ...results.figures import Forest, Heatmap, Stack
 from ...results.record import Record
 from ...runner.compare import Comparison, Control
 from ...runner.config import ExperimentConfig
-from ...runner.needs import ATTENTION_EVERYWHERE, EQUAL_LENGTHS, at_least_prompts, at_least_tokens
+from ...runner.needs import EQUAL_LENGTHS, WITH_ATTENTION, at_least_prompts, at_least_tokens
 from ...runner.registry import experiment
 from ...runner.run import Run
 from ._patterns import ANOTHER, ByLayer, Patterns, Written, distance, overlap
@@ -91,7 +91,7 @@ def replaced_in_words(result: Record) -> Iterator[str]:
     paper="Xue et al. 2025 (2510.11602)",
     question="How much of a head's attention depends on the prompt, and does the model need that?",
     needs=(
-        ATTENTION_EVERYWHERE,
+        WITH_ATTENTION,
         EQUAL_LENGTHS,
         at_least_tokens(3),
         at_least_prompts(2, "since a mean is that of the other prompts"),
@@ -127,11 +127,11 @@ def input_dependence(run: Run[InputDependenceConfig]) -> None:
         raise SinklensError(
             f"input_dependence reads every pattern; on {run.capabilities.architecture} {reason}"
         )
-    (patterns,) = run.read(Patterns(run.capabilities.n_layers))
+    (patterns,) = run.read(Patterns(run.capabilities))
     written = Written(run, patterns)
     mass = torch.stack([patterns[la][:, :, 1:, 0].mean((0, 2)) for la in sorted(patterns)])
     run.keep("sink_mass", mass, "layer head")
-    groups = _groups(mass)
+    groups = _groups(mass, run.capabilities)
     run.facts(heads={name: len(heads) for name, heads in groups.items()})
     _add_measurements(run, patterns, groups)
     run.refuse(_refusals(run, groups), none_is_fine=True)
@@ -142,7 +142,7 @@ def input_dependence(run: Run[InputDependenceConfig]) -> None:
         made = written
         if twin is not run:
             # A mean of fewer prompts would be another thing: all of them, as in the run.
-            (own,) = twin.read(Patterns(run.capabilities.n_layers), prompts=run.prompts)
+            (own,) = twin.read(Patterns(run.capabilities), prompts=run.prompts)
             made = Written(run, own)
 
         def intervention(kind: str, group: str, order: Tensor | None = None) -> Intervention:
@@ -167,7 +167,7 @@ def _require_room(run: Run[InputDependenceConfig]) -> None:
     Raises:
         SinklensError: They do not.
     """
-    heads = run.capabilities.n_layers * run.capabilities.n_heads
+    heads = len(run.capabilities.attention) * run.capabilities.n_heads
     needed = COPIES * 4 * len(run.prompts) * heads * run.prompts.length**2
     allowed = run.config.memory or default_memory(run.model)
     if needed > allowed:
@@ -178,12 +178,13 @@ def _require_room(run: Run[InputDependenceConfig]) -> None:
         )
 
 
-def _groups(mass: Float[Tensor, "layer head"]) -> dict[str, list[Head]]:
+def _groups(mass: Float[Tensor, "layer head"], capabilities: Capabilities) -> dict[str, list[Head]]:
     """Heads by group; groups without a head are left out."""
-    chosen = {"all": mass >= 0, "sink": mass > SINK_MASS, "others": mass <= SINK_MASS}
+    masses = capabilities.by_head(mass)
     groups = {
-        name: [(layer, head) for layer, head in which.nonzero().tolist()]
-        for name, which in chosen.items()
+        "all": list(masses),
+        "sink": [head for head, one in masses.items() if one > SINK_MASS],
+        "others": [head for head, one in masses.items() if one <= SINK_MASS],
     }
     return {name: heads for name, heads in groups.items() if heads}
 
@@ -215,10 +216,11 @@ def _add_measurements(
     run.keep("overlap", own["mean"][0].mean(0), "layer head")
     beside = {}
     if twin is not None:
-        (untrained,) = run.read(Patterns(check(twin).n_layers), model=twin)
+        (untrained,) = run.read(Patterns(run.capabilities), model=twin)
         beside = _compared(run, Written(run, untrained), untrained, [])
     for group, heads in groups.items():
-        at = tuple(torch.tensor(heads).T)
+        places = [(run.capabilities.attention.index(layer), head) for layer, head in heads]
+        at = tuple(torch.tensor(places).T)
 
         def common(part: tuple[Tensor, Tensor], at: Any = at) -> Tensor:
             return part[0][:, at[0], at[1]].mean(1)

@@ -84,7 +84,7 @@ def test_silent_heads_are_found_and_cost_nothing() -> None:
 
 
 def test_orders_shares_and_sets() -> None:
-    values = torch.tensor([[3.0, 1.0], [2.0, 1.0]])
+    values = {(0, 0): 3.0, (0, 1): 1.0, (1, 0): 2.0, (1, 1): 1.0}
     assert least_active("output_norm", values) == [(0, 1), (1, 1), (1, 0), (0, 0)]
     assert least_active("first_token_weight", values) == [(0, 0), (1, 0), (0, 1), (1, 1)]
     assert list(counts((0.3, 0.1, 0.11), 10)) == [("10%", 1), ("30%", 3)]
