@@ -21,7 +21,7 @@ from tests.numbers import assert_same_text
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python(?P<title>[^\n]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
-NEEDS = {"needs a GPU", "needs the Hub", "needs SAELens"}
+NEEDS = {"needs a GPU", "needs the Hub", "needs SAELens", "needs duckdb and polars"}
 
 
 def blocks(page: Path) -> list[tuple[int, str, str]]:

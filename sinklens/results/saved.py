@@ -8,6 +8,7 @@ checked field by field alone.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,26 @@ def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[st
     return content, tensors, run
 
 
+def read_vouched(folder: Path) -> dict[str, Any]:
+    """The content in today's schema alone, of files that are as they were saved.
+
+    What vouches for itself byte by byte is not checked field by field, which takes longer.
+
+    Raises:
+        SinklensError: As in `read_files`.
+    """
+    raw = read_regular(folder / "result.json")
+    before, sign, own = raw.rpartition(_OWN)
+    if sign and own[:64] == hashlib.sha256(before + b"\n}\n").hexdigest().encode():
+        content: dict[str, Any] = json.loads(raw)
+        values = hashlib.sha256(read_regular(folder / "values.safetensors")).hexdigest()
+        if content.get("schema") == SCHEMA and content.get("values_sha256") == values:
+            return content
+    return read_files(folder)[0]
+
+
+_OWN = b',\n "sha256": "'
+"""What stands before the hash that `json_bytes` writes last."""
 _OF_OLD_ROWS = (KeyError, TypeError, AttributeError, ValueError, IndexError)
 
 

@@ -133,7 +133,9 @@ def _combined(effects: ByUnit, variances: ByUnit) -> Any:
     except ImportError as error:
         raise SinklensError(f"pooling {MISSING}") from error
     for near in (1e-10, 1e-8, 1e-6, 1e-5):
-        found = combine_effects(effects, variances, "iterated", use_t=True, atol=near, maxiter=1000)
+        how = {"use_t": True, "atol": near, "maxiter": 1000}
+        with np.errstate(divide="ignore"):  # I^2 of effects that are equal
+            found = combine_effects(effects, variances, "iterated", **how)
         if found.tau2 > 0 or found.q <= len(effects) - 1:
             return found
     return combine_effects(effects, variances, "chi2", use_t=True)

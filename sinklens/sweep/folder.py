@@ -28,7 +28,7 @@ from ..core.json_files import json_bytes, read_json
 from ..core.locks import locked, owner
 from ..core.storage import write_file
 from ..results.checked import require
-from ..results.saved import read_files
+from ..results.saved import read_vouched
 
 ABOUT, OF_A_TASK = "sweep.json", "task.json"
 SCHEMA = 1
@@ -115,7 +115,7 @@ class SweepFolder:
         if not (self.result(task) / OF_A_TASK).is_file():
             return False
         try:
-            read_files(self.result(task))
+            read_vouched(self.result(task))
         except SinklensError:
             return False
         return True

@@ -20,7 +20,7 @@ import pandas as pd
 from ..core.errors import SinklensError, UsageError, shortened
 from ..core.json_files import read_json
 from ..core.storage import write_file
-from ..results.saved import SCHEMA, read_files
+from ..results.saved import SCHEMA, read_vouched
 from ..stats.effects import EffectSize
 from .folder import OF_A_TASK, SweepFolder
 
@@ -194,7 +194,7 @@ def _read(folder: Path) -> Found:
         SinklensError: It is damaged.
     """
     try:
-        content, _, _ = read_files(folder)
+        content = read_vouched(folder)
         about = read_json(folder / OF_A_TASK) if (folder / OF_A_TASK).exists() else {}
     except SinklensError as error:
         raise SinklensError(f"{error}; the same sweep again measures it anew") from error

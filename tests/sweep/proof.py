@@ -225,7 +225,8 @@ def table(place: Path) -> Iterator[str]:
         found = merge([place / "out"], place / f"effects.{suffix}")
         seconds = time.perf_counter() - began
         size = (place / f"effects.{suffix}").stat().st_size / 2**20
-        yield f"{len(found):,} rows of {copies:,} results, {suffix}: {seconds:.1f} s, {size:.1f} MiB"
+        said = f"{len(found):,} rows of {copies:,} results, {suffix}"
+        yield f"{said}: {seconds:.1f} s, {size:.1f} MiB"
     began = time.perf_counter()
     pd.read_parquet(place / "effects.parquet")
     yield f"read again: {time.perf_counter() - began:.2f} s"
