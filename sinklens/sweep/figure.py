@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from ..results.drawing.panel import Panel, below_each_other
 from ..results.drawing.style import COLOURS
 from ..results.drawing.words import in_two_lines
-
-if TYPE_CHECKING:
-    from .pooling import PooledModels
+from ..stats.pooled import PooledEffect
 
 ROW = 22
 
 
-def draw_pooled(found: PooledModels, width: int | None = None) -> Any:
-    """Effects by unit, and the pooled effect below a line."""
-    units = found.units
+def draw_pooled(
+    name: str,
+    measure: str,
+    units: pd.DataFrame,
+    pooled: PooledEffect | None,
+    width: int | None = None,
+) -> Any:
+    """Effects by unit, and the pooled effect below a line.
+
+    Args:
+        name: What was pooled.
+        measure: The unit of the numbers.
+        units: A line for each: `label`, `effect`, `ci_low`, `ci_high`.
+        pooled: The random-effects mean, where there is one.
+        width: In pixels; None fits the page.
+    """
     labels = [in_two_lines(str(label), "") for label in units["label"]]
     heights = [-float(place) for place in range(len(units))]
     traces = [
         _points("each", units["effect"], units["ci_low"], units["ci_high"], heights, 0, "circle")
     ]
-    one, last = found.pooled, -len(units) - 0.5
-    if one is not None:
+    last = -len(units) - 0.5
+    if pooled is not None:
         labels.append("pooled")
         heights.append(last)
-        ends = ([one.estimate], [one.ci_low], [one.ci_high])
+        ends = ([pooled.estimate], [pooled.ci_low], [pooled.ci_high])
         traces.append(_points("pooled, random effects", *ends, [last], 1, "diamond"))
-    unit = f" ({found.measure})" if found.measure else ""
+    unit = f" ({measure})" if measure else ""
     panel = Panel(
         "",
         traces,
@@ -42,7 +55,7 @@ def draw_pooled(found: PooledModels, width: int | None = None) -> Any:
         height=max(80, ROW * (len(units) + 2)),
         zero=0.0,
     )
-    return below_each_other([panel], found.name, "95 % intervals", width)
+    return below_each_other([panel], name, "95 % intervals", width)
 
 
 def _points(

@@ -94,7 +94,7 @@ class PooledModels:
         """
         from .figure import draw_pooled
 
-        return draw_pooled(self, width)
+        return draw_pooled(self.name, self.measure, self.units, self.pooled, width)
 
     def _noun(self) -> str:
         return {"model": "models", "model_seed": "seeds"}.get(self.unit[-1], "units")

@@ -258,7 +258,7 @@ def _factors(run: Run[Any]) -> tuple[Factors, Factors]:
             f"qk_eigenspectrum reads W_Q and W_K; on {capabilities.architecture} {reason}"
         )
     shared = [capabilities.key_value_head(head) for head in range(capabilities.n_heads)]
-    layers = range(capabilities.n_layers)
+    layers = capabilities.attention
     queries = [projection(run.model, layer, "W_Q").cpu().double() for layer in layers]
     keys = [projection(run.model, layer, "W_K").cpu().double()[shared] for layer in layers]
     return torch.stack(queries), torch.stack(keys)
