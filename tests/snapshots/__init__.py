@@ -21,8 +21,11 @@ FOLDER = Path(__file__).parent
 MODELS = ("rope", "learned-sink", "encoder")
 REAL = "SmolLM2"
 CHECKED_ON_REAL = ("sink_profile",)
-OWN: dict[str, dict[str, Any]] = {"position0_patching": {"layers": (0, 11, 20, 29)}}
-"""On SmolLM2, where all layers would take an hour."""
+OWN: dict[str, dict[str, Any]] = {
+    "position0_patching": {"layers": (0, 11, 20, 29)},
+    "active_dormant": {"removed": (0.1, 0.3)},
+}
+"""On SmolLM2, where all layers, or more points of a curve, would take an hour."""
 N_PROMPTS, LENGTH = 8, 32
 
 
