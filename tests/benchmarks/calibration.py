@@ -1,6 +1,6 @@
 """How often tests and verdicts are wrong where nothing is there, and how often intervals cover.
 
-    python -m tests.benchmarks.calibration [--repeats 2000]    writes the page
+    python -m tests.benchmarks.calibration [--repeats 2000] [--runs 40]    writes the page
     python -m tests.benchmarks.calibration --measure                        SmolLM2's differences
 
 Paired differences of a known mean are simulated. Of each distribution
@@ -12,7 +12,9 @@ Paired differences of a known mean are simulated. Of each distribution
                the BCa interval beside them
 
 all computed for many experiments at once, from the formulas and without the package's own
-statistics, which the tests hold against them.
+statistics, which the tests hold against them; and the same of whole runs: BOS replaced in a model
+with random weights, other random prompts and draws each time. The mean that intervals should hold
+is that of all runs.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from jaxtyping import Float
 from scipy import stats
 
 import sinklens
-from sinklens.stats.effects import BOOTSTRAP_T, LEVEL, RESAMPLES, STUDENT_T
+from sinklens.stats.effects import BOOTSTRAP_T, INTERVALS, LEVEL, RESAMPLES, STUDENT_T
 
 PAGE = Path(__file__).parents[2] / "docs" / "calibration.md"
 MEASURED = Path(__file__).parent / "smollm2_differences.json"
@@ -52,8 +54,7 @@ DRAWN: Mapping[str, tuple[Draw, float]] = {
     ),
 }
 """By name how differences are drawn, and their mean."""
-MARK = "<!-- simulated -->"
-"""Before the table on the page."""
+METRICS, LENGTH, RUN_SIZES = ("loss", "kl", "sink_mass"), 24, (8, 32)
 
 
 class Calibration(NamedTuple):
@@ -151,6 +152,42 @@ def bca_ends(differences: Experiments, random: np.random.Generator) -> Ends:
     return ends[0], ends[1]
 
 
+def coverage_of_runs(n_prompts: int, runs: int) -> dict[tuple[str, str, str], float]:
+    """By metric, kind of row and interval: how often runs hold the mean of all of them."""
+    import torch
+
+    from sinklens.models.prompts import Prompts
+    from tests.families import boot
+
+    model = boot("llama")
+    ends: defaultdict[tuple[str, str, str], list[tuple[float, float, float]]] = defaultdict(list)
+    for number in range(runs):
+        generator = torch.Generator().manual_seed(1000 * n_prompts + number)
+        tokens = torch.randint(4, int(model.cfg.d_vocab), (n_prompts, LENGTH), generator=generator)
+        tokens[:, 0] = sinklens.models.bos_token_id(model)
+        for method in INTERVALS:
+            result = sinklens.run(
+                "bos_replacement",
+                model,
+                Prompts(tokens, bos=True, source="random tokens"),
+                conditions=("mean",),
+                metrics=METRICS,
+                null_models=0,
+                seed=number,
+                interval=method,
+                progress=False,
+            )
+            for row in result.effects:
+                if row.ci_low is not None and row.ci_high is not None:
+                    found = (row.effect, row.ci_low, row.ci_high)
+                    ends[row.metric, row.kind, method].append(found)
+    covered = {}
+    for key, values in ends.items():
+        effect, low, high = np.array(values).T
+        covered[key] = float(((low <= effect.mean()) & (effect.mean() <= high)).mean())
+    return covered
+
+
 def measure(windows: int = 256, length: int = 64) -> None:
     """Store what BOS -> mean changes in windows of the shipped text, in SmolLM2."""
     from tests.conftest import smollm2_file
@@ -174,7 +211,7 @@ def measure(windows: int = 256, length: int = 64) -> None:
 
 
 def table(repeats: int) -> list[str]:
-    """The table of the page."""
+    """The simulated part of the page."""
     lines = [
         "| differences | prompts | p <= 0.05 | control | Student's t | bootstrap-t | BCa |",
         "|---|---|---|---|---|---|---|",
@@ -188,19 +225,35 @@ def table(repeats: int) -> list[str]:
     return lines
 
 
+def table_of_runs(runs: int) -> list[str]:
+    """The part of whole runs."""
+    lines = ["| metric | row | prompts | Student's t | bootstrap-t |", "|---|---|---|---|---|"]
+    by_size = {size: coverage_of_runs(size, runs) for size in RUN_SIZES}
+    for metric, kind in dict.fromkeys(key[:2] for key in by_size[RUN_SIZES[0]]):
+        for size, found in by_size.items():
+            shares = [f"{found[metric, kind, method]:.3f}" for method in INTERVALS]
+            lines.append(f"| `{metric}` | {kind} | {size} | {' | '.join(shares)} |")
+            print(lines[-1], flush=True)
+    return lines
+
+
 def main() -> None:
-    """Write the table of the page, or measure SmolLM2's differences."""
+    """Write the tables of the page, or measure SmolLM2's differences."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=2000)
+    parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--measure", action="store_true")
     options = parser.parse_args()
     if options.measure:
         measure()
         return
-    before, rest = PAGE.read_text("utf-8").split(f"{MARK}\n")
-    after = rest.removeprefix("\n").partition("\n\n")[2]
-    lines = "\n".join(table(options.repeats))
-    PAGE.write_text(f"{before}{MARK}\n\n{lines}\n\n{after}", "utf-8")
+    made = {"simulated": table(options.repeats), "runs": table_of_runs(options.runs)}
+    text = PAGE.read_text("utf-8")
+    for name, lines in made.items():
+        before, rest = text.split(f"<!-- {name} -->\n\n")
+        after = rest.partition("\n\n")[2]
+        text = f"{before}<!-- {name} -->\n\n" + "\n".join(lines) + f"\n\n{after}"
+    PAGE.write_text(text.rstrip() + "\n", "utf-8")
 
 
 if __name__ == "__main__":
