@@ -24,10 +24,9 @@ weight and 12.18 % by the best score (mean of 14 models of 0.5 to 14 billion par
 within 1 %) stand beside ours for orientation. `edit=mean` writes the head's mean output instead.
 Position 0 differs from others in any model, so that the first three are not tested against theirs.
 
-The curves cost about one forward pass of all prompts for each set of heads: by default 36, of which
-9 are in the order of a score, 9 at random and 18 at random within layers, and as many again on two
-prompts in each model with random weights. On SmolLM2-135M 18 sets take 17.7 s of one core on 8
-prompts of 32 tokens, where a plain pass takes 1.0 s. Fewer `draws`, shares or orders cost less.
+A set of heads costs about one forward pass of all prompts: by default 9 in the order of a score, 9
+at random, 18 at random within layers, and as many on two prompts in models with random weights. On
+SmolLM2-135M, 8 prompts of 32 tokens, 18 take 17.7 s of one core, a plain pass 1.0 s.
 """
 
 from __future__ import annotations
@@ -97,8 +96,7 @@ class ActiveDormantConfig(ExperimentConfig):
         other_text: A text or the name of a file to set beside the prompts; by default Python code.
         random_weights: Whether to read a model with random weights; None does for models of up to a
             billion parameters.
-        draws: Random orders, of all heads and within layers for each score and share: they are most
-            of what the curves cost.
+        draws: Random orders, of all heads and within layers: most of what the curves cost.
     """
 
     draws: int = setting(3, least=0)
