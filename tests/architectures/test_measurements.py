@@ -273,7 +273,7 @@ def test_qk_eigenspectrum(name: str) -> None:
     if not works(name, "qk_eigenspectrum"):
         return
     result, found = run("qk_eigenspectrum", name), check(bridge(name))
-    for layer in found.attention:
+    for place, layer in enumerate(found.attention):
         queries, keys = query_and_key(plain(name), layer, found.n_heads, found.n_key_value_heads)
         for head, (query, key) in enumerate(zip(queries, keys, strict=True)):
             form = (query @ key.mT).double()
@@ -284,7 +284,7 @@ def test_qk_eigenspectrum(name: str) -> None:
                 "eigen_concentration": values.mean() ** 2 / (values**2).mean(),
             }
             for statistic, number in wanted.items():
-                mine = result.arrays[statistic].values[layer, head]
+                mine = result.arrays[statistic].values[place, head]
                 assert float(mine) == pytest.approx(float(number), rel=1e-4, abs=1e-6), statistic
 
 
