@@ -22,7 +22,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 OF_WEIGHTS = re.compile(
     "no channel is an outlier|has a sink mass above|reach no layer|hold a massive entry"
     "|not distinguishable from its null|the median could be|no entry is massive|cannot be counted"
-    "|writes most of"
+    "|writes most of|wavelets takes|planes leave none|no power to speak of"
 )
 """Reasons that are about these weights and prompts, and not about the architecture."""
 INTRODUCTION = """# Limits by architecture

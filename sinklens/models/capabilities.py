@@ -320,7 +320,7 @@ def _try_everything(model: HookedModel) -> Capabilities:
         other_masks=masks.others,
         gated=gated_layers(names, clean, unreadable),
         experts=experts,
-        hidden_experts=has_experts(config) and not experts,
+        hidden_experts=not experts and has_experts(model.original_model),
         agreement=found.difference if found else origin(model).agreement,
         unlike_plain=found is not None and not found.rounding,
     )

@@ -132,15 +132,22 @@ def obstacles_to_edits(
     return found
 
 
-def has_experts(config: Any) -> bool:
-    """Whether a Hugging Face config names a mixture of experts, in whichever words."""
+def has_experts(model: Any) -> bool:
+    """Whether the Hugging Face model of a bridge has experts that tokens are routed to.
+
+    Some configs count experts that no block has, and some blocks are named for experts of which
+    there is one.
+    """
+    config = getattr(model, "config", None)
     own = config.get_text_config() if hasattr(config, "get_text_config") else config
     counts = [
         count
-        for name, count in vars(own).items()
+        for name, count in getattr(own, "__dict__", {}).items()
         if name.endswith("experts") and "shared" not in name
     ]
-    return any(isinstance(count, int) and count > 1 for count in counts)
+    if not any(isinstance(count, int) and count > 1 for count in counts):
+        return False
+    return any("expert" in f"{name} {type(part)}".lower() for name, part in model.named_modules())
 
 
 def gated_layers(

@@ -98,7 +98,8 @@ def test_active_dormant(name: str) -> None:
 
     gone: dict[int, list[int]] = {}
     for number in weight.flatten().argsort(descending=True)[: round(0.3 * weight.numel())].tolist():
-        gone.setdefault(number // weight.shape[1], []).append(number % weight.shape[1])
+        place, head = divmod(number, weight.shape[1])
+        gone.setdefault([*layers][place], []).append(head)
     clean = reference.logits(plain(name), TOKENS)
     without = reference.without_heads(plain(name), TOKENS, gone, weight.shape[1])
     compare(result, clean, without)
@@ -108,7 +109,9 @@ def test_active_dormant(name: str) -> None:
 def test_bias_constancy(name: str) -> None:
     if not works(name, "bias_constancy"):
         return
-    layers, first, layer, head = attention(name), 4, 1, 2
+    layers, first, head = attention(name), 4, 2
+    place = min(1, len(layers) - 1)
+    layer = [*layers][place]
     label = {"burn_in": first, "heads": (f"L{layer}H{head}",)}
     result = run("bias_constancy", name, **label)
     groups = {"sink_heads": sink_mass(name).mean(0) > SINK}
@@ -149,7 +152,7 @@ def test_bias_constancy(name: str) -> None:
 
     clean = reference.logits(plain(name), TOKENS)
     projection = reference.output_projection(plain(name), layer)
-    drop = without_key0({layer: [head]}, normalised=False)
+    drop = without_key0({place: [head]}, normalised=False)
     for condition, change in (("constant", with_bias), ("no_direction", without_direction)):
         if condition in result.settings["left_out"]:
             continue
@@ -270,7 +273,7 @@ def test_qk_eigenspectrum(name: str) -> None:
     if not works(name, "qk_eigenspectrum"):
         return
     result, found = run("qk_eigenspectrum", name), check(bridge(name))
-    for layer in found.attention:
+    for place, layer in enumerate(found.attention):
         queries, keys = query_and_key(plain(name), layer, found.n_heads, found.n_key_value_heads)
         for head, (query, key) in enumerate(zip(queries, keys, strict=True)):
             form = (query @ key.mT).double()
@@ -281,7 +284,7 @@ def test_qk_eigenspectrum(name: str) -> None:
                 "eigen_concentration": values.mean() ** 2 / (values**2).mean(),
             }
             for statistic, number in wanted.items():
-                mine = result.arrays[statistic].values[layer, head]
+                mine = result.arrays[statistic].values[place, head]
                 assert float(mine) == pytest.approx(float(number), rel=1e-4, abs=1e-6), statistic
 
 
