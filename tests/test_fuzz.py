@@ -7,17 +7,18 @@ import warnings
 
 import pytest
 
-from tests import fuzz
+from tests.fuzz import kinds, models
 
+HEAVY = [pytest.param(kind, marks=pytest.mark.heavy) for kind in models.KINDS]
 pytestmark = pytest.mark.slow  # many models or pages
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs alarms")
-@pytest.mark.parametrize("kind", fuzz.KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind not in models.KINDS] + HEAVY)
 def test_what_nobody_meant_is_right_or_typed(kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fuzz.run(kind, 15)
+        kinds.run(kind, 15)
 
 
 @pytest.mark.slow

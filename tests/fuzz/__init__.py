@@ -18,7 +18,7 @@ import os
 import signal
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -235,13 +235,13 @@ def cut(text: str) -> None:
 
 texts = st.text(max_size=40) | st.sampled_from(["", "\0", "\ud800", "/dev/zero", "/", ".", "~x"])
 ids = st.integers(-2, 70) | st.integers() | st.booleans() | st.floats() | st.text(max_size=2)
-kinds = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float32]
+DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float32]
 tokens = (
     st.lists(st.lists(ids, max_size=5), max_size=4)
     | st.lists(st.lists(st.integers(0, 63), min_size=4, max_size=4), min_size=1, max_size=3)
     | st.tuples(
         st.lists(st.lists(st.integers(0, 63), min_size=4, max_size=4), min_size=1, max_size=3),
-        st.sampled_from(kinds),
+        st.sampled_from(DTYPES),
     ).map(lambda given: torch.tensor(given[0]).to(given[1]))
     | values
 )
@@ -254,37 +254,3 @@ def measure(given: Any) -> None:
         sinklens.evaluate(model(), prompts, [], ["loss", "sink_mass"], progress=False)
     with typed():
         sinklens.sink_scores(model(), given)
-
-
-KINDS: dict[str, tuple[Callable[[Any], None], Any]] = {
-    "results": (look_at, changed_json()),
-    "tensors": (look_at, changed_tensors()),
-    "gguf": (load_gguf, st.deferred(lambda: damaged(gguf_file()))),
-    "settings": (configure, set_options()),
-    "texts": (cut, texts),
-    "tokens": (measure, tokens),
-}
-
-
-def run(kind: str, n: int, seed: int = 0) -> None:
-    """Try `n` inputs of a kind.
-
-    Raises:
-        Exception: The first that was not typed, of the smallest input that raises it.
-    """
-    import hypothesis
-
-    check, inputs = KINDS[kind]
-
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=n,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(inputs)
-    def every(given: Any) -> None:
-        check(given)
-
-    every()
