@@ -16,10 +16,9 @@ def build(hugging_face: Any, tokenizer: Any, name: str) -> TransformerBridge:
     """Boot a Hugging Face object, with or without a tokenizer."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.model_bridge.sources import build_bridge_from_module
-    from transformer_lens.utilities.attn_implementation import force_eager_attention
 
     if tokenizer is None:  # boot_transformers would query the Hub for one
-        force_eager_attention(hugging_face)
+        hugging_face.set_attn_implementation("eager")
         return build_bridge_from_module(
             hugging_face,
             hugging_face.config.architectures[0],
