@@ -48,10 +48,10 @@ def configure_and_run(given: tuple[str, dict[str, Any]]) -> None:
 
 
 def finite(result: sinklens.ExperimentResult) -> None:
-    """What is saved holds no NaN, and loads."""
+    """What is saved loads, to the same bytes."""
     with tempfile.TemporaryDirectory() as place:
         loaded = sinklens.ExperimentResult.load(result.save(Path(place) / "out"))
-        assert loaded == result
+        assert loaded.files() == result.files()
 
 
 def measure(bridge: Any, experiment: str, n: int = 2, length: int = 6, bos: Any = None) -> None:
