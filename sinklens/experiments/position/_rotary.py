@@ -177,7 +177,9 @@ def require_planes(run: Run[Any], what: str) -> Planes:
     """
     planes = read_planes(run)
     if isinstance(planes, str):
-        raise SinklensError(f"{what} turns rotary planes; {planes}")
+        raise SinklensError(
+            f"{what} turns rotary planes; {planes}; positional_spectrum reads patterns there"
+        )
     return planes
 
 
