@@ -286,6 +286,29 @@ spectrum
 # %% id="spectrum-plot"
 spectrum.plot()
 
+# %% [markdown] id="phases"
+# An earlier version of the paper (Ruscio and Silvestri 2024, 2410.18067 v1) held that aligned phases of rotary planes
+# sharpen attention. Over queries, alignment with the strongest key and sharpness of the row do correlate. With random
+# phases, which keep every amplitude, they correlate **more**: a logit is alignment times amplitude, so that this is
+# arithmetic. That a turn of the phases matters is another claim, and it stands: moving every key one token away costs
+# loss, and the same angles in another order cost next to nothing.
+
+# %% id="phases-run"
+phases = sinklens.run("rope_phase", model, prompts, draws=2, null_models=0)
+
+own = phases.find(metric="alignment_sharpness", condition="queries", against=None)
+random = phases.find(metric="alignment_sharpness", against="random_phases", kind="null")
+turned = phases.find(metric="loss", condition="one_token", kind="contrast")
+assert own.ci_low > 0 and random.value > own.value
+assert turned.ci_low > 0 and abs(turned.baseline) < turned.value / 5
+judged(
+    "aligned phases sharpen attention",
+    f"rho {own.value:.2f}",
+    f"random phases {random.value:.2f}",
+    "not testable",
+)
+phases
+
 # %% [markdown] id="removed-heads"
 # ## Four questions without a verdict
 #
@@ -381,13 +404,13 @@ bias
 # %% [markdown] id="table"
 # ## The table
 #
-# Eight lines from six papers, each with what stands beside it. None of the numbers in the column *here* would have
+# Nine lines from six papers, each with what stands beside it. None of the numbers in the column *here* would have
 # told you its verdict.
 
 # %% id="table-run"
 verdicts = pd.DataFrame(claims).set_index("claim")
 counts = verdicts["verdict"].value_counts()
-assert len(claims) == 8 and counts["not testable"] == 4
+assert len(claims) == 9 and counts["not testable"] == 5
 verdicts
 
 # %% [markdown] id="limits"
@@ -420,7 +443,7 @@ verdicts
 #
 # </details>
 #
-# 3. Which of the eight lines would change if the same were done on a model with random weights?
+# 3. Which of the nine lines would change if the same were done on a model with random weights?
 #
 # <details><summary>Answer</summary>
 #
@@ -433,5 +456,5 @@ verdicts
 #
 # Take one claim from a paper that you know, with a number. Write down, before running anything, which null and which
 # control you would want beside it, and what result would count as *not confirmed* and what as *not testable*. Then
-# add it as a ninth line: with an experiment of sinklens, or with your own hook and `compare_interventions`
+# add it as a tenth line: with an experiment of sinklens, or with your own hook and `compare_interventions`
 # (notebook 7).

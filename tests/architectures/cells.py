@@ -37,6 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sink_head_ablation": {"heads": "all"},
     "reference_frame": {"column_sets": 2},
     "absolute_position": {"queries": ("1:8",), "first_tokens": 0},
+    "positional_spectrum": {"scales": (0.5,), "windows": (8,)},
 }
 SMALL = {"draws": 1, "null_models": 0, "progress": False}
 Key = tuple[Any, ...]

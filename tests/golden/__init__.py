@@ -51,6 +51,7 @@ ON_ROPE: dict[str, tuple[dict[str, Any], ...]] = {
     "positional_spectrum": (
         {"queries": 4, "scales": "0.5", "windows": "4,8", "conditions": "fast"},
     ),
+    "rope_phase": ({"queries": 4, "angles": 4, "conditions": "common"},),
     "sink_emergence": (
         {"checkpoints": "0,256,512,4000"},
         {"checkpoints": "0,512,4000", "experiment": "sink_profile", "conditions": "spike"},

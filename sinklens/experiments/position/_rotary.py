@@ -133,10 +133,9 @@ def turns(
 ) -> bool:
     """Whether planes of queries that are alike turn by a frequency from position to position."""
     planes = torch.complex(turned[..., list(first)], turned[..., list(second)])
-    step = torch.exp(1j * frequency)
-    room = HALF_PRECISION * planes.abs().amax()
-    ways = [(planes[1:] - planes[:-1] * way).abs() <= room for way in (step, step.conj())]
-    return bool((frequency.abs() > LEAST_ANGLE).any()) and any(bool(way.all()) for way in ways)
+    step, room = torch.exp(1j * frequency), HALF_PRECISION * planes.abs().amax()
+    follows = (planes[1:] - planes[:-1] * step).abs() <= room
+    return bool((frequency.abs() > LEAST_ANGLE).any() & follows.all())
 
 
 def zero_entries(
@@ -178,7 +177,9 @@ def require_planes(run: Run[Any], what: str) -> Planes:
     """
     planes = read_planes(run)
     if isinstance(planes, str):
-        raise SinklensError(f"{what} turns rotary planes; {planes}")
+        raise SinklensError(
+            f"{what} turns rotary planes; {planes}; positional_spectrum reads patterns there"
+        )
     return planes
 
 

@@ -73,7 +73,10 @@ def add_measures(run: Run[Any], read: Read, form: Extraction) -> None:
             _add_by_mask(run, metric, values)
     for name in ("every_key", "without_key0"):
         near, far = (read[side, name].mean((1, 3)) for side in ("near", "far"))
-        add(run, "near_to_far", name, near / far.masked_fill(far <= 0, torch.nan))
+        if bool((far > 0).all()):
+            add(run, "near_to_far", name, near / far)
+        else:
+            run.left_out(f"near_to_far of {name}", f"no key is more than {form.near} tokens away")
     _keep(run, read, form)
 
 
@@ -156,16 +159,16 @@ def sampled_prompts(run: Run[Any]) -> dict[str, Prompts]:
     made, length = {}, run.prompts.length
     for share in run.config.scales if run.config.wavelets else ():
         size = int(share * length)
+        if levels(size) < 1:
+            run.left_out(
+                f"scale_sensitivity at {share:g}",
+                f"a level of db2 wavelets takes 6 tokens, and this leaves {size} of {length}",
+            )
+            continue
         for kind in SAMPLINGS:
-            condition = f"{kind}:{share:g}"
-            if levels(size) < 1:
-                run.left_out(
-                    f"scale_sensitivity of {condition}",
-                    f"a level of db2 wavelets takes 6 tokens, and this leaves {size} of {length}",
-                )
-                continue
             rows = [_chosen(row, size, kind, run.config.seed) for row in run.prompts.tokens]
-            made[condition] = replace(run.prompts, tokens=torch.stack(rows), answers=None)
+            sampled = replace(run.prompts, tokens=torch.stack(rows), answers=None)
+            made[f"{kind}:{share:g}"] = sampled
     return made
 
 

@@ -97,7 +97,7 @@ class PositionalSpectrumConfig(ExperimentConfig):
 
     Attributes:
         queries: How many rows of each prompt are read at most.
-        windows: Of how many of the last keys the window entropy is read.
+        windows: Of how many of the last keys the window entropy is read, up to the prompt's length.
         near: Up to how many tokens away a key is near.
         scales: The shares of tokens of which scale sensitivity is read.
         wavelets: Whether wavelets are read (needs PyWavelets).

@@ -17,7 +17,7 @@ from torch import Tensor
 import sinklens
 from sinklens import SinklensError
 from sinklens.core.errors import UsageError
-from sinklens.experiments.position import _rotary, _signals, _spectra, _spectral_rows
+from sinklens.experiments.position import _rotary, _signals, _spectra
 from sinklens.models.prompts import corpus, random_prompts
 from tests import families
 from tests.reference import plain_hf
@@ -130,6 +130,7 @@ def test_correlations_and_random_logits() -> None:
     torch.testing.assert_close(few, (seen[None, None, None] / 4.0).double())
 
 
+@pytest.mark.slow
 def test_uniform_attention_is_its_own_null() -> None:
     plain = families.llama()
     with torch.no_grad():
@@ -155,6 +156,7 @@ def test_uniform_attention_is_its_own_null() -> None:
 # --- Rotary planes -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_planes_are_found_where_they_turn(boot_family: Any) -> None:
     """Halves in Llama, neighbours where a model is rewritten so; frequencies by the formula."""
     model = boot_family("llama")
@@ -182,6 +184,7 @@ def test_planes_are_found_where_they_turn(boot_family: Any) -> None:
 # --- Models --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_every_family_works_or_says_why(name: str, boot_family: Any) -> None:
     model = boot_family(name)
@@ -202,6 +205,7 @@ def test_every_family_works_or_says_why(name: str, boot_family: Any) -> None:
             run(model, prompts, conditions=("slow",), **settings)
 
 
+@pytest.mark.slow
 def test_bad_input(boot_family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = boot_family("llama")
     with pytest.raises(UsageError, match="at least 6 tokens, since a level of db2"):
@@ -212,7 +216,7 @@ def test_bad_input(boot_family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(model, random_prompts(model, n=1, length=8), draws=0)
     left = result.settings["left_out"]
     assert "at least 4 prompts" in left["entropy_correlation of prompts"]
-    assert "leaves 2 of 8" in left["scale_sensitivity of random:0.25"]
+    assert "leaves 2 of 8" in left["scale_sensitivity at 0.25"]
     assert {row.kind for row in result.effects} <= {"measurement", "treatment"}
     assert all(np.isfinite(row.value) for row in result.effects)
     monkeypatch.setitem(sys.modules, "pywt", None)
@@ -343,4 +347,3 @@ def _agrees_on_removed_planes(result: Any, plain: Any, tokens: Tensor, clean: An
     np.testing.assert_allclose(found, kl.sum(-1).mean((1, 2, 3)), rtol=1e-3, atol=1e-3)
     mass = values_of(result, metric="sink_mass", condition="fast", kind="treatment")
     np.testing.assert_allclose(mass, after.sink_mass().mean((1, 2)), rtol=1e-3, atol=1e-3)
-    assert _spectral_rows.CASES == 4
