@@ -28,4 +28,9 @@ def test_the_most_skewed_row_is_named() -> None:
 def test_what_cannot_be_tested_is_left_alone() -> None:
     few = np.array([0.0, 0.0, 0.0, 9.0])
     tokens = row("tokens", np.array([0.0] * 30 + [9.0]), resampled="token")
-    assert skewness_notes([row("few", few), row("same", np.ones(20)), tokens]) == []
+    steps = np.tile([np.finfo(float).eps, 0.0], 8)  # of one draw, rounded away in the mean of two
+    both = np.stack([1 + steps, np.ones(16)])
+    draws = paired_row("loss", "draws", "treatment", both, np.ones_like(both))
+    assert draws.effect.d_z and not (draws.values - draws.baselines).any()
+    same = row("same", np.ones(20))
+    assert skewness_notes([row("few", few), same, draws, tokens]) == []
