@@ -21,6 +21,7 @@ from scipy import stats
 from .effects import BOOTSTRAP_T, LEVEL, STUDENT_T, EffectSize, Row
 
 LEAST_PROMPTS, LEAST = 8, 1.0
+ROUNDINGS = 4
 MARK = " ~"
 """After the interval of such a row, in tables; those of controls are not in them."""
 MARKED = f"marked{MARK} where shown"
@@ -114,7 +115,8 @@ def tenth(prompts: int) -> int:
 
 def _is_tested(row: Row) -> bool:
     effect = row.effect
-    return bool(effect.resampled == "prompt" and effect.d_z and effect.n_prompts >= LEAST_PROMPTS)
+    enough = effect.n_prompts >= LEAST_PROMPTS
+    return bool(effect.resampled == "prompt" and effect.d_z and enough and _vary(row))
 
 
 def _share_of_few(sizes: np.ndarray) -> float:
@@ -125,3 +127,9 @@ def _share_of_few(sizes: np.ndarray) -> float:
 def _named(row: EffectSize) -> str:
     against = f" against {row.against}" if row.against else ""
     return f"{row.metric} {row.condition} ({row.kind}{against}"
+
+
+def _vary(row: Row) -> bool:
+    """Whether differences vary by more than the last bit, of which no moment can be taken."""
+    differences = row.values - row.baselines
+    return bool(differences.std() > ROUNDINGS * np.finfo(float).eps * abs(differences.mean()))
