@@ -3,7 +3,7 @@
 #
 # A number in a paper is a claim about a mechanism only beside two others: what comes out **without** the mechanism
 # (the *null*), and what comes out when the same is done **somewhere else** (the *control*). This notebook takes
-# one claim from each of six papers to `rope`, the trained model that ships with sinklens. Some stand, some fall,
+# claims from nine papers to `rope`, the trained model that ships with sinklens. Some stand, some fall,
 # and some cannot be asked of this model.
 #
 # After it you can
@@ -286,6 +286,90 @@ spectrum
 # %% id="spectrum-plot"
 spectrum.plot()
 
+# %% [markdown] id="allocation"
+# ## 7. Attention without anything relevant is parked (Fu et al. 2026, 2601.00919)
+#
+# Softmax has to give its weight to something. If nothing is relevant, the paper holds, it goes to a sink. Then what
+# is parked there should not be needed: a model could do without it, if the other weights stayed as they are.
+#
+# `rope` parks more than a third of its attention, where uniform attention would give key 0 a tenth. Is that needed?
+# *All* parked attention taken away costs a small part of what *all* spread attention does. But there is more of the
+# one than of the other, so that the sizes have to be matched: `parked:spread` removes, row by row, the lesser of both
+# amounts from the sink, and as its control from the other keys. And the act matters: the same parked attention
+# removed **and the rest scaled up** to the former sum (`parked:renormalised`) costs several times as much. It is
+# not the attention to the sink that is missed, but that the other weights are as small as they are.
+#
+# One number says nothing here. Row-permuted attention weighs exactly as many keys as attention does: an effective
+# number of keys cannot show that anything is parked.
+
+# %% id="allocation-run"
+allocation = sinklens.run("attention_allocation", model, prompts, draws=2, null_models=0)
+
+mass = allocation.find(metric="mass", condition="parked", kind="measurement")
+cost = {
+    name: allocation.find(metric="loss", condition=name, kind="treatment")
+    for name in ("parked", "spread", "parked:renormalised")
+}
+equal = allocation.find(metric="kl", condition="parked:spread", kind="contrast")
+assert mass.value > 1 / 3 and 0.09 < mass.baseline < 0.11
+assert cost["parked"].effect < cost["spread"].effect / 10
+assert cost["parked:renormalised"].effect > 3 * cost["parked"].effect
+assert equal.ci_high < 0
+judged(
+    "what is parked on the sink is not needed",
+    f"{cost['parked'].effect:+.2f} nats without it",
+    f"spread {cost['spread'].effect:+.2f}, rescaled {cost['parked:renormalised'].effect:+.2f}",
+    "confirmed",
+)
+allocation
+
+# %% id="allocation-plot"
+allocation.plot()
+
+# %% [markdown] id="synchronisation"
+# ## 8. Sinks keep tokens apart (Liu et al. 2026, 2602.11534; Barbero et al. 2025, 2504.02732)
+#
+# Attention mixes, and a stack of it should make all token states alike. One paper holds that sinks come from that,
+# the other that they slow it down: in Gemma 7B a changed word moves later states more when BOS is missing.
+#
+# *Are states alike?* Their mean cosine is above that of random directions. That sounds like a finding until one looks
+# at a model of the same shape with **random weights**, where it is several times as large: training keeps states
+# apart, and a positive cosine is no sign of a collapse.
+#
+# *Does a change spread further without the sink?* It does, by a third, and nothing like that happens when a later key is
+# dropped, or in a model with random weights. Dropping the edge and removing BOS give the same number to the last
+# digit: with rotary positions they are the same act.
+
+# %% id="synchronisation-run"
+synchronisation = sinklens.run("token_synchronisation", model, prompts, draws=2, null_models=0)
+
+cosine = synchronisation.find(metric="cosine", condition="without_sinks", kind="measurement")
+untrained = synchronisation.find(
+    metric="cosine", condition="without_sinks", against="random_weights", kind="null"
+)
+assert cosine.ci_low > 0 and untrained.value > 3 * cosine.value
+further = synchronisation.find(metric="spread", condition="drop_edge", kind="treatment")
+without = synchronisation.find(metric="spread", condition="without_bos", kind="treatment")
+later = synchronisation.find(metric="spread", condition="drop_edge", kind="control")
+assert further.ci_low > 0 and abs(later.effect) < further.effect / 10
+assert abs(further.value - without.value) < 1e-4
+judged(
+    "token states are alike",
+    f"cosine {cosine.value:.2f}",
+    f"random weights {untrained.value:.2f}",
+    "not confirmed",
+)
+judged(
+    "the sink keeps a change from spreading",
+    f"{further.effect:+.1%} without it",
+    f"a later key {later.effect:+.1%}",
+    "confirmed",
+)
+synchronisation
+
+# %% id="synchronisation-plot"
+synchronisation.plot()
+
 # %% [markdown] id="removed-heads"
 # ## Four questions without a verdict
 #
@@ -381,13 +465,13 @@ bias
 # %% [markdown] id="table"
 # ## The table
 #
-# Eight lines from six papers, each with what stands beside it. None of the numbers in the column *here* would have
+# Eleven lines from nine papers, each with what stands beside it. None of the numbers in the column *here* would have
 # told you its verdict.
 
 # %% id="table-run"
 verdicts = pd.DataFrame(claims).set_index("claim")
 counts = verdicts["verdict"].value_counts()
-assert len(claims) == 8 and counts["not testable"] == 4
+assert len(claims) == 11 and counts["not testable"] == 4
 verdicts
 
 # %% [markdown] id="limits"
@@ -420,7 +504,7 @@ verdicts
 #
 # </details>
 #
-# 3. Which of the eight lines would change if the same were done on a model with random weights?
+# 3. Which of the first eight lines would change if the same were done on a model with random weights?
 #
 # <details><summary>Answer</summary>
 #
