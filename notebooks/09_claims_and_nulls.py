@@ -3,7 +3,7 @@
 #
 # A number in a paper is a claim about a mechanism only beside two others: what comes out **without** the mechanism
 # (the *null*), and what comes out when the same is done **somewhere else** (the *control*). This notebook takes
-# one claim from each of six papers to `rope`, the trained model that ships with sinklens. Some stand, some fall,
+# claims from nine papers to `rope`, the trained model that ships with sinklens. Some stand, some fall,
 # and some cannot be asked of this model.
 #
 # After it you can
@@ -309,6 +309,157 @@ judged(
 )
 phases
 
+# %% [markdown] id="allocation"
+# ## 7. Attention without anything relevant is parked (Fu et al. 2026, 2601.00919)
+#
+# Softmax has to give its weight to something. If nothing is relevant, the paper holds, it goes to a sink. Then what
+# is parked there should not be needed: a model could do without it, if the other weights stayed as they are.
+#
+# `rope` parks more than a third of its attention, where uniform attention would give key 0 a tenth. Is that needed?
+# *All* parked attention taken away costs a small part of what *all* spread attention does. But there is more of the
+# one than of the other, so that the sizes have to be matched: `parked:spread` removes, row by row, the lesser of both
+# amounts from the sink, and as its control from the other keys. And the act matters: the same parked attention
+# removed **and the rest scaled up** to the former sum (`parked:renormalised`) costs several times as much. It is
+# not the attention to the sink that is missed, but that the other weights are as small as they are.
+#
+# One number says nothing here. Row-permuted attention weighs exactly as many keys as attention does: an effective
+# number of keys cannot show that anything is parked.
+
+# %% id="allocation-run"
+allocation = sinklens.run("attention_allocation", model, prompts, draws=2, null_models=0)
+
+mass = allocation.find(metric="mass", condition="parked", kind="measurement")
+cost = {
+    name: allocation.find(metric="loss", condition=name, kind="treatment")
+    for name in ("parked", "spread", "parked:renormalised")
+}
+equal = allocation.find(metric="kl", condition="parked:spread", kind="contrast")
+assert mass.value > 1 / 3 and 0.09 < mass.baseline < 0.11
+assert cost["parked"].effect < cost["spread"].effect / 10
+assert cost["parked:renormalised"].effect > 3 * cost["parked"].effect
+assert equal.ci_high < 0
+judged(
+    "what is parked on the sink is not needed",
+    f"{cost['parked'].effect:+.2f} nats without it",
+    f"spread {cost['spread'].effect:+.2f}, rescaled {cost['parked:renormalised'].effect:+.2f}",
+    "confirmed",
+)
+allocation
+
+# %% id="allocation-plot"
+allocation.plot()
+
+# %% [markdown] id="synchronisation"
+# ## 8. Sinks keep tokens apart (Liu et al. 2026, 2602.11534; Barbero et al. 2025, 2504.02732)
+#
+# Attention mixes, and a stack of it should make all token states alike. One paper holds that sinks come from that,
+# the other that they slow it down: in Gemma 7B a changed word moves later states more when BOS is missing.
+#
+# *Are states alike?* Their mean cosine is above that of random directions. That sounds like a finding until one looks
+# at a model of the same shape with **random weights**, where it is several times as large: training keeps states
+# apart, and a positive cosine is no sign of a collapse.
+#
+# *Does a change spread further without the sink?* It does, by a third, and nothing like that happens when a later key is
+# dropped, or in a model with random weights. Dropping the edge and removing BOS give the same number to the last
+# digit: with rotary positions they are the same act.
+
+# %% id="synchronisation-run"
+synchronisation = sinklens.run("token_synchronisation", model, prompts, draws=2, null_models=0)
+
+cosine = synchronisation.find(metric="cosine", condition="without_sinks", kind="measurement")
+untrained = synchronisation.find(
+    metric="cosine", condition="without_sinks", against="random_weights", kind="null"
+)
+assert cosine.ci_low > 0 and untrained.value > 3 * cosine.value
+further = synchronisation.find(metric="spread", condition="drop_edge", kind="treatment")
+without = synchronisation.find(metric="spread", condition="without_bos", kind="treatment")
+later = synchronisation.find(metric="spread", condition="drop_edge", kind="control")
+assert further.ci_low > 0 and abs(later.effect) < further.effect / 10
+assert abs(further.value - without.value) < 1e-4
+judged(
+    "token states are alike",
+    f"cosine {cosine.value:.2f}",
+    f"random weights {untrained.value:.2f}",
+    "not confirmed",
+)
+judged(
+    "the sink keeps a change from spreading",
+    f"{further.effect:+.1%} without it",
+    f"a later key {later.effect:+.1%}",
+    "confirmed",
+)
+synchronisation
+
+# %% id="synchronisation-plot"
+synchronisation.plot()
+
+# %% [markdown] id="rollout"
+# ## 9. Rolled out over layers, attention ends on the first token (Wu et al. 2025, 2502.01951)
+#
+# Multiply the attention matrices of all layers: the product says from which positions the last query's state has come.
+# Under a causal mask that product drifts to the first token, *whatever* the attention. In `rope` it is there to 96 %.
+# But **uniform attention under the same mask** gives 76 % already: most of that number is the mask's, as the paper says.
+#
+# The residual changes it. Weighted by its share of the norms, it leaves 34 % on position 0, where the mask alone would
+# leave 8 %: that much is this model's sink. And of what is *not* on position 0, the first third gets no more than the
+# middle third, where the mask alone would give it 14 % more. The bias for early positions in this model is a bias for
+# one position; without the edge to it, no more of it is left. (This claim is about an algebra of weights, not about
+# what the model needs, and has no line in the table.)
+
+# %% id="rollout-run"
+rollout = sinklens.run("position_bias", model, prompts, draws=2, null_models=0)
+
+
+def of_clean_run(metric, condition):
+    """The row of a value, with the mask alone as its baseline."""
+    return rollout.find(metric=metric, condition=condition, against=None)
+
+
+product = of_clean_run("share", "position0:no_residual")
+weighted = of_clean_run("share", "position0")
+rest = of_clean_run("gap", "first_middle:without_key0")
+dropped = of_clean_run("gap", "first_middle:edge_dropped")
+assert product.value > 0.9 and 0.7 < product.baseline < 0.8
+assert 0.3 < weighted.value < 0.4 and 0.05 < weighted.baseline < 0.1
+assert rest.ci_high < 0 and rest.value < 0 < 0.1 < rest.baseline
+assert dropped.ci_high < 0 and abs(dropped.value) < 0.05 < 0.2 < dropped.baseline
+rollout
+
+# %% id="rollout-plot"
+rollout.plot()
+
+# %% [markdown] id="likelihood"
+# ## 10. A word's likelihood decides how much it attends to itself (Ruscio et al. 2023, 2303.08288)
+#
+# The paper finds, in encoders, a strong rank correlation between the likelihood of a word and the attention that its
+# position gives itself, in the layer where it is largest. In `rope`, a decoder, the correlation over words is negative.
+# But words further on are likelier, since more stands before them, and they see more keys, among which attention is
+# shared out. **Uniform attention** has the same correlation, without looking at any word. With length, frequency and
+# position partialled out nothing is left that could be told from 0, and the *largest of six layers* is no larger than
+# what permuted likelihoods give in their largest layer.
+#
+# Replacing words is the stronger test, and it agrees: neither the likeliest nor an unlikely word changes the attention
+# of its position more than a word of the same frequency does. (Eight prompts are few: look at the intervals. This claim
+# is about encoders in the paper and has no line in the table.)
+
+# %% id="likelihood-run"
+likelihood = sinklens.run("attention_likelihood", model, prompts, draws=2)
+
+itself = likelihood.find(metric="rho", condition="self", against=None)
+partial = likelihood.find(metric="rho", condition="self:partial", against=None)
+assert itself.value < 0 and itself.baseline < itself.value
+assert partial.ci_low < 0 < partial.ci_high
+assert likelihood.findings["largest"]["self"]["p"] > 0.05
+substituted = [
+    likelihood.find(metric="self_attention", condition=name, kind="contrast")
+    for name in ("likeliest", "unlikely")
+]
+assert all(row.ci_low < 0 < row.ci_high for row in substituted)
+likelihood
+
+# %% id="likelihood-plot"
+likelihood.plot()
+
 # %% [markdown] id="removed-heads"
 # ## Four questions without a verdict
 #
@@ -401,83 +552,16 @@ assert tag.ci_low > 0 and beyond_tag.ci_low < 0 < beyond_tag.ci_high
 assert constant.ci_low < 0 < constant.ci_high < 0.05
 bias
 
-# %% [markdown] id="rollout"
-# ## Rolled out over layers, attention ends on the first token (Wu et al. 2025, 2502.01951)
-#
-# Multiply the attention matrices of all layers: the product says from which positions the last query's state has come.
-# Under a causal mask that product drifts to the first token, *whatever* the attention. In `rope` it is there to 96 %.
-# But **uniform attention under the same mask** gives 76 % already: most of that number is the mask's, as the paper says.
-#
-# The residual changes it. Weighted by its share of the norms, it leaves 34 % on position 0, where the mask alone would
-# leave 8 %: that much is this model's sink. And of what is *not* on position 0, the first third gets no more than the
-# middle third, where the mask alone would give it 14 % more. The bias for early positions in this model is a bias for
-# one position; without the edge to it, no more of it is left. (This claim is about an algebra of weights, not about
-# what the model needs, and has no line in the table.)
-
-# %% id="rollout-run"
-rollout = sinklens.run("position_bias", model, prompts, draws=2, null_models=0)
-
-
-def of_clean_run(metric, condition):
-    """The row of a value, with the mask alone as its baseline."""
-    return rollout.find(metric=metric, condition=condition, against=None)
-
-
-product = of_clean_run("share", "position0:no_residual")
-weighted = of_clean_run("share", "position0")
-rest = of_clean_run("gap", "first_middle:without_key0")
-dropped = of_clean_run("gap", "first_middle:edge_dropped")
-assert product.value > 0.9 and 0.7 < product.baseline < 0.8
-assert 0.3 < weighted.value < 0.4 and 0.05 < weighted.baseline < 0.1
-assert rest.ci_high < 0 and rest.value < 0 < 0.1 < rest.baseline
-assert dropped.ci_high < 0 and abs(dropped.value) < 0.05 < 0.2 < dropped.baseline
-rollout
-
-# %% id="rollout-plot"
-rollout.plot()
-
-# %% [markdown] id="likelihood"
-# ## A word's likelihood decides how much it attends to itself (Ruscio et al. 2023, 2303.08288)
-#
-# The paper finds, in encoders, a strong rank correlation between the likelihood of a word and the attention that its
-# position gives itself, in the layer where it is largest. In `rope`, a decoder, the correlation over words is negative.
-# But words further on are likelier, since more stands before them, and they see more keys, among which attention is
-# shared out. **Uniform attention** has the same correlation, without looking at any word. With length, frequency and
-# position partialled out nothing is left that could be told from 0, and the *largest of six layers* is no larger than
-# what permuted likelihoods give in their largest layer.
-#
-# Replacing words is the stronger test, and it agrees: neither the likeliest nor an unlikely word changes the attention
-# of its position more than a word of the same frequency does. (Eight prompts are few: look at the intervals. This claim
-# is about encoders in the paper and has no line in the table.)
-
-# %% id="likelihood-run"
-likelihood = sinklens.run("attention_likelihood", model, prompts, draws=2)
-
-itself = likelihood.find(metric="rho", condition="self", against=None)
-partial = likelihood.find(metric="rho", condition="self:partial", against=None)
-assert itself.value < 0 and itself.baseline < itself.value
-assert partial.ci_low < 0 < partial.ci_high
-assert likelihood.findings["largest"]["self"]["p"] > 0.05
-substituted = [
-    likelihood.find(metric="self_attention", condition=name, kind="contrast")
-    for name in ("likeliest", "unlikely")
-]
-assert all(row.ci_low < 0 < row.ci_high for row in substituted)
-likelihood
-
-# %% id="likelihood-plot"
-likelihood.plot()
-
 # %% [markdown] id="table"
 # ## The table
 #
-# Nine lines from six papers, each with what stands beside it. None of the numbers in the column *here* would have
+# Twelve lines from nine papers, each with what stands beside it. None of the numbers in the column *here* would have
 # told you its verdict.
 
 # %% id="table-run"
 verdicts = pd.DataFrame(claims).set_index("claim")
 counts = verdicts["verdict"].value_counts()
-assert len(claims) == 9 and counts["not testable"] == 5
+assert len(claims) == 12 and counts["not testable"] == 5
 verdicts
 
 # %% [markdown] id="limits"
@@ -511,6 +595,8 @@ verdicts
 # </details>
 #
 # 3. Which of the nine lines would change if the same were done on a model with random weights?
+
+# 3. Which of the first eight lines would change if the same were done on a model with random weights?
 #
 # <details><summary>Answer</summary>
 #

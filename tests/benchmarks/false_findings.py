@@ -37,6 +37,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "input_dependence": {"random_weights": False},
     "bias_constancy": {"heads": ("L0H0", "L1H1")},
     "position_bias": {},
+    "attention_allocation": {"random_weights": False},
+    "token_synchronisation": {"random_weights": False},
 }
 """With thresholds so low that random weights have outliers and spikes to intervene on."""
 N_PROMPTS, LENGTH = 8, 24

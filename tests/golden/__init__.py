@@ -36,6 +36,8 @@ EVERYWHERE: dict[str, tuple[dict[str, Any], ...]] = {
     "spike_sink_decoupling": ({"scale_free": 3.0},),
     "reference_frame": ({"column_sets": 5},),
     "absolute_position": ({"queries": "1:8,1:16", "first_tokens": 3},),
+    "attention_allocation": ({},),
+    "token_synchronisation": ({},),
 }
 ON_ROPE: dict[str, tuple[dict[str, Any], ...]] = {
     "bos_replacement": ({"conditions": "token:e", "positions": "3,5,9", "draws": 0},),
