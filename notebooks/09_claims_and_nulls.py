@@ -594,8 +594,6 @@ verdicts
 #
 # </details>
 #
-# 3. Which of the nine lines would change if the same were done on a model with random weights?
-
 # 3. Which of the first eight lines would change if the same were done on a model with random weights?
 #
 # <details><summary>Answer</summary>
