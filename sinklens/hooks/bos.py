@@ -27,6 +27,7 @@ from ..core.errors import unknown_name
 from ..core.protocol import HookedModel
 from ..core.seeds import seeded
 from ..models import alone, in_use, look_again, ordinary_tokens, weights_hash
+from ..models.capabilities import check
 from ..models.prompts import single_token
 from .intervention import Intervention, redirect_position, replace_position
 
@@ -54,7 +55,9 @@ def replace_bos_embedding(
 
     Raises:
         UsageError: There is no such condition, or the text is not one token.
+        SinklensError: The embedding site does not hold what enters the first block.
     """
+    check(model).require("embedding", with_)
     random = seeded(seed, "bos", with_, draw)
     if with_ == "gaussian":
         direction = torch.from_numpy(random.standard_normal(int(model.cfg.d_model)))

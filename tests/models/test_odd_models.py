@@ -17,7 +17,7 @@ from sinklens import SinklensError
 from sinklens.engine.evaluate import evaluate
 from sinklens.engine.shortcuts import shortcuts
 from sinklens.experiments.geometry._fisher import weight_groups
-from sinklens.hooks import ablate_heads, drop_edge, patch_position0
+from sinklens.hooks import ablate_heads, drop_edge, patch_position0, replace_bos_embedding
 from sinklens.models import masks
 from sinklens.models.agreement import agreement, unwrapped
 from sinklens.models.capabilities import check
@@ -241,6 +241,9 @@ def test_embeddings_of_another_width_are_refused() -> None:
     assert not check(bridge("opt_350m")).edits["embedding"]
     with pytest.raises(SinklensError, match="hook_embed"):
         run("bos_replacement", "opt_350m", conditions="mean")
+    for with_ in ("mean", "zero", "gaussian"):
+        with pytest.raises(SinklensError, match=r"2 x \d+ x 16 instead of"):
+            replace_bos_embedding(bridge("opt_350m"), with_=with_)
     assert run("position0_patching", "opt_350m", conditions="zero").effects
 
 
