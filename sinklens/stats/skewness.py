@@ -21,6 +21,7 @@ from scipy import stats
 from .effects import BOOTSTRAP_T, LEVEL, STUDENT_T, EffectSize, Row
 
 LEAST_PROMPTS, LEAST = 8, 1.0
+ROUNDINGS = 4
 MARK = " ~"
 """After the interval of such a row, in tables; those of controls are not in them."""
 MARKED = f"marked{MARK} where shown"
@@ -113,8 +114,12 @@ def tenth(prompts: int) -> int:
 
 
 def _is_tested(row: Row) -> bool:
-    effect = row.effect
-    return bool(effect.resampled == "prompt" and effect.d_z and effect.n_prompts >= LEAST_PROMPTS)
+    effect, differences = row.effect, row.values - row.baselines
+    if not (effect.resampled == "prompt" and effect.d_z and effect.n_prompts >= LEAST_PROMPTS):
+        return False
+    # What varies in the last bit alone has no moments.
+    rounding = ROUNDINGS * np.finfo(float).eps * abs(differences.mean())
+    return bool(differences.std() > rounding)
 
 
 def _share_of_few(sizes: np.ndarray) -> float:

@@ -49,4 +49,9 @@ def test_an_effect_in_few_prompts_is_named() -> None:
 def test_what_cannot_be_tested_is_left_alone() -> None:
     few = np.array([0.0, 0.0, 0.0, 9.0])
     tokens = row("tokens", np.array([0.0] * 30 + [9.0]), resampled="token")
-    assert uneven([row("few", few), row("same", np.ones(20)), tokens]).rows == []
+    steps = np.tile([np.finfo(float).eps, 0.0], 8)  # of one draw, rounded away in the mean of two
+    both = np.stack([1 + steps, np.ones(16)])
+    draws = paired_row("loss", "draws", "treatment", both, np.ones_like(both))
+    assert draws.effect.d_z and not (draws.values - draws.baselines).any()
+    same = row("same", np.ones(20))
+    assert uneven([row("few", few), same, draws, tokens]).rows == []
