@@ -378,6 +378,41 @@ assert tag.ci_low > 0 and beyond_tag.ci_low < 0 < beyond_tag.ci_high
 assert constant.ci_low < 0 < constant.ci_high < 0.05
 bias
 
+# %% [markdown] id="rollout"
+# ## Rolled out over layers, attention ends on the first token (Wu et al. 2025, 2502.01951)
+#
+# Multiply the attention matrices of all layers: the product says from which positions the last query's state has come.
+# Under a causal mask that product drifts to the first token, *whatever* the attention. In `rope` it is there to 96 %.
+# But **uniform attention under the same mask** gives 76 % already: most of that number is the mask's, as the paper says.
+#
+# The residual changes it. Weighted by its share of the norms, it leaves 34 % on position 0, where the mask alone would
+# leave 8 %: that much is this model's sink. And of what is *not* on position 0, the first third gets no more than the
+# middle third, where the mask alone would give it 14 % more. The bias for early positions in this model is a bias for
+# one position; without the edge to it, no more of it is left. (This claim is about an algebra of weights, not about
+# what the model needs, and has no line in the table.)
+
+# %% id="rollout-run"
+rollout = sinklens.run("position_bias", model, prompts, draws=2, null_models=0)
+
+
+def of_clean_run(metric, condition):
+    """The row of a value, with the mask alone as its baseline."""
+    return rollout.find(metric=metric, condition=condition, against=None)
+
+
+product = of_clean_run("share", "position0:no_residual")
+weighted = of_clean_run("share", "position0")
+rest = of_clean_run("gap", "first_middle:without_key0")
+dropped = of_clean_run("gap", "first_middle:edge_dropped")
+assert product.value > 0.9 and 0.7 < product.baseline < 0.8
+assert 0.3 < weighted.value < 0.4 and 0.05 < weighted.baseline < 0.1
+assert rest.ci_high < 0 and rest.value < 0 < 0.1 < rest.baseline
+assert dropped.ci_high < 0 and abs(dropped.value) < 0.05 < 0.2 < dropped.baseline
+rollout
+
+# %% id="rollout-plot"
+rollout.plot()
+
 # %% [markdown] id="table"
 # ## The table
 #

@@ -36,6 +36,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "active_dormant": {"removed": (0.25, 0.5), "random_weights": False},
     "input_dependence": {"random_weights": False},
     "bias_constancy": {"heads": ("L0H0", "L1H1")},
+    "position_bias": {},
 }
 """With thresholds so low that random weights have outliers and spikes to intervene on."""
 N_PROMPTS, LENGTH = 8, 24
