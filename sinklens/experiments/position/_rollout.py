@@ -114,7 +114,8 @@ class Rollouts(SiteProbe[Rolled]):
         sites = ("residual", "attn_out")
         entered, written = (self.held[site].float().norm(dim=-1) for site in sites)
         tiny = torch.finfo(torch.float32).tiny
-        return (entered / (entered + written).clamp_min(tiny))[:, None, :, None]
+        share: Tensor = entered / (entered + written).clamp_min(tiny)
+        return share[:, None, :, None]
 
     def compute(self) -> Rolled:
         """Of all prompts."""
