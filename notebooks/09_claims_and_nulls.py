@@ -413,6 +413,38 @@ rollout
 # %% id="rollout-plot"
 rollout.plot()
 
+# %% [markdown] id="likelihood"
+# ## A word's likelihood decides how much it attends to itself (Ruscio et al. 2023, 2303.08288)
+#
+# The paper finds, in encoders, a strong rank correlation between the likelihood of a word and the attention that its
+# position gives itself, in the layer where it is largest. In `rope`, a decoder, the correlation over words is negative.
+# But words further on are likelier, since more stands before them, and they see more keys, among which attention is
+# shared out. **Uniform attention** has the same correlation, without looking at any word. With length, frequency and
+# position partialled out nothing is left that could be told from 0, and the *largest of six layers* is no larger than
+# what permuted likelihoods give in their largest layer.
+#
+# Replacing words is the stronger test, and it agrees: neither the likeliest nor an unlikely word changes the attention
+# of its position more than a word of the same frequency does. (Eight prompts are few: look at the intervals. This claim
+# is about encoders in the paper and has no line in the table.)
+
+# %% id="likelihood-run"
+likelihood = sinklens.run("attention_likelihood", model, prompts, draws=2)
+
+itself = likelihood.find(metric="rho", condition="self", against=None)
+partial = likelihood.find(metric="rho", condition="self:partial", against=None)
+assert itself.value < 0 and itself.baseline < itself.value
+assert partial.ci_low < 0 < partial.ci_high
+assert likelihood.findings["largest"]["self"]["p"] > 0.05
+substituted = [
+    likelihood.find(metric="self_attention", condition=name, kind="contrast")
+    for name in ("likeliest", "unlikely")
+]
+assert all(row.ci_low < 0 < row.ci_high for row in substituted)
+likelihood
+
+# %% id="likelihood-plot"
+likelihood.plot()
+
 # %% [markdown] id="table"
 # ## The table
 #
