@@ -552,6 +552,73 @@ assert tag.ci_low > 0 and beyond_tag.ci_low < 0 < beyond_tag.ci_high
 assert constant.ci_low < 0 < constant.ci_high < 0.05
 bias
 
+# %% [markdown] id="rollout"
+# ## Rolled out over layers, attention ends on the first token (Wu et al. 2025, 2502.01951)
+#
+# Multiply the attention matrices of all layers: the product says from which positions the last query's state has come.
+# Under a causal mask that product drifts to the first token, *whatever* the attention. In `rope` it is there to 96 %.
+# But **uniform attention under the same mask** gives 76 % already: most of that number is the mask's, as the paper says.
+#
+# The residual changes it. Weighted by its share of the norms, it leaves 34 % on position 0, where the mask alone would
+# leave 8 %: that much is this model's sink. And of what is *not* on position 0, the first third gets no more than the
+# middle third, where the mask alone would give it 14 % more. The bias for early positions in this model is a bias for
+# one position; without the edge to it, no more of it is left. (This claim is about an algebra of weights, not about
+# what the model needs, and has no line in the table.)
+
+# %% id="rollout-run"
+rollout = sinklens.run("position_bias", model, prompts, draws=2, null_models=0)
+
+
+def of_clean_run(metric, condition):
+    """The row of a value, with the mask alone as its baseline."""
+    return rollout.find(metric=metric, condition=condition, against=None)
+
+
+product = of_clean_run("share", "position0:no_residual")
+weighted = of_clean_run("share", "position0")
+rest = of_clean_run("gap", "first_middle:without_key0")
+dropped = of_clean_run("gap", "first_middle:edge_dropped")
+assert product.value > 0.9 and 0.7 < product.baseline < 0.8
+assert 0.3 < weighted.value < 0.4 and 0.05 < weighted.baseline < 0.1
+assert rest.ci_high < 0 and rest.value < 0 < 0.1 < rest.baseline
+assert dropped.ci_high < 0 and abs(dropped.value) < 0.05 < 0.2 < dropped.baseline
+rollout
+
+# %% id="rollout-plot"
+rollout.plot()
+
+# %% [markdown] id="likelihood"
+# ## A word's likelihood decides how much it attends to itself (Ruscio et al. 2023, 2303.08288)
+#
+# The paper finds, in encoders, a strong rank correlation between the likelihood of a word and the attention that its
+# position gives itself, in the layer where it is largest. In `rope`, a decoder, the correlation over words is negative.
+# But words further on are likelier, since more stands before them, and they see more keys, among which attention is
+# shared out. **Uniform attention** has the same correlation, without looking at any word. With length, frequency and
+# position partialled out nothing is left that could be told from 0, and the *largest of six layers* is no larger than
+# what permuted likelihoods give in their largest layer.
+#
+# Replacing words is the stronger test, and it agrees: neither the likeliest nor an unlikely word changes the attention
+# of its position more than a word of the same frequency does. (Eight prompts are few: look at the intervals. This claim
+# is about encoders in the paper and has no line in the table.)
+
+# %% id="likelihood-run"
+likelihood = sinklens.run("attention_likelihood", model, prompts, draws=2)
+
+itself = likelihood.find(metric="rho", condition="self", against=None)
+partial = likelihood.find(metric="rho", condition="self:partial", against=None)
+assert itself.value < 0 and itself.baseline < itself.value
+assert partial.ci_low < 0 < partial.ci_high
+assert likelihood.findings["largest"]["self"]["p"] > 0.05
+substituted = [
+    likelihood.find(metric="self_attention", condition=name, kind="contrast")
+    for name in ("likeliest", "unlikely")
+]
+assert all(row.ci_low < 0 < row.ci_high for row in substituted)
+likelihood
+
+# %% id="likelihood-plot"
+likelihood.plot()
+
 # %% [markdown] id="table"
 # ## The table
 #
@@ -599,7 +666,8 @@ verdicts
 # <details><summary>Answer</summary>
 #
 # Not the star at threshold 0.01: near-uniform attention is full there as well, which is why that line says nothing
-# about training. Nor the sink rate of 0 without BOS, nor the trade-off of entropies. The others need a peak, a sink or a loss that an edit can raise.
+# about training. Nor the sink rate of 0 without BOS, nor the trade-off of entropies. The others need a peak, a sink
+# or a loss that an edit can raise.
 #
 # </details>
 #
@@ -607,5 +675,5 @@ verdicts
 #
 # Take one claim from a paper that you know, with a number. Write down, before running anything, which null and which
 # control you would want beside it, and what result would count as *not confirmed* and what as *not testable*. Then
-# add it as a tenth line: with an experiment of sinklens, or with your own hook and `compare_interventions`
+# add it as another line: with an experiment of sinklens, or with your own hook and `compare_interventions`
 # (notebook 7).
