@@ -138,7 +138,7 @@ def has_experts(model: Any) -> bool:
     Some configs count experts that no block has, and some blocks are named for experts of which
     there is one.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     own = config.get_text_config() if hasattr(config, "get_text_config") else config
     counts = [
         count
