@@ -148,8 +148,8 @@ def sources_and_removal(result: Record) -> Stack:
         EQUAL_LENGTHS,
         CAUSAL.otherwise("Use sink_profile and bos_replacement."),
         READABLE_SCORES.otherwise(
-            "There TransformerLens leaves attention to the model underneath; bos_replacement and "
-            "position0_patching make the same edits and read loss, KL and sink mass."
+            "There TransformerLens leaves attention to the model underneath; position0_patching "
+            "makes the same edits and reads loss, KL and sink mass."
         ),
         at_least_layers(2, "since in layer 0 nothing has been fed into the residual stream yet"),
         at_least_prompts(3, "since it takes products of different ones and leaves each out once"),
