@@ -32,7 +32,7 @@ def test_families(name: str, boot_family: Callable[[str], Any]) -> None:
     assert (found.n_layers, found.n_heads, found.d_model) == (model.cfg.n_layers, 4, 32)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "encoding", "placement"),
     [

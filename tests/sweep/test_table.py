@@ -75,6 +75,7 @@ def test_files_hold_the_same_table(swept: Path, tmp_path: Path) -> None:
         merge([swept], tmp_path / "effects.xlsx")
 
 
+@pytest.mark.heavy
 def test_other_settings_are_refused_unless_asked_for(tiny_models: Path, swept: Path) -> None:
     same = swept_with(tiny_models, "same")
     assert load_sweep([swept, same])["task"].nunique() == 8  # which holds it already
@@ -88,6 +89,7 @@ def test_other_settings_are_refused_unless_asked_for(tiny_models: Path, swept: P
         load_sweep([swept, shorter])
 
 
+@pytest.mark.heavy
 def test_one_specification_may_ask_for_several_settings(tiny_models: Path) -> None:
     two = '[{name = "bos_replacement", draws = 1}, {name = "bos_replacement", draws = 2}]'
     both = swept_with(tiny_models, "two", experiments=two)
