@@ -38,7 +38,10 @@ WIDE = "---\nhide: [toc]\n---\n"
 SHIM = "https://unpkg.com/iframe-worker/shim"  # that the theme's offline search asks for
 OWN_SHIM = "assets/iframe-worker.js"
 FETCHED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"?https?:[^>]*>")
-COMMANDS = ("diagnose", "run", "list", "models", "check", "show", "report", "sweep", "merge")
+COMMANDS = (
+    *("diagnose", "run", "list", "models", "check", "show", "report"),
+    *("sweep", "merge", "atlas"),
+)
 WIDTH = "96"
 
 

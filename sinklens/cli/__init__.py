@@ -13,6 +13,7 @@ from .looking import show as show
 from .reporting import report as report
 from .running import diagnose as diagnose
 from .running import run as run
+from .sweeping import atlas as atlas
 from .sweeping import merge as merge
 from .sweeping import sweep as sweep
 

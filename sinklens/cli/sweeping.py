@@ -1,4 +1,4 @@
-"""The commands about many models: `sweep` and `merge`."""
+"""The commands about many models: `sweep`, `merge` and `atlas`."""
 
 from __future__ import annotations
 
@@ -91,3 +91,15 @@ def merge(
         table = merge_folders(folders, output, mixed=mixed, overwrite=overwrite)
         results = table["task"].nunique()
         print(f"{output}: {len(table):,} effects of {results:,} results")
+
+
+@app.command()
+def atlas(
+    effects: Annotated[Path, typer.Argument(help="The file that merge wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")],
+) -> None:
+    """Write static pages that compare the models of a table of effects."""
+    with one_line_errors():
+        from ..sweep.atlas.site import make_atlas
+
+        print(f"Open {make_atlas(effects, output)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -33,14 +33,14 @@ def draw_pooled(
     labels = [in_two_lines(str(label), "") for label in units["label"]]
     heights = [-float(place) for place in range(len(units))]
     traces = [
-        _points("each", units["effect"], units["ci_low"], units["ci_high"], heights, 0, "circle")
+        points("each", units["effect"], units["ci_low"], units["ci_high"], heights, 0, "circle")
     ]
     last = -len(units) - 0.5
     if pooled is not None:
         labels.append("pooled")
         heights.append(last)
         ends = ([pooled.estimate], [pooled.ci_low], [pooled.ci_high])
-        traces.append(_points("pooled, random effects", *ends, [last], 1, "diamond"))
+        traces.append(points("pooled, random effects", *ends, [last], 1, "diamond"))
     unit = f" ({measure})" if measure else ""
     panel = Panel(
         "",
@@ -58,10 +58,28 @@ def draw_pooled(
     return below_each_other([panel], name, "95 % intervals", width)
 
 
-def _points(
-    name: str, at: Any, low: Any, high: Any, heights: list[float], number: int, symbol: str
+def points(
+    name: str,
+    at: Any,
+    low: Any,
+    high: Any,
+    places: list[float],
+    number: int,
+    symbol: str,
+    along: Literal["x", "y"] = "x",
 ) -> Any:
-    """Points with their intervals."""
+    """Points with their intervals.
+
+    Args:
+        name: In the legend.
+        at: The values.
+        low: Lower ends of their intervals.
+        high: Upper ends.
+        places: Where they stand on the other axis.
+        number: Of their colour.
+        symbol: Their mark.
+        along: The axis of values.
+    """
     from plotly import graph_objects
 
     at, low, high = list(at), list(low), list(high)
@@ -75,9 +93,7 @@ def _points(
         "thickness": 1.5,
     }
     return graph_objects.Scatter(
-        x=at,
-        y=heights,
-        error_x=bars,
+        **{along: at, "y" if along == "x" else "x": places, f"error_{along}": bars},
         mode="markers",
         name=name,
         marker={"size": 9, "symbol": symbol, "color": COLOURS[number]},

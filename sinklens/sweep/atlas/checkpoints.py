@@ -1,0 +1,182 @@
+"""The lines of an atlas: each checkpoint of each model, averaged over seeds and texts."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ...results.wording import written
+from .headlines import TREATMENT, Measured
+
+OF_A_CHECKPOINT = ("model", "revision", "step", "model_seed", "bos", "dtype", "weights")
+NAMED = {"revision": "{}", "step": "step {}", "model_seed": "seed {}", "dtype": "{}"}
+LONGEST = 60
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A measure of a checkpoint.
+
+    Attributes:
+        value: The value of a measurement, the change of a treatment.
+        low: Lower end of its 95 % interval, None without one.
+        high: Upper end.
+        null: Its null.
+        reference: The value or change of its control or empirical null, if it has one.
+        rows: How many rows were averaged.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    null: float
+    reference: float | None
+    rows: int
+
+    @property
+    def is_beyond_null(self) -> bool:
+        """Whether the interval leaves out the null."""
+        if self.low is None or self.high is None:
+            return False
+        return not self.low <= self.null <= self.high
+
+    def text(self, form: str) -> str:
+        """The value: `52.9%`."""
+        return written(self.value, form)
+
+    def interval(self, form: str) -> str:
+        """Its interval: `[45.9%, 59.9%]`, `[no interval]`."""
+        if self.low is None or self.high is None:
+            return "[no interval]"
+        return f"[{written(self.low, form)}, {written(self.high, form)}]"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A line.
+
+    Attributes:
+        model: The model.
+        name: Which checkpoint of it; empty where there is one.
+        known: What is known of it, by column of the table.
+        cells: Its measures, by key.
+        rows: All of its rows.
+    """
+
+    model: str
+    name: str
+    known: dict[str, Any]
+    cells: dict[str, Cell]
+    rows: pd.DataFrame
+
+
+def checkpoints_in(table: pd.DataFrame, measured: Sequence[Measured]) -> list[Checkpoint]:
+    """All checkpoints, by model and in order of training."""
+    keys = _keys(table)
+    numbers = [one.rows.groupby(_keys(one.rows), sort=False) for one in measured]
+    beside = [one.references.groupby(_keys(one.references), sort=False) for one in measured]
+    found = []
+    for key, rows in table.groupby(keys, sort=False):
+        cells = {}
+        for one, groups, references in zip(measured, numbers, beside, strict=True):
+            if key in groups.groups:
+                near = references.get_group(key) if key in references.groups else None
+                cells[one.headline.key] = _cell(one, groups.get_group(key), near)
+        first = rows.iloc[0]
+        known = {name: _plain(first[name]) for name in table.columns}
+        found.append(Checkpoint(str(known["model"]), "", known, cells, rows))
+    return sorted(_named(found), key=_order)
+
+
+def _plain(value: Any) -> Any:
+    """A value as Python has it, None where there is none."""
+    if pd.isna(value):
+        return None
+    return value.item() if hasattr(value, "item") else value
+
+
+def _keys(rows: pd.DataFrame) -> pd.Series:
+    """What tells checkpoints apart, as one text a row."""
+    columns = [rows[name].astype("str").fillna("") for name in OF_A_CHECKPOINT]
+    joined = pd.Series("", index=rows.index, dtype="str")
+    for column in columns:
+        joined = joined + column + "\x1f"
+    return joined
+
+
+def _cell(one: Measured, rows: pd.DataFrame, near: pd.DataFrame | None) -> Cell:
+    """The average of the rows of a checkpoint, and of its references."""
+    changes = one.headline.kind == TREATMENT
+    shown = "effect" if changes else "value"
+    value, effect = float(rows[shown].mean()), rows["effect"]
+    ends = np.array([(rows[name] - effect).mean(skipna=False) for name in ("ci_low", "ci_high")])
+    low, high = (value + ends).tolist() if np.isfinite(ends).all() else (None, None)
+    null = 0.0 if changes else float(rows["baseline"].mean())
+    reference = None if near is None else float(near[shown].mean())
+    return Cell(value, low, high, null, reference, len(rows))
+
+
+def _named(found: Sequence[Checkpoint]) -> Iterator[Checkpoint]:
+    """Checkpoints with a name of what tells those of one model apart."""
+    by_model: dict[str, list[Checkpoint]] = {}
+    for one in found:
+        by_model.setdefault(one.model, []).append(one)
+    for own in by_model.values():
+        several = [
+            name for name in OF_A_CHECKPOINT[1:] if len({str(one.known[name]) for one in own}) > 1
+        ]
+        telling = [name for name in several if name != "weights"]
+        short = [name for name in ("revision", "step") if name not in telling]
+        for one in own:
+            parts = [_part(name, one.known[name]) for name in (*short, *telling)]
+            name = ", ".join(filter(None, parts))
+            same = [other for other in own if _same(one, other, telling)]
+            if len(same) > 1:
+                name = f"{name}, weights {str(one.known['weights'])[:8]}".removeprefix(", ")
+            yield Checkpoint(one.model, name, one.known, one.cells, one.rows)
+
+
+def _part(name: str, value: Any) -> str:
+    if name == "bos":
+        return "with BOS" if value else "without BOS"
+    return "" if value is None else NAMED[name].format(value)
+
+
+def _same(one: Checkpoint, other: Checkpoint, columns: Sequence[str]) -> bool:
+    return all(str(one.known[name]) == str(other.known[name]) for name in columns)
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """An order in which `step2` stands before `step10`."""
+    return [
+        (1, int(part), "") if part.isdecimal() and part.isascii() else (0, 0, part)
+        for part in re.split(r"(\d+)", text)
+    ]
+
+
+def _order(one: Checkpoint) -> tuple[Any, ...]:
+    known = one.known
+    step = float("inf") if known["step"] is None else float(known["step"])
+    return natural(one.model), natural(known["revision"] or "~"), known["model_seed"] or 0, step
+
+
+def file_names(models: Sequence[str]) -> dict[str, str]:
+    """A name for the page of each model that every file system holds and no two share."""
+    names = {}
+    for model in models:
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", model)[:LONGEST].strip("-.")
+        if (
+            not plain
+            or plain != model
+            or sum(one.casefold() == model.casefold() for one in models) > 1
+        ):
+            digest = hashlib.sha256(model.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+            plain = f"{plain or 'model'}-{digest}"
+        names[model] = f"{plain}.html"
+    return names
