@@ -8,6 +8,7 @@ printed (`tests.test_docs`).
 from __future__ import annotations
 
 import html
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -45,6 +46,11 @@ def picture(card: sinklens.Diagnosis) -> str:
         f'width="{WIDTH}" height="{height}"><style>{STYLE}</style>'
         f"{''.join(rows)}{placed}</svg>\n"
     )
+
+
+def without_time(text: str) -> str:
+    """What is printed, without how long it took, which no two runs share."""
+    return re.sub(r"; \d+ s;", ";", text)
 
 
 def text_of(svg: str) -> str:

@@ -144,7 +144,7 @@ def verdict(made: Sequence[Claim]) -> str:
 
 
 def what_was_run(results: Results) -> str:
-    """Model, prompts, seed, weights, and whether it was a quick run, in one line."""
+    """Model, prompts, seed, time, weights, and whether it was a quick run, in one line."""
     first = next(iter(results.values()))
     known = first.provenance
     prompts = known["prompts"]
@@ -155,10 +155,17 @@ def what_was_run(results: Results) -> str:
     quick = "; quick" if first.settings.get("precision") == "quick" else ""
     return _cut(
         f"{_size(results)}{number} x {prompts['length']}{longest} tokens"
-        f" of {source}, {bos} BOS; seed {known.get('seed', 0)}; "
+        f" of {source}, {bos} BOS; seed {known.get('seed', 0)}; {_time(results)}"
         f"weights {str(known['model']['weights'])[:8]}{quick}",
         WIDTH,
     )
+
+
+def _time(results: Results) -> str:
+    """How long the experiments ran, where their results know it."""
+    known = [result.run.get("seconds") for result in results.values()]
+    seconds = [each for each in known if isinstance(each, (int, float))]
+    return f"{sum(seconds):.0f} s; " if seconds else ""
 
 
 def _size(results: Results) -> str:

@@ -45,6 +45,7 @@ class AskedModel:
         model_seeds: Training seeds of a shipped model; None is all of them, empty the first.
         dtype: Its dtype.
         device: Its device.
+        device_map: Several devices, as `sinklens.load` takes them: `auto`, `balanced`.
     """
 
     name: str
@@ -53,6 +54,12 @@ class AskedModel:
     model_seeds: tuple[int, ...] | None = ()
     dtype: str = "float32"
     device: str | None = None
+    device_map: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse devices that are given in two ways."""
+        if self.device is not None and self.device_map is not None:
+            raise UsageError(f"{self.name}: device and device_map say different things; give one")
 
 
 @dataclass(frozen=True)

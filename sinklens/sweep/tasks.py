@@ -37,6 +37,7 @@ class Checkpoint:
         model_seed: The training seed of a shipped model.
         dtype: Its dtype.
         device: Its device.
+        device_map: Several devices, as `sinklens.load` takes them.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Checkpoint:
     model_seed: int | None = None
     dtype: str = "float32"
     device: str | None = None
+    device_map: str | None = None
 
     def __str__(self) -> str:
         """Its name and what picks the checkpoint."""
@@ -140,7 +142,11 @@ def _checkpoints(asked: AskedModel, base: Path) -> Iterator[Checkpoint]:
     Raises:
         UsageError: There is none.
     """
-    how: dict[str, Any] = {"dtype": asked.dtype, "device": asked.device}
+    how: dict[str, Any] = {
+        "dtype": asked.dtype,
+        "device": asked.device,
+        "device_map": asked.device_map,
+    }
     paths = _paths(asked.name, base)
     picked = [
         what

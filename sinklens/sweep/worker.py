@@ -111,6 +111,7 @@ def loaded(checkpoint: Checkpoint) -> HookedModel:
             seed=checkpoint.model_seed,
             dtype=checkpoint.dtype,
             device=checkpoint.device,
+            device_map=checkpoint.device_map,
         )
     return _LAST[checkpoint]
 

@@ -89,6 +89,10 @@ def test_a_pattern_is_every_model_that_matches(tiny_models: Path) -> None:
         ({"models": [{"name": "rope", "step": [1]}]}, "key of a model 'step'; did you mean steps"),
         ({"models": [{"name": "rope", "steps": [65]}]}, "no checkpoint of step 65"),
         ({"models": [{"name": "rope", "model_seeds": [9]}]}, "has no seed 9; there is: 0, 1, 2"),
+        (
+            {"models": [{"name": "rope", "device": "cpu", "device_map": "auto"}]},
+            "device and device_map say different things",
+        ),
         ({"models": [{"name": "rope", "revisions": ["a"]}]}, "revisions pick versions of a Hub id"),
         ({"models": [{"name": "a/b", "steps": [1]}]}, "steps pick checkpoints of shipped models"),
         ({"models": [{"steps": [1]}]}, "a model needs a name"),
