@@ -104,16 +104,14 @@ def test_the_first_screen_says_what_the_rows_say(name: str, verdict: str) -> Non
     beyond = card.results["bos_replacement"].find(**replaced, kind="contrast", layers=None)
     assert f"{cost.effect:+.3g} nats [{cost.ci_low:.3g}, {cost.ci_high:.3g}]" in text
     assert f"(difference {beyond.effect:+.3g} [" in text
-    rows = card.full().split("Rows of the claims\n")[1].splitlines()
-    for line in rows[: rows.index("")]:
-        for part in line.strip().split(" ", 1)[1].split("; "):
-            experiment, _, names = part.partition(": ")
-            for row in names.split(", "):
-                wanted, condition, *place = row.split(" ")
-                layer = {"layer": int(place[0][1:])} if place else {}
-                card.results[experiment].find(
-                    metric=wanted, condition=condition, against=None, **layer
-                )
+    rows = card.table()
+    assert 4 <= len(rows) <= 14 and list(rows["claim"])[0] == "1"
+    assert rows["value"].iloc[0] == f"{mass.value:.4g}"
+    third = rows[(rows["claim"] == "3") & (rows["metric"] == metric)].iloc[0]
+    assert third["effect [95 %]"].startswith(f"{cost.effect:+.3g} [{cost.ci_low:.3g}, ")
+    assert third["difference [95 %]"].startswith(f"{beyond.effect:+.3g} [")
+    assert all(row in card.full() for row in rows["effect [95 %]"])
+    assert f"{third['effect [95 %]']}</td>" in card._repr_html_()
     assert "All findings" in card._repr_html_() and f"<h4>{verdict}</h4>" in card._repr_html_()
 
 

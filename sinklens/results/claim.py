@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..stats.effects import EffectSize
 from .record import Record
-from .wording import place_of, written
+from .wording import written
 
 UNTESTED = ("", "not tested against")
 WIDTH, MOST_LINES = 100, 2
@@ -27,14 +27,6 @@ class Claim:
     text: str
     rows: tuple[tuple[str, EffectSize], ...] = ()
     verdict: str = ""
-
-    def names(self) -> str:
-        """The rows by experiment: `sink_profile: sink_mass position0, sink_mass learned_sink`."""
-        by_experiment: dict[str, list[str]] = {}
-        for experiment, row in self.rows:
-            name = f"{row.metric} {row.condition} {place_of(row)}".rstrip()
-            by_experiment.setdefault(experiment, []).append(name)
-        return "; ".join(f"{name}: {', '.join(rows)}" for name, rows in by_experiment.items())
 
 
 def row_of(result: Record, metric: str, condition: str) -> EffectSize | None:

@@ -14,11 +14,13 @@ from ..core.json_files import json_bytes, read_json, read_regular
 from ..core.storage import ABOUT, parts_of, require_free, write_files
 from ..core.terminal import printable
 from .checked import require
+from .claim_table import claim_table
 from .comparison import concat
 from .drawing import draw_overview
 from .first_screen import PROFILE, claims, first_screen
 from .notebook import diagnosis_html
 from .result import ExperimentResult
+from .shown import Shown
 
 PAGE = "findings.txt"
 
@@ -49,14 +51,24 @@ class Diagnosis:
 
     def _below(self) -> list[str]:
         """What the whole page has below the first screen; that says what the first finding does."""
-        made = enumerate(claims(self.results, self.refused), 1)
-        rows = [f"  {number} {claim.names()}" for number, claim in made if claim.rows]
-        return ["Rows of the claims", *rows, *self.findings[1:]]
+        table = self._table()
+        rows = [] if table is None else [*table.text().split("\n"), ""]
+        return [*rows, *self.findings[1:]]
+
+    def _table(self) -> Shown | None:
+        return claim_table(self.results, claims(self.results, self.refused))
+
+    def table(self) -> pd.DataFrame:
+        """The rows that the claims of the first screen rest on, each with its control."""
+        table = self._table()
+        return pd.DataFrame() if table is None else table.table
 
     def _repr_html_(self) -> str:
         """The first screen and the overview; folded, all findings and results, for Jupyter."""
         tables = {name: result._repr_html_() for name, result in self.results.items()}
-        return diagnosis_html(self.results, str(self).split("\n"), self._below(), tables)
+        table, screen = self._table(), str(self).split("\n")
+        rows = "" if table is None else table.html()
+        return diagnosis_html(self.results, screen, rows, self.findings[1:], tables)
 
     def to_dataframe(self) -> pd.DataFrame:
         """All rows of all experiments in long form, as of `ExperimentResult`."""

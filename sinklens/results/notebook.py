@@ -67,21 +67,23 @@ def below(result: Record, notes: Sequence[str]) -> str:
 def diagnosis_html(
     results: Mapping[str, Record],
     screen: Sequence[str],
+    rows: str,
     page: Sequence[str],
     tables: Mapping[str, str],
 ) -> str:
-    """A diagnosis: its first screen and the overview; all findings and results folded.
+    """A diagnosis: its first screen, its rows and the overview; findings and results folded.
 
     Args:
         results: Results by experiment.
         screen: The lines of the first screen.
-        page: What the whole page has below it.
+        rows: The table of the rows that it rests on, as HTML.
+        page: All findings.
         tables: Each result as HTML.
     """
     verdict, *lines = (html.escape(line) for line in screen)
     rest = html.escape("\n".join(page))
     return (
-        f"<h4>{verdict}</h4><pre style='{WRAP}'>{chr(10).join(lines)}</pre>"
+        f"<h4>{verdict}</h4><pre style='{WRAP}'>{chr(10).join(lines)}</pre>{rows}"
         f"{overview_html(results)}"
         + folded("All findings", f"<pre style='{WRAP}'>{rest}</pre>")
         + "".join(folded(name, table) for name, table in tables.items())

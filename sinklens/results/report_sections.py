@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from .attention import AttentionView, scripts
+from .claim_table import claim_table
 from .command import diagnose_command, run_command
 from .diagnosis import Diagnosis
 from .first_screen import PROFILE, claims
@@ -31,14 +32,12 @@ STATISTICS = (
 
 
 def verdict(diagnosis: Diagnosis) -> str:
-    """The claims, the rows that they rest on, and the overview."""
+    """The claims, the table of the rows that they rest on, and the overview."""
     made = claims(diagnosis.results, diagnosis.refused)
     said = "".join(f"<li>{html.escape(claim.text)}</li>" for claim in made)
-    rows = "".join(f"<li>{html.escape(claim.names())}</li>" for claim in made)
-    return (
-        f"<ol>{said}</ol>{figure(diagnosis.plot, 'Overview')}"
-        f"{folded('Rows of the claims', f'<ol>{rows}</ol>')}"
-    )
+    table = claim_table(diagnosis.results, made)
+    rows = "" if table is None else table.html()
+    return f"<ol>{said}</ol>{rows}{figure(diagnosis.plot, 'Overview')}"
 
 
 def experiment(
