@@ -105,7 +105,7 @@ def test_the_first_screen_says_what_the_rows_say(name: str, verdict: str) -> Non
     assert f"{cost.effect:+.3g} nats [{cost.ci_low:.3g}, {cost.ci_high:.3g}]" in text
     assert f"(difference {beyond.effect:+.3g} [" in text
     rows = card.table()
-    assert 4 <= len(rows) <= 14 and list(rows["claim"])[0] == "1"
+    assert 4 <= len(rows) <= 14 and rows["claim"].iloc[0] == "1"
     assert rows["value"].iloc[0] == f"{mass.value:.4g}"
     third = rows[(rows["claim"] == "3") & (rows["metric"] == metric)].iloc[0]
     assert third["effect [95 %]"].startswith(f"{cost.effect:+.3g} [{cost.ci_low:.3g}, ")

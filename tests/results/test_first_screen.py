@@ -91,7 +91,8 @@ def test_a_sink_is_where_a_head_exceeds_30_percent_and_uniform_attention() -> No
     assert "] of later queries' attention (uniform 5.0%); " in claim.text
     assert "2 of 4 heads give it more than 30%, strongest L0H1 (60.0%)" in claim.text
     assert claim.text.endswith("No later sinks.")
-    assert claim.names() == "sink_profile: sink_mass position0"
+    ((experiment, row),) = claim.rows
+    assert (experiment, row.metric, row.condition) == ("sink_profile", "sink_mass", "position0")
     none = the_sink(profile(strongest=0.25, position0=0.04))
     assert none.verdict == "none" and none.text.startswith("No sink at position 0: it takes 4.0%")
     assert "no head gives it 30%, at most L0H1 (25.0%)" in none.text
