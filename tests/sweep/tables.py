@@ -10,6 +10,8 @@ import pandas as pd
 from sinklens.sweep.table import COLUMNS, NUMBERS, WHOLE
 
 HOSTILE = "</script><script>alert(1)</script>\"'<!-- ../../\u202e\x07 =1+1"
+SHOWN = HOSTILE.replace("\u202e", r"\u202e").replace("\x07", r"\x07")
+"""As a page shows it."""
 KINDS = {"position_encoding": "rotary", "norm_placement": "pre", "family": "llama", "bos": True}
 KINDS |= {"parameters": 10**6, "dtype": "float32", "norm": "RMS", "architecture": "Llama"}
 RUN = {"text": "sotu", "n": 8, "length": 16, "seed": 0, "settings": "{}", "schema": 2}
