@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from sinklens.cli import app
 from sinklens.core.errors import SinklensError, UsageError
-from sinklens.sweep.atlas.checkpoints import file_names
+from sinklens.sweep.atlas.checkpoints import checkpoints_in, file_names
 from sinklens.sweep.atlas.comparing import compare_by, last_checkpoints
 from sinklens.sweep.atlas.headlines import measured_in
 from sinklens.sweep.atlas.reading import read_effects
 from sinklens.sweep.atlas.site import make_atlas
-from tests.sweep.tables import HOSTILE, SHOWN, framed, rows_of, several
+from tests.sweep.tables import HOSTILE, SHOWN, framed, row, rows_of, several
 
 
 class Page(HTMLParser):
@@ -117,6 +117,19 @@ def test_models_are_pooled_by_attribute_where_there_are_five(site: Path) -> None
     assert "Too few models to pool (fewer than 5): absolute (1)." in text
     assert "all models" in text and "Meta-regression" not in text
     assert "Meta-regression on size: log10 parameters" in (site / "by-parameters.html").read_text()
+
+
+def test_a_model_alone_has_its_frames_beside_permuted_rows() -> None:
+    own = {"model": "a", "weights": "w", "task": "t"}
+    frame = ("reference_frame", "centralised", "attention")
+    rows = [row(*frame, "measurement", 0.0, 0.2, 0.05, **own)]
+    for against, value in {"row_permuted": 0.03, "random_weights": 0.001}.items():
+        rows.append(row(*frame, "null", 0.0, value, 0.001, against=against, **own))
+    table = framed(rows)
+    (line,) = checkpoints_in(table, measured_in(table))
+    cell = line.cells["centralised"]
+    assert (cell.value, cell.null, cell.reference) == pytest.approx((0.2, 0.0, 0.03))
+    assert cell.interval(".1%") == "[15.0%, 25.0%]" and line.name == ""
 
 
 def test_few_models_are_shown_and_not_pooled() -> None:

@@ -78,20 +78,23 @@ class Checkpoint:
 
 def checkpoints_in(table: pd.DataFrame, measured: Sequence[Measured]) -> list[Checkpoint]:
     """All checkpoints, by model and in order of training."""
-    keys = _keys(table)
-    numbers = [one.rows.groupby(_keys(one.rows), sort=False) for one in measured]
-    beside = [one.references.groupby(_keys(one.references), sort=False) for one in measured]
+    numbers = [_by_checkpoint(one.rows) for one in measured]
+    beside = [_by_checkpoint(one.references) for one in measured]
     found = []
-    for key, rows in table.groupby(keys, sort=False):
+    for key, rows in _by_checkpoint(table).items():
         cells = {}
         for one, groups, references in zip(measured, numbers, beside, strict=True):
-            if key in groups.groups:
-                near = references.get_group(key) if key in references.groups else None
-                cells[one.headline.key] = _cell(one, groups.get_group(key), near)
+            if key in groups:
+                cells[one.headline.key] = _cell(one, groups[key], references.get(key))
         first = rows.iloc[0]
         known = {name: _plain(first[name]) for name in table.columns}
         found.append(Checkpoint(str(known["model"]), "", known, cells, rows))
     return sorted(_named(found), key=_order)
+
+
+def _by_checkpoint(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each checkpoint, by what tells checkpoints apart as one text."""
+    return {str(key): own for key, own in rows.groupby(_keys(rows), sort=False)}
 
 
 def _plain(value: Any) -> Any:
