@@ -10,6 +10,9 @@ import pandas as pd
 from sinklens.sweep.table import COLUMNS, NUMBERS, WHOLE
 
 HOSTILE = "</script><script>alert(1)</script>\"'<!-- ../../\u202e\x07 =1+1"
+FRAME = ("reference_frame", "centralised", "attention")
+SHOWN = HOSTILE.replace("\u202e", r"\u202e").replace("\x07", r"\x07")
+"""As a page shows it."""
 KINDS = {"position_encoding": "rotary", "norm_placement": "pre", "family": "llama", "bos": True}
 KINDS |= {"parameters": 10**6, "dtype": "float32", "norm": "RMS", "architecture": "Llama"}
 RUN = {"text": "sotu", "n": 8, "length": 16, "seed": 0, "settings": "{}", "schema": 2}
@@ -47,6 +50,9 @@ def rows_of(model: str, mass: float, **more: Any) -> Iterator[dict[str, Any]]:
         row("bos_replacement", "sink_mass", "mean", "contrast", 0, 0.1 - mass, **own, **beside),
         row("bos_replacement", "loss", "mean", "treatment", 2.0, 2.5, **own),
         row(edge, "loss", "drop_edge", "treatment", 2.0, 2.25, **{**own, "unit": "nats"}),
+        row(*FRAME, "measurement", 0.0, 0.2, **own),
+        row(*FRAME, "null", 0.0, 0.05, **own, against="row_permuted"),
+        row(*FRAME, "contrast", 0.05, 0.2, **own, against="row_permuted"),
         row("massive_activations", "peak_ratio", "layer_median", "measurement", 4.0, 90.0, **own),
     ]
     for one in made:

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from sinklens.cli import app
 from sinklens.core.errors import SinklensError, UsageError
-from sinklens.sweep.atlas.checkpoints import file_names
+from sinklens.sweep.atlas.checkpoints import checkpoints_in, file_names
 from sinklens.sweep.atlas.comparing import compare_by, last_checkpoints
 from sinklens.sweep.atlas.headlines import measured_in
 from sinklens.sweep.atlas.reading import read_effects
 from sinklens.sweep.atlas.site import make_atlas
-from tests.sweep.tables import HOSTILE, framed, rows_of, several
+from tests.sweep.tables import FRAME, HOSTILE, SHOWN, framed, row, rows_of, several
 
 
 class Page(HTMLParser):
@@ -69,22 +69,18 @@ def site(table: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_checkpoint_has_a_line_with_its_numbers(site: Path) -> None:
     head, *lines = Page(site / "index.html").lines
-    assert head[:5] == [
-        "model",
-        "Sink mass",
-        "BOS dependence",
-        "Cost of cutting the edge",
-        "Spikes",
-    ]
+    assert head[:4] == ["model", "Sink mass", "BOS dependence", "Cost of cutting the edge"]
+    assert head[4:6] == ["Spikes", "Centralised frame"]
     by_name = {line[0]: line for line in lines}
     assert len(lines) == 4 + 2 + 2
-    assert by_name["m3"][1:5] == [
+    assert by_name["m3"][1:6] == [
         "30.0% [20.0%, 40.0%]null 20.0%",
         "-20.0% [-30.0%, -10.0%]null 0.0%later position 0.0%",
         "+0.25 [+0.15, +0.35]null 0",
         "90.0 [89.9, 90.1]null 4.0",
+        "20.0% [10.0%, 30.0%]null 5.0%",
     ]
-    assert by_name["m3"][5:] == ["rotary", "pre", "with BOS", "llama", "1M"]
+    assert by_name["m3"][6:] == ["rotary", "pre", "with BOS", "llama", "1M"]
     # Two seeds of one checkpoint are averaged, two checkpoints are not.
     assert by_name["trained step 4000"][1].startswith("70.0% [60.0%, 80.0%]")
     assert by_name["trained step 0"][1].startswith("20.0%")
@@ -112,11 +108,26 @@ def test_downloads_hold_the_same(site: Path, table: pd.DataFrame) -> None:
 
 def test_models_are_pooled_by_attribute_where_there_are_five(site: Path) -> None:
     text = (site / "by-position-encoding.html").read_text("utf-8")
+    assert "distance from row-permuted attention" in text and "rotary: +15.0% over 5" in text
     # Equal errors: the mean of 0.3, 0.4, 0.5, 0.6 and 0.7 above 0.2, of the last checkpoint alone.
     assert "rotary: +30.0% over 5 models" in text
     assert "Too few models to pool (fewer than 5): absolute (1)." in text
     assert "all models" in text and "Meta-regression" not in text
     assert "Meta-regression on size: log10 parameters" in (site / "by-parameters.html").read_text()
+
+
+def test_a_model_alone_has_its_frames_beside_permuted_rows() -> None:
+    own = {"model": "a", "weights": "w", "task": "t"}
+    rows = [row(*FRAME, "measurement", 0.0, 0.2, 0.05, **own)]
+    for against, value in {"row_permuted": 0.03, "random_weights": 0.001}.items():
+        rows.append(row(*FRAME, "null", 0.0, value, 0.001, against=against, **own))
+    rows.append(row(*FRAME, "contrast", 0.03, 0.2, 0.18, against="row_permuted", **own))
+    table = framed(rows)
+    (line,) = checkpoints_in(table, measured_in(table))
+    cell = line.cells["centralised"]
+    assert (cell.value, cell.null) == pytest.approx((0.2, 0.03)) and cell.reference is None
+    assert not cell.is_beyond_null  # though its interval leaves out 0 and 3 %
+    assert cell.interval(".1%") == "[15.0%, 25.0%]" and line.name == ""
 
 
 def test_few_models_are_shown_and_not_pooled() -> None:
@@ -160,7 +171,7 @@ def test_links_lead_somewhere_and_names_stay_text(site: Path) -> None:
         assert "alert(1)</script>" not in file.read_text("utf-8")
         assert not re.search(r"(src|href)=.?https?:", file.read_text("utf-8").split("<main>")[0])
     lines = Page(site / "index.html").lines
-    assert sum(HOSTILE in line[0] for line in lines) == 1
+    assert sum(SHOWN in line[0] for line in lines) == 1
 
 
 def test_names_of_pages_are_told_apart() -> None:

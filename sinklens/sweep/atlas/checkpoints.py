@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ...results.wording import written
-from .headlines import TREATMENT, Measured
+from .headlines import TREATMENT, Headline, Measured
 
 OF_A_CHECKPOINT = ("model", "revision", "step", "model_seed", "bos", "dtype", "weights")
 NAMED = {"revision": "{}", "step": "step {}", "model_seed": "seed {}", "dtype": "{}"}
@@ -28,8 +28,8 @@ class Cell:
         low: Lower end of its 95 % interval, None without one.
         high: Upper end.
         null: Its null.
-        reference: The value or change of its control or empirical null, if it has one.
-        rows: How many rows were averaged.
+        reference: The value or change of its control, if it has one.
+        is_beyond_null: Whether the interval of its distance from the null leaves out 0.
     """
 
     value: float
@@ -37,14 +37,7 @@ class Cell:
     high: float | None
     null: float
     reference: float | None
-    rows: int
-
-    @property
-    def is_beyond_null(self) -> bool:
-        """Whether the interval leaves out the null."""
-        if self.low is None or self.high is None:
-            return False
-        return not self.low <= self.null <= self.high
+    is_beyond_null: bool
 
     def text(self, form: str) -> str:
         """The value: `52.9%`."""
@@ -78,20 +71,25 @@ class Checkpoint:
 
 def checkpoints_in(table: pd.DataFrame, measured: Sequence[Measured]) -> list[Checkpoint]:
     """All checkpoints, by model and in order of training."""
-    keys = _keys(table)
-    numbers = [one.rows.groupby(_keys(one.rows), sort=False) for one in measured]
-    beside = [one.references.groupby(_keys(one.references), sort=False) for one in measured]
+    parts = [
+        tuple(map(_by_checkpoint, (one.rows, one.references, one.contrasts))) for one in measured
+    ]
     found = []
-    for key, rows in table.groupby(keys, sort=False):
+    for key, rows in _by_checkpoint(table).items():
         cells = {}
-        for one, groups, references in zip(measured, numbers, beside, strict=True):
-            if key in groups.groups:
-                near = references.get_group(key) if key in references.groups else None
-                cells[one.headline.key] = _cell(one, groups.get_group(key), near)
+        for one, (groups, references, contrasts) in zip(measured, parts, strict=True):
+            if key in groups:
+                near = references.get(key), contrasts.get(key)
+                cells[one.headline.key] = _cell(one.headline, groups[key], *near)
         first = rows.iloc[0]
         known = {name: _plain(first[name]) for name in table.columns}
         found.append(Checkpoint(str(known["model"]), "", known, cells, rows))
     return sorted(_named(found), key=_order)
+
+
+def _by_checkpoint(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each checkpoint, by what tells checkpoints apart as one text."""
+    return {str(key): own for key, own in rows.groupby(_keys(rows), sort=False)}
 
 
 def _plain(value: Any) -> Any:
@@ -110,16 +108,29 @@ def _keys(rows: pd.DataFrame) -> pd.Series:
     return joined
 
 
-def _cell(one: Measured, rows: pd.DataFrame, near: pd.DataFrame | None) -> Cell:
-    """The average of the rows of a checkpoint, and of its references."""
-    changes = one.headline.kind == TREATMENT
-    shown = "effect" if changes else "value"
-    value, effect = float(rows[shown].mean()), rows["effect"]
-    ends = np.array([(rows[name] - effect).mean(skipna=False) for name in ("ci_low", "ci_high")])
-    low, high = (value + ends).tolist() if np.isfinite(ends).all() else (None, None)
-    null = 0.0 if changes else float(rows["baseline"].mean())
-    reference = None if near is None else float(near[shown].mean())
-    return Cell(value, low, high, null, reference, len(rows))
+def _cell(
+    one: Headline,
+    rows: pd.DataFrame,
+    references: pd.DataFrame | None,
+    contrasts: pd.DataFrame | None,
+) -> Cell:
+    """The average of the rows of a checkpoint, beside its null and control."""
+    shown = "effect" if one.kind == TREATMENT else "value"
+    value, effect, ends = float(rows[shown].mean()), float(rows["effect"].mean()), _ends(rows)
+    low, high = (None, None) if ends is None else (value - effect + end for end in ends)
+    null = 0.0 if one.kind == TREATMENT else float(rows["baseline"].mean())
+    reference = None if references is None else float(references[shown].mean())
+    if one.empirical and reference is not None:
+        ends = None if contrasts is None else _ends(contrasts)
+        null, reference = reference, None
+    beyond = ends is not None and not ends[0] <= 0 <= ends[1]
+    return Cell(value, low, high, null, reference, beyond)
+
+
+def _ends(rows: pd.DataFrame) -> tuple[float, float] | None:
+    """The mean interval of effects, None where one has none."""
+    low, high = (float(rows[name].mean(skipna=False)) for name in ("ci_low", "ci_high"))
+    return (low, high) if np.isfinite([low, high]).all() else None
 
 
 def _named(found: Sequence[Checkpoint]) -> Iterator[Checkpoint]:

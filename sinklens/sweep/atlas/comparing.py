@@ -71,14 +71,15 @@ def compare_by(attribute: str, measured: Sequence[Measured]) -> list[Comparison]
 
 
 def _compared(attribute: str, measured: Measured) -> Comparison | None:
-    rows = last_checkpoints(measured.rows).assign(**PLACES)
+    chosen, kind = measured.pooled_rows()
+    if chosen.empty:
+        return None
+    rows = last_checkpoints(chosen).assign(**PLACES)
     unit = ["model"]
     if rows.groupby("model")["bos"].nunique(dropna=False).max() > 1:
         unit.append("bos")
     try:
-        every = pool(
-            rows, measured.metric, measured.condition, kind=measured.headline.kind, unit=unit
-        )
+        every = pool(rows, measured.metric, measured.condition, kind=kind, unit=unit)
     except SinklensError:  # no interval
         return None
     labels = rows[unit].astype("str").agg(" ".join, axis=1)

@@ -15,6 +15,8 @@ from .comparing import SIZE, Comparison
 
 WIDTHS = {"wide": 860, "narrow": 350}
 """In pixels; the narrow one is that of a page of 390."""
+SHORT = 17
+"""Characters of a label on a narrow page."""
 POOLED = "pooled, random effects"
 
 
@@ -39,8 +41,8 @@ def _by_value(comparison: Comparison, width: int) -> Any:
     for value in comparison.values():
         own = comparison.units[comparison.units[comparison.attribute] == value]
         heights = [at - number for number in range(1, len(own) + 1)]
-        places[at] = in_two_lines(f"{value}:", "")
-        labels = own["label"].map(lambda label: in_two_lines(str(label), ""))
+        places[at] = _label(f"{value}:", width)
+        labels = [_label(str(label), width) for label in own["label"]]
         places |= dict(zip(heights, labels, strict=True))
         traces.append(_models(own, heights))
         at = heights[-1] - 1
@@ -56,7 +58,7 @@ def _by_value(comparison: Comparison, width: int) -> Any:
     panel = Panel(
         "",
         traces,
-        x={"title": {"text": _axis(comparison)}, "nticks": 5},
+        x={"title": {"text": _axis(comparison)}, "nticks": 5 if width > WIDTHS["narrow"] else 4},
         y={
             "tickvals": list(places),
             "ticktext": list(places.values()),
@@ -67,6 +69,14 @@ def _by_value(comparison: Comparison, width: int) -> Any:
         zero=0.0,
     )
     return below_each_other([panel], *_title(comparison), width)
+
+
+def _label(name: str, width: int) -> str:
+    """A name beside the figure; on a narrow page without the organisation, and cut."""
+    if width > WIDTHS["narrow"]:
+        return in_two_lines(name, "")
+    own = name.rpartition("/")[2]
+    return escaped(own if len(own) <= SHORT else f"{own[: SHORT - 3]}...")
 
 
 def _axis(comparison: Comparison) -> str:

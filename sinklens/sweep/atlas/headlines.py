@@ -9,7 +9,7 @@ import pandas as pd
 
 from ...core.errors import SinklensError
 
-MEASUREMENT, TREATMENT = "measurement", "treatment"
+MEASUREMENT, TREATMENT, CONTRAST = "measurement", "treatment", "contrast"
 ALIKE = ("settings", "n", "length", "unit")
 """In what rows of one measure may not differ; of several, the commonest is taken."""
 
@@ -28,6 +28,7 @@ class Headline:
         form: How it is written.
         null: Its null in words.
         against: The control or empirical null beside it, if it has one.
+        empirical: Whether that is its null, where no value lies below the analytic one.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Headline:
     form: str
     null: str
     against: str | None = None
+    empirical: bool = False
 
     @property
     def compared(self) -> str:
@@ -99,8 +101,9 @@ HEADLINES = (
             ((name, "attention"),),
             MEASUREMENT,
             ".1%",
-            "0",
+            "row-permuted attention",
             "row_permuted",
+            empirical=True,
         )
         for name in ("centralised", "distributed", "bidirectional")
     ),
@@ -117,6 +120,7 @@ class Measured:
         condition: The condition that was taken.
         rows: Its rows.
         references: The rows of its control or empirical null.
+        contrasts: Its distance from these.
         left_out: Rows of other settings or sizes of prompts.
     """
 
@@ -125,6 +129,7 @@ class Measured:
     condition: str
     rows: pd.DataFrame
     references: pd.DataFrame
+    contrasts: pd.DataFrame
     left_out: int
 
     @property
@@ -133,12 +138,19 @@ class Measured:
         unit = self.rows["unit"].iloc[0]
         return "" if pd.isna(unit) else str(unit)
 
+    def pooled_rows(self) -> tuple[pd.DataFrame, str]:
+        """The rows that are pooled over models, and their kind."""
+        if self.headline.empirical:
+            return self.contrasts, CONTRAST
+        return self.rows, self.headline.kind
+
     def about(self) -> str:
         """What it is, which rows were taken and which were left out."""
         one = self.headline
         said = f"{one.about} {one.experiment}: {self.metric}, {self.condition}"
         said += f" ({self.unit})" if self.unit else ""
-        beside = f"; beside it: {one.against.replace('_', ' ')}" if one.against else ""
+        control = "" if one.empirical or one.against is None else one.against.replace("_", " ")
+        beside = f"; beside it: {control}" if control else ""
         left = f" Left out: {self.left_out} rows of other settings." if self.left_out else ""
         return f"{said}. Null: {one.null}{beside}.{left}"
 
@@ -172,9 +184,10 @@ def _measured(table: pd.DataFrame) -> Iterator[Measured]:
         chosen = rows[list(ALIKE)].fillna("").loc[alike.idxmax()]
         kept = rows[(rows[list(ALIKE)].fillna("") == chosen).all(axis=1)]
         beside = mine[_are(mine, pair) & (mine["against"] == one.against)]
-        beside = beside[beside["kind"].isin(["control", "null"])]
         beside = beside[(beside[list(ALIKE)].fillna("") == chosen).all(axis=1)]
-        yield Measured(one, *pair, kept, beside, len(rows) - len(kept))
+        references = beside[beside["kind"].isin(["control", "null"])]
+        contrasts = beside[beside["kind"] == CONTRAST]
+        yield Measured(one, *pair, kept, references, contrasts, len(rows) - len(kept))
 
 
 def _are(rows: pd.DataFrame, pair: tuple[str, str]) -> pd.Series:

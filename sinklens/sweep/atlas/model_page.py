@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -92,6 +93,7 @@ def _effect(row: Mapping[Any, Any]) -> EffectSize:
     return EffectSize(**{**known, **numbers, "unit": known["unit"] or ""})
 
 
+@cache
 def _measures(experiment: str) -> Mapping[str, Measure]:
     """What an experiment declares; nothing where it is not installed here."""
     try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from ...core.terminal import printable
 from ...results.page import asset, page
 from ...results.wording import written
 from .checkpoints import Cell, Checkpoint
@@ -15,6 +17,8 @@ from .comparing import ATTRIBUTES, BOS, SIZE, UNKNOWN
 from .figure import in_words
 from .headlines import Headline, Measured
 
+REORDERING = re.compile("[\u202a-\u202e\u2066-\u2069]")
+"""What would show the text after it in another order, which stands as its code."""
 TITLE = "Atlas of attention sinks"
 FIRST = "index.html"
 MODELS, DATA = "models", "data"
@@ -69,7 +73,7 @@ def framed(atlas: Atlas, title: str, about: str, sections: Mapping[str, str], up
         f'<section id="part-{number}"><h2>{html.escape(words)}</h2>{content}</section>'
         for number, (words, content) in enumerate(sections.items(), 1)
     )
-    return page(
+    content = page(
         title,
         f"<style>{asset('atlas.css')}</style>"
         '<a class="skip" href="#part-1">Skip to the content</a>'
@@ -77,6 +81,7 @@ def framed(atlas: Atlas, title: str, about: str, sections: Mapping[str, str], up
         f'<nav aria-label="Pages"><ul>{listed}</ul></nav><main>{parts}</main>'
         f"<script>{asset('library.js')}\n{asset('atlas.js')}</script>",
     )
+    return printable(REORDERING.sub(lambda found: ascii(found[0])[1:-1], content))
 
 
 def first_page(atlas: Atlas) -> str:
