@@ -125,8 +125,12 @@ def by_layer(result: Record) -> Claim:
     if _side(result, most) in UNTESTED:
         text = f"{PATCHING} is not tested beside a later position in {of}; {largest}."
         return Claim(text, cited(result, [most]))
-    text = f"{PATCHING} costs more than at a later position in none of {of}; {largest}."
-    return Claim(text, cited(result, [most]), "none")
+    if len(rows) == 1:
+        largest = f"the difference is {describe(difference)}"
+        text = f"{PATCHING} costs no more than at a later position entering L{most.layer}"
+    else:
+        text = f"{PATCHING} costs more than at a later position in none of {of}"
+    return Claim(f"{text}; {largest}.", cited(result, [most]), "none")
 
 
 def _largest_layer(
@@ -166,7 +170,9 @@ def _beside(
         judged = ""
         if not result.measure(row.metric).signed and result.of_random_models(contrast) is not None:
             judged = ", by models with random weights"
-        return f", {_side(result, row)} {control}{judged} ({difference})"
+        side = _side(result, row)
+        beside = control if side.endswith("than") else control.replace("for a", "that for a")
+        return f", {side} {beside}{judged} ({difference})"
     return ", without a control"
 
 

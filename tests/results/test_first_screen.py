@@ -263,6 +263,8 @@ def test_by_layer() -> None:
     both = by_layer(layers((0.2, 0.1), (0.5, 0.1))).text
     assert "least entering L0: +0.1 [" in both and "not significantly" not in both
     assert "least" not in by_layer(layers((0.2, 0.1))).text
+    one = by_layer(layers((0.1, 0.1))).text
+    assert one.startswith(f"{PATCHING} costs no more than at a later position entering L0; the ")
     none = by_layer(layers((0.1, 0.1), (0.1, 0.5)))
     assert none.text.startswith(
         f"{PATCHING} costs more than at a later position in none of 2 layers (L0, L1); the highest "
