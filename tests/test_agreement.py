@@ -182,6 +182,7 @@ def test_bos_replacement(smollm2: Any, prompts: sinklens.Prompts, plain_smollm2:
         _check(result, condition, "control", _mean_over(draws))
 
 
+@pytest.mark.heavy
 def test_sink_head_ablation(smollm2: Any, prompts: sinklens.Prompts, plain_smollm2: Any) -> None:
     result = sinklens.run("sink_head_ablation", smollm2, prompts, draws=1, seed=2, null_models=0)
     heads = plain_hf.sink_heads(plain_smollm2, prompts.tokens)

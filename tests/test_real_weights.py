@@ -64,7 +64,7 @@ def test_a_model_without_checkpoints_is_refused(smollm2_gguf: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     "names",
     [
-        ("sink_profile", "massive_activations"),
+        pytest.param(("sink_profile", "massive_activations"), marks=pytest.mark.heavy),
         pytest.param((*EXPERIMENTS, *MORE), marks=pytest.mark.heavy),
     ],
     ids=["two", "all"],

@@ -66,7 +66,7 @@ def test_bos_replacement(name: str, condition: str, boot_family: Callable[[str],
     held_to_plain_forwards(model, Prompts(tokens, bos=True, source="random"), condition)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_bos_replacement_on_smollm2(smollm2_gguf: Path) -> None:
     model = sinklens.load(smollm2_gguf)
     held_to_plain_forwards(model, sinklens.prompts(model, n=4, length=32), "zero")

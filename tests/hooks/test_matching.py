@@ -124,7 +124,7 @@ def test_nulls_of_spikes_are_those_of_gaussian_streams() -> None:
     assert 1 - (1 - one) ** 10 == pytest.approx(gaussian_exceeds(10, 5.0))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_heads_of_smollm2_are_matched_in_their_layers(smollm2_gguf: Path) -> None:
     """More heads are sinks than not: those ablated, and others as many in the same layers."""
     model = sinklens.load(smollm2_gguf)

@@ -137,7 +137,7 @@ def test_sink_mass_under_an_edit_is_read_where_there_is_attention(name: str) -> 
 @some
 def test_heads_are_ablated_where_they_are(name: str) -> None:
     clean = reference.logits(plain(name), TOKENS)
-    edited = reference.without_heads(plain(name), TOKENS, 1, [1, 2], N_HEADS)
+    edited = reference.without_heads(plain(name), TOKENS, {1: [1, 2]}, N_HEADS)
     result = run("sink_head_ablation", name, heads="L1H1,L1H2", conditions="zero")
     has_values(result, clean, edited)
     everything = run("sink_head_ablation", name, heads="all", conditions="zero")
@@ -156,7 +156,7 @@ def test_heads_are_scored_and_removed_where_they_are(name: str) -> None:
         return
     norms = scores.values[scores.labels("score").index("output_norm"), 0]
     gone = norms.argsort()[:2].tolist()
-    edited = reference.without_heads(plain(name), TOKENS, 1, gone, N_HEADS)
+    edited = reference.without_heads(plain(name), TOKENS, {1: gone}, N_HEADS)
     has_values(result, reference.logits(plain(name), TOKENS), edited)
 
 

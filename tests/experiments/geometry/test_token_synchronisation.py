@@ -121,7 +121,7 @@ def test_bad_input(boot_family: Any) -> None:
     assert {row.kind for row in none.effects} == {"measurement", "treatment"}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_smollm2_agrees_with_plain_hugging_face(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     """Cosines and collapse at every depth, and the spread with and without the sink's edge."""
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)

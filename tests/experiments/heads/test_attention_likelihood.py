@@ -149,7 +149,7 @@ def test_bad_input(rope: Any, boot_family: Any) -> None:
     assert len(result.summary) <= 12 and result.plot().data
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_smollm2_agrees_with_plain_hugging_face(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     """Likelihoods, attention of each word and layer, rho by scipy, ranks of substitutes."""
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)

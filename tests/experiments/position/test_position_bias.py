@@ -107,7 +107,7 @@ def test_bad_input(boot_family: Any) -> None:
     assert "control positions leave none" in result.settings["left_out"]["early_gap"]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_smollm2_agrees_with_plain_hugging_face(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     """Rollouts per token, weights of the residual read at the blocks, and the dropped edge."""
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)

@@ -109,7 +109,7 @@ def test_bad_input(boot_family: Any) -> None:
     assert {row.kind for row in result.effects} == {"measurement", "treatment"}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_smollm2_agrees_with_plain_hugging_face(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)
     prompts = sinklens.prompts(model, n=3, length=20, bos=True)

@@ -407,6 +407,7 @@ def check_sentences(result: Any) -> None:
         assert f"zero at L2: {metric} over {row.layers} {row.effect:+.3g} {row.unit} [" in said
 
 
+@pytest.mark.heavy
 def test_smollm2_is_found_without_being_told(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     """Channel 507 at position 0, written by layer 11's MLP; zeroing it costs nats."""
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)

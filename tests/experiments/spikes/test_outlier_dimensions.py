@@ -212,7 +212,7 @@ def read(plain: Any, tokens: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     return logits, torch.stack(streams, 1), outputs
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_smollm2_agrees_with_plain_hugging_face(plain_smollm2: Any, smollm2_tokenizer: Any) -> None:
     """Few channels stand out by size, follow frequency, and are needed; none does by gain."""
     model = sinklens.load(copy.deepcopy(plain_smollm2), tokenizer=smollm2_tokenizer)
