@@ -171,7 +171,9 @@ def _beside(
         if not result.measure(row.metric).signed and result.of_random_models(contrast) is not None:
             judged = ", by models with random weights"
         side = _side(result, row)
-        beside = control if side.endswith("than") else control.replace("for a", "that for a")
+        beside = control
+        if control.startswith("for ") and not side.endswith("than"):
+            beside = f"{control.removeprefix('for ')}'s"  # not "different from for a later token"
         return f", {side} {beside}{judged} ({difference})"
     return ", without a control"
 
