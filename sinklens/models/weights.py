@@ -8,8 +8,10 @@ which holds no values. What reads weights outside of a forward pass reads them h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ..core.protocol import HookedModel
@@ -18,24 +20,31 @@ from ..functional.quadratic_form import GatedWeights
 Projection = Literal["W_Q", "W_K", "W_O"]
 
 
+@contextmanager
+def in_memory(module: torch.nn.Module) -> Iterator[None]:
+    """Put the weights of a module and all below it in place for the length of a `with` block."""
+    from accelerate.utils import align_module_device
+
+    with ExitStack() as placed:
+        for part in module.modules():
+            placed.enter_context(align_module_device(part))
+        yield
+
+
 def projection(model: HookedModel, layer: int, name: Projection) -> Tensor:
     """A projection of an attention layer, `[head, d_model, d_head]`; `W_O` is transposed."""
-    from transformer_lens.model_bridge.generalized_components.base import align_offloaded_subtree
-
     attention: Any = model.blocks[layer].attn
-    with align_offloaded_subtree(attention):
+    with in_memory(attention):
         weight: Tensor = getattr(attention, name)
         return weight.detach()
 
 
 def gated_weights(model: HookedModel, layer: int) -> GatedWeights | None:
     """The weights of one block's MLP; None where it is not a single gated MLP."""
-    from transformer_lens.model_bridge.generalized_components.base import align_offloaded_subtree
-
     mlp: Any = getattr(model.blocks[layer], "mlp", None)
     if mlp is None:
         return None
-    with align_offloaded_subtree(mlp):
+    with in_memory(mlp):
         named = [getattr(mlp, name, None) for name in ("W_gate", "W_in", "W_out")]
         parts = [part.detach().double().cpu() for part in named if isinstance(part, Tensor)]
     return GatedWeights(*parts) if len(parts) == len(named) else None
