@@ -123,7 +123,7 @@ def test_a_model_that_cannot_be_made_again_is_said(
 )
 def test_few_verdicts_on_random_weights(experiment: str) -> None:
     """A small version of `tests.benchmarks.false_findings`; rows of one model hang together."""
-    models = 4
+    models = 8
     for (metric, control), (count, _, wrong) in rates("llama", experiment, models).items():
         rows = count / models
         most = rows * stats.binom.ppf(0.999, models, 0.06)

@@ -241,11 +241,12 @@ def test_the_order_of_prompts_does_not_matter(subject: Subject) -> None:
 @pytest.mark.slow
 def test_the_batch_size_does_not_matter(subject: Subject) -> None:
     whole = by_prompt(subject.result)
-    batched = by_prompt(subject.run(batch_size=N_PROMPTS - 1))  # a full batch, and one prompt
-    assert whole.keys() == batched.keys()
-    for key, values in whole.items():
-        scale = max(1.0, float(np.abs(values).max()))
-        np.testing.assert_allclose(values, batched[key], atol=2e-5 * scale, err_msg=str(key))
+    for size in (1, 3):
+        batched = by_prompt(subject.run(batch_size=size))
+        assert whole.keys() == batched.keys()
+        for key, values in whole.items():
+            scale = max(1.0, float(np.abs(values).max()))
+            np.testing.assert_allclose(values, batched[key], atol=2e-5 * scale, err_msg=str(key))
 
 
 @pytest.mark.slow
