@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from .effects import BOOTSTRAP_T, LEVEL, STUDENT_T, EffectSize, Row
+from .effects import BOOTSTRAP_T, LEVEL, STUDENT_T, EffectSize, Row, within_rounding
 
 LEAST_PROMPTS, LEAST = 8, 1.0
-ROUNDINGS = 4
 MARK = " ~"
 """After the interval of such a row, in tables; those of controls are not in them."""
 MARKED = f"marked{MARK} where shown"
@@ -116,7 +115,14 @@ def tenth(prompts: int) -> int:
 def _is_tested(row: Row) -> bool:
     effect = row.effect
     enough = effect.n_prompts >= LEAST_PROMPTS
-    return bool(effect.resampled == "prompt" and effect.d_z and enough and _vary(row))
+    return bool(effect.resampled == "prompt" and effect.d_z and enough and _varies(effect))
+
+
+def _varies(effect: EffectSize) -> bool:
+    """Whether differences vary by more than rounding, of which no moment can be taken."""
+    if effect.ci_low is None or effect.ci_high is None:
+        return False
+    return not within_rounding(effect.ci_high - effect.ci_low, effect.baseline, effect.value)
 
 
 def _share_of_few(sizes: np.ndarray) -> float:
@@ -127,9 +133,3 @@ def _share_of_few(sizes: np.ndarray) -> float:
 def _named(row: EffectSize) -> str:
     against = f" against {row.against}" if row.against else ""
     return f"{row.metric} {row.condition} ({row.kind}{against}"
-
-
-def _vary(row: Row) -> bool:
-    """Whether differences vary by more than the last bit, of which no moment can be taken."""
-    differences = row.values - row.baselines
-    return bool(differences.std() > ROUNDINGS * np.finfo(float).eps * abs(differences.mean()))

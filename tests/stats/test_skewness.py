@@ -54,4 +54,6 @@ def test_what_cannot_be_tested_is_left_alone() -> None:
     draws = paired_row("loss", "draws", "treatment", both, np.ones_like(both))
     assert draws.effect.d_z and not (draws.values - draws.baselines).any()
     same = row("same", np.ones(20))
-    assert uneven([row("few", few), same, draws, tokens]).rows == []
+    rounding = row("rounding", np.array([0.0] * 19 + [1e-15]))
+    assert rounding.effect.d_z
+    assert uneven([row("few", few), same, draws, tokens, rounding]).rows == []
