@@ -34,6 +34,7 @@ from ...runner.run import Run
 from ._spectra import (
     FLOOR,
     correlation,
+    hann,
     levels,
     positional_entropy,
     power,
@@ -109,19 +110,21 @@ def measures_of(rows: Rows, form: Extraction) -> dict[Key, Float[Tensor, "batch 
     back = by_offset(rows, form.queries, form.offsets)
     found: dict[Key, Tensor] = {}
 
-    def add(signal: str, signals: Tensor, spectrum: Tensor, *names: str) -> Tensor:
-        measures = spectral_measures(spectrum, signals.sum(-1))
+    def add(signal: str, whole: Tensor, spectrum: Tensor, *names: str) -> Tensor:
+        measures = spectral_measures(spectrum, whole.sum(-1))
         for name in names or measures:
             found[name, signal] = measures[name].nanmean(-1)
         return measures["spectral_entropy"]
 
     spectrum = power(rows, lengths)
-    entropy, positional = add("row", rows, spectrum), positional_entropy(rows)
+    windowed = rows * hann(lengths, form.length)
+    entropy, positional = add("row", windowed, spectrum), positional_entropy(rows)
     bare = power(without_mean(rows, lengths), lengths)
     add("row:mean_removed", rows, bare)
     add("row:no_window", rows, power(rows, lengths, window=False), "spectral_entropy")
     for signal, signals, size in (("mean_row", mean, every), ("offset", back, offsets)):
-        add(signal, signals, power(signals, size), "low_share", "spectral_entropy")
+        windowed = signals * hann(size, signals.shape[-1])
+        add(signal, windowed, power(signals, size), "low_share", "spectral_entropy")
         found["positional_entropy", signal] = positional_entropy(signals).mean(-1)
     found["positional_entropy", "row"] = positional.mean(-1)
     found["correlation", "queries"] = correlation(positional, entropy)

@@ -98,7 +98,8 @@ def spectral_measures(
 
     Args:
         spectrum: The power at each frequency.
-        whole: The sum of each signal, mean included; far less power has no spectrum.
+        whole: The sum of what each signal was made of by subtraction, itself where nothing was;
+            far less power than its square is rounding and has no spectrum.
     """
     total, largest = spectrum.sum(-1), spectrum.amax(-1)
     total = total.masked_fill(total <= LEAST_POWER * whole**2, torch.nan)

@@ -79,6 +79,19 @@ def test_a_flat_spectrum_and_one_weight() -> None:
     assert float(unseen["spectral_entropy"]) == pytest.approx(math.log(17))
 
 
+def test_a_row_nearly_all_at_key0_has_the_spectrum_of_the_rest() -> None:
+    """The Hann window leaves key 0 out, so that what is left is no rounding, however little."""
+    form = form_of(24, queries=4)
+    rows = torch.rand(1, 1, 4, 24, generator=torch.Generator().manual_seed(2)).double()
+    rows *= torch.arange(24) <= torch.tensor(form.queries)[:, None]
+    rows[..., 1:] *= 1e-9
+    rows[..., 0] = 1 - rows[..., 1:].sum(-1)
+    whole = [row[: query + 1].numpy() for row, query in zip(rows[0, 0], form.queries, strict=True)]
+    expected = [plain_entropies(row, 32)[1] for row in whole]
+    found = _signals.measures_of(rows, form)["spectral_entropy", "row"]
+    assert float(found) == pytest.approx(np.mean(expected), rel=1e-6)
+
+
 def test_wavelets_of_constants_and_ramps_have_no_details() -> None:
     """db2 has two vanishing moments; what is left at the edges comes from the extension."""
     ramp = torch.arange(64).double()[None]
