@@ -234,9 +234,9 @@ def _leads(row: EffectSize, metric: str) -> bool:
         "Spectral entropy of a query's row {spectral_entropy/row}; without window "
         "{spectral_entropy/row:no_window|value}, of the mean row "
         "{spectral_entropy/mean_row|value}, by offset {spectral_entropy/offset|value}.",
-        f"Low frequencies have {{low_share/row}}; without the mean {{low_share/{WITHOUT_MEAN}}}.",
-        "Selectivity {selectivity/row}; the Hann window leaves out key 0, with {on_key0:.0%} of "
-        "attention.",
+        f"Low frequencies have {{low_share/row}}; without the mean {{low_share/{WITHOUT_MEAN}}}; "
+        "selectivity {selectivity/row|value}. The Hann window leaves out key 0, with "
+        "{on_key0:.0%} of attention.",
         entropies_in_words,
         "Wavelets: entropy of the approximation {wavelet_entropy/scale0}; with the first half of "
         "the tokens alone, 1 - cosine of coefficients is {scale_sensitivity/prefix:0.5}; with "
