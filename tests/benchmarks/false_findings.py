@@ -39,23 +39,37 @@ RUNS: dict[str, dict[str, Any]] = {
     "position_bias": {},
     "attention_allocation": {"random_weights": False},
     "token_synchronisation": {"random_weights": False},
+    "positional_spectrum": {"queries": 4, "scales": (0.5,)},
+    "rope_phase": {"queries": 4, "angles": 4},
+    "attention_likelihood": {"words": 4, "substituted": 1, "permutations": 100},
 }
 """With thresholds so low that random weights have outliers and spikes to intervene on."""
+OF_WORDS = ("attention_likelihood",)
+"""These run on the shipped text, in models of the configuration of `rope` with its tokenizer."""
 N_PROMPTS, LENGTH = 8, 24
 
 
 def results(family: str, experiment: str, models: int) -> Iterator[ExperimentResult]:
     """The experiment on models of a family with other weights each."""
-    base = boot(family)
+    of_words = experiment in OF_WORDS
+    base: Any = sinklens.load("rope") if of_words else boot(family)
+    text = sinklens.prompts(base, n=N_PROMPTS * models, length=LENGTH) if of_words else None
     for seed in range(models):
-        model, _ = random_weights(base, 10_000 + seed)
-        generator = torch.Generator().manual_seed(seed)
-        tokens = torch.randint(4, int(model.cfg.d_vocab), (N_PROMPTS, LENGTH), generator=generator)
-        tokens[:, 0] = sinklens.models.bos_token_id(base)
-        prompts = Prompts(tokens, bos=True, source="random tokens")
+        model: Any = random_weights(base, 10_000 + seed)[0]
+        model.tokenizer = base.tokenizer
+        some = slice(N_PROMPTS * seed, N_PROMPTS * (seed + 1))
+        prompts = random_tokens(base, seed) if text is None else text[some]
         yield sinklens.run(
             experiment, model, prompts, seed=seed, progress=False, **RUNS[experiment]
         )
+
+
+def random_tokens(base: Any, seed: int) -> Prompts:
+    """Prompts of random tokens behind BOS."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(4, int(base.cfg.d_vocab), (N_PROMPTS, LENGTH), generator=generator)
+    tokens[:, 0] = int(sinklens.models.bos_token_id(base) or 0)
+    return Prompts(tokens, bos=True, source="random tokens")
 
 
 def rates(family: str, experiment: str, models: int) -> dict[tuple[str, str], tuple[int, int, int]]:
