@@ -90,6 +90,15 @@ def llama() -> PreTrainedModel:
     )
 
 
+def uniform_llama() -> PreTrainedModel:
+    """A `llama` whose queries are 0, so that all visible keys have the same weight."""
+    plain = llama()
+    with torch.no_grad():
+        for layer in plain.model.layers:
+            layer.self_attn.q_proj.weight.zero_()
+    return plain
+
+
 def neox() -> PreTrainedModel:
     """GPT-NeoX (Pythia): attention and MLP in parallel, rotary positions on half of each head."""
     config = transformers.GPTNeoXConfig(

@@ -16,8 +16,9 @@ import sinklens
 from sinklens import SinklensError
 from sinklens.core.errors import UsageError
 from sinklens.experiments.geometry._states import collapse_distance, mean_cosine, share
-from sinklens.models.prompts import corpus, random_prompts
+from sinklens.models.prompts import random_prompts
 from tests import families
+from tests.measuring import values_of, with_prompts
 from tests.reference import plain_hf
 
 CONDITIONS = ("drop_edge", "bos_mean", "without_bos")
@@ -26,16 +27,6 @@ CONDITIONS = ("drop_edge", "bos_mean", "without_bos")
 def run(model: Any, prompts: Any, **settings: Any) -> Any:
     settings = {"null_models": 0, "random_weights": False, "progress": False, **settings}
     return sinklens.run("token_synchronisation", model, prompts, **settings)
-
-
-def values_of(result: Any, **wanted: Any) -> np.ndarray:
-    number = result.effects.index(result.find(**wanted))
-    return result.per_prompt["value"][number].numpy()
-
-
-def booted(plain: Any) -> tuple[Any, sinklens.Prompts]:
-    model = sinklens.load(plain, tokenizer=families.tiny_tokenizer())
-    return model, sinklens.prompts(model, corpus()[:2000], n=4, length=10, bos=True)
 
 
 def test_states_made_by_hand() -> None:
@@ -62,7 +53,7 @@ def test_the_null_is_that_of_random_states_of_the_same_norms() -> None:
 
 
 def test_dropping_the_edge_is_removing_bos_where_positions_are_relative() -> None:
-    result = run(*booted(families.llama()), draws=1)
+    result = run(*with_prompts(families.llama()), draws=1)
     found = {
         name: values_of(result, metric="spread", condition=name, kind="treatment")
         for name in CONDITIONS
@@ -78,7 +69,7 @@ def test_nothing_spreads_without_attention() -> None:
     with torch.no_grad():
         for layer in plain.model.layers:
             layer.self_attn.o_proj.weight.zero_()
-    result = run(*booted(plain), draws=1, metrics=("kl",))
+    result = run(*with_prompts(plain), draws=1, metrics=("kl",))
     assert "drop_edge" in result.settings["left_out"]  # an edit of patterns takes no effect
     for name in ("bos_mean", "without_bos"):
         assert result.find(metric="spread", condition=name, kind="treatment").value == 0

@@ -22,8 +22,9 @@ from sinklens.core.errors import UsageError
 from sinklens.core.labels import head_label
 from sinklens.experiments.heads._removal import counts, removable, same_layers
 from sinklens.experiments.heads._scores import SCORES, least_active, overlap
-from sinklens.models.prompts import Prompts, corpus, random_prompts
+from sinklens.models.prompts import Prompts, random_prompts
 from tests import families
+from tests.measuring import values_of, with_prompts
 from tests.reference import plain_hf
 
 pytestmark = pytest.mark.slow
@@ -36,25 +37,18 @@ def run(model: Any, prompts: Prompts, **settings: Any) -> Any:
     return sinklens.run("active_dormant", model, prompts, **{**ALONE, **settings})
 
 
-def values_of(result: Any, **wanted: Any) -> np.ndarray:
-    number = result.effects.index(result.find(**wanted))
-    return result.per_prompt["value"][number].numpy()
-
-
 def silent() -> Any:
     """A tiny Llama with uniform attention whose first key-value head of each layer has no value."""
-    plain = families.llama()
+    plain = families.uniform_llama()
     with torch.no_grad():
         for layer in plain.model.layers:
-            layer.self_attn.q_proj.weight.zero_()
             layer.self_attn.v_proj.weight[: families.D_HEAD] = 0
     return plain
 
 
 def test_silent_heads_are_found_and_cost_nothing() -> None:
-    model = sinklens.load(silent(), tokenizer=families.tiny_tokenizer())
     length = 10
-    prompts = sinklens.prompts(model, corpus()[:2000], n=3, length=length, bos=True)
+    model, prompts = with_prompts(silent(), n=3, length=length)
     conditions = ("output_norm", "output_norm:layer", "last_output_norm:head")
     result = run(model, prompts, draws=2, removed=(0.5, 0.6), conditions=conditions)
     scores = dict(zip(SCORES, result.arrays["scores"].values, strict=True))

@@ -16,6 +16,7 @@ from sinklens.core.errors import UsageError
 from sinklens.experiments.heads._rank_correlation import permuted_correlations, rank_correlation
 from sinklens.experiments.heads._words import Vocabulary
 from sinklens.models.prompts import random_prompts
+from tests.measuring import values_of
 
 FEW = {"words": 6, "substituted": 1, "permutations": 100}
 
@@ -23,11 +24,6 @@ FEW = {"words": 6, "substituted": 1, "permutations": 100}
 def run(model: Any, prompts: Any, **settings: Any) -> Any:
     settings = {**FEW, "progress": False, **settings}
     return sinklens.run("attention_likelihood", model, prompts, **settings)
-
-
-def values_of(result: Any, **wanted: Any) -> np.ndarray:
-    number = result.effects.index(result.find(**wanted))
-    return result.per_prompt["value"][number].numpy()
 
 
 def test_a_planted_dependence_on_likelihood_or_on_frequency() -> None:

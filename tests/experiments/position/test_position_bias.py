@@ -14,19 +14,15 @@ import sinklens
 from sinklens import SinklensError
 from sinklens.core.errors import UsageError
 from sinklens.experiments.position._rollout import gap, step, thirds
-from sinklens.models.prompts import corpus, random_prompts
+from sinklens.models.prompts import random_prompts
 from tests import families
+from tests.measuring import values_of, with_prompts
 from tests.reference import plain_hf
 
 
 def run(model: Any, prompts: Any, **settings: Any) -> Any:
     settings = {"null_models": 0, "progress": False, **settings}
     return sinklens.run("position_bias", model, prompts, **settings)
-
-
-def values_of(result: Any, **wanted: Any) -> np.ndarray:
-    number = result.effects.index(result.find(**wanted))
-    return result.per_prompt["value"][number].numpy()
 
 
 def two_uniform_layers(length: int, residual: float) -> np.ndarray:
@@ -56,12 +52,7 @@ def test_shares_made_by_hand() -> None:
 
 def test_uniform_attention_is_the_mask_alone() -> None:
     """Each share is that of the null, and of the closed form; so is it without key 0."""
-    plain = families.llama()
-    with torch.no_grad():
-        for layer in plain.model.layers:
-            layer.self_attn.q_proj.weight.zero_()
-    model = sinklens.load(plain, tokenizer=families.tiny_tokenizer())
-    prompts = sinklens.prompts(model, corpus()[:2000], n=3, length=12, bos=True)
+    model, prompts = with_prompts(families.uniform_llama(), n=3, length=12)
     result = run(model, prompts, draws=1)
     for row in result.effects:
         if row.metric in ("share", "gap") and row.against is None:

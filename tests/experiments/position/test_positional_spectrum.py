@@ -18,8 +18,9 @@ import sinklens
 from sinklens import SinklensError
 from sinklens.core.errors import UsageError
 from sinklens.experiments.position import _rotary, _signals, _spectra
-from sinklens.models.prompts import corpus, random_prompts
+from sinklens.models.prompts import random_prompts
 from tests import families
+from tests.measuring import values_of, with_prompts
 from tests.reference import plain_hf
 
 LENGTH = 12
@@ -28,11 +29,6 @@ LENGTH = 12
 def run(model: Any, prompts: Any, **settings: Any) -> Any:
     settings = {"null_models": 0, "progress": False, **settings}
     return sinklens.run("positional_spectrum", model, prompts, **settings)
-
-
-def values_of(result: Any, **wanted: Any) -> np.ndarray:
-    number = result.effects.index(result.find(**wanted))
-    return result.per_prompt["value"][number].numpy()
 
 
 def form_of(length: int, queries: int = 32, **more: Any) -> Any:
@@ -145,12 +141,7 @@ def test_correlations_and_random_logits() -> None:
 
 @pytest.mark.slow
 def test_uniform_attention_is_its_own_null() -> None:
-    plain = families.llama()
-    with torch.no_grad():
-        for layer in plain.model.layers:
-            layer.self_attn.q_proj.weight.zero_()
-    model = sinklens.load(plain, tokenizer=families.tiny_tokenizer())
-    prompts = sinklens.prompts(model, corpus()[:2000], n=4, length=16, bos=True)
+    model, prompts = with_prompts(families.uniform_llama(), n=4, length=16)
     result = run(model, prompts, draws=1, windows=(4, 8), conditions=("slow",))
     beside = [row for row in result.effects if row.kind == "measurement" and row.baseline]
     assert len(beside) > 12

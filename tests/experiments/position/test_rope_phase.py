@@ -20,6 +20,7 @@ from sinklens.models.prompts import random_prompts
 from sinklens.runner import registry
 from sinklens.runner.run import Run
 from tests import families
+from tests.measuring import values_of
 from tests.reference import plain_hf
 
 LENGTH = 12
@@ -28,11 +29,6 @@ LENGTH = 12
 def run(model: Any, prompts: Any, **settings: Any) -> Any:
     settings = {"null_models": 0, "progress": False, **settings}
     return sinklens.run("rope_phase", model, prompts, **settings)
-
-
-def values_of(result: Any, **wanted: Any) -> np.ndarray:
-    number = result.effects.index(result.find(**wanted))
-    return result.per_prompt["value"][number].numpy()
 
 
 def over_angles(function: Any, x: Tensor, count: int) -> Tensor:

@@ -21,8 +21,9 @@ from sinklens.experiments.sinks._allocation import (
     remove_and_rescale,
     remove_mass,
 )
-from sinklens.models.prompts import corpus, random_prompts
+from sinklens.models.prompts import random_prompts
 from tests import families
+from tests.measuring import values_of, with_prompts
 from tests.reference import plain_hf
 
 PARKED, DIAGONAL, SPREAD = range(3)
@@ -33,16 +34,6 @@ REMOVALS = ("parked", "diagonal", "spread", "parked:renormalised", *PAIRS)
 def run(model: Any, prompts: Any, **settings: Any) -> Any:
     settings = {"null_models": 0, "random_weights": False, "progress": False, **settings}
     return sinklens.run("attention_allocation", model, prompts, **settings)
-
-
-def values_of(result: Any, **wanted: Any) -> np.ndarray:
-    number = result.effects.index(result.find(**wanted))
-    return result.per_prompt["value"][number].numpy()
-
-
-def booted(plain: Any) -> tuple[Any, sinklens.Prompts]:
-    model = sinklens.load(plain, tokenizer=families.tiny_tokenizer())
-    return model, sinklens.prompts(model, corpus()[:2000], n=4, length=10, bos=True)
 
 
 def test_rows_made_by_hand() -> None:
@@ -92,11 +83,7 @@ def test_effective_numbers_and_kinds_made_by_hand() -> None:
 
 def test_uniform_attention_is_its_own_null() -> None:
     """Masses are harmonic numbers, all keys count, all rows are spread, permuted rows the same."""
-    plain = families.llama()
-    with torch.no_grad():
-        for layer in plain.model.layers:
-            layer.self_attn.q_proj.weight.zero_()
-    result = run(*booted(plain), draws=2, conditions=("parked",))
+    result = run(*with_prompts(families.uniform_llama()), draws=2, conditions=("parked",))
     keys = np.arange(2, 11)
     expected = {"parked": (1 / keys).mean(), "diagonal": (1 / keys).mean()}
     expected["spread"] = 1 - sum(expected.values())
@@ -120,7 +107,7 @@ def test_removing_what_is_parked_on_a_mute_sink_costs_nothing() -> None:
     tokenizer = families.tiny_tokenizer()
     with torch.no_grad():
         plain.model.embed_tokens.weight[tokenizer.bos_token_id] = 0
-    result = run(*booted(plain), draws=1)
+    result = run(*with_prompts(plain), draws=1)
     effects = {
         (row.condition, row.kind): abs(row.effect) for row in result.effects if row.metric == "kl"
     }

@@ -14,19 +14,15 @@ import sinklens
 from sinklens import SinklensError
 from sinklens.core.errors import UsageError
 from sinklens.experiments.sinks.bias_constancy import inconstancy, tag_share
-from sinklens.models.prompts import corpus, random_prompts
+from sinklens.models.prompts import random_prompts
 from tests import families
+from tests.measuring import values_of, with_prompts
 from tests.reference import plain_hf
 
 
 def run(model: Any, prompts: Any, **settings: Any) -> Any:
     settings = {"null_models": 0, "progress": False, **settings}
     return sinklens.run("bias_constancy", model, prompts, **settings)
-
-
-def values_of(result: Any, **wanted: Any) -> np.ndarray:
-    number = result.effects.index(result.find(**wanted))
-    return result.per_prompt["value"][number].numpy()
 
 
 def test_reads_made_by_hand() -> None:
@@ -46,12 +42,7 @@ def test_reads_made_by_hand() -> None:
 
 
 def test_uniform_attention_reads_one_over_the_number_of_keys() -> None:
-    plain = families.llama()
-    with torch.no_grad():
-        for layer in plain.model.layers:
-            layer.self_attn.q_proj.weight.zero_()
-    model = sinklens.load(plain, tokenizer=families.tiny_tokenizer())
-    prompts = sinklens.prompts(model, corpus()[:2000], n=3, length=16, bos=True)
+    model, prompts = with_prompts(families.uniform_llama(), n=3, length=16)
     result = run(model, prompts, draws=2, burn_in=4)
     weights = 1 / np.arange(5, 17)
     expected = np.abs(weights / weights.mean() - 1).mean()

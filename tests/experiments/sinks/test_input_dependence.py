@@ -15,8 +15,9 @@ from sinklens import SinklensError
 from sinklens.core.errors import UsageError
 from sinklens.experiments.sinks._patterns import distance, overlap
 from sinklens.hooks.matching import derangement
-from sinklens.models.prompts import corpus, random_prompts
+from sinklens.models.prompts import random_prompts
 from tests import families
+from tests.measuring import values_of, with_prompts
 from tests.reference import plain_hf
 
 LAYERS, HEADS = families.N_LAYERS, families.N_HEADS
@@ -25,16 +26,6 @@ LAYERS, HEADS = families.N_LAYERS, families.N_HEADS
 def run(model: Any, prompts: Any, **settings: Any) -> Any:
     settings = {"null_models": 0, "random_weights": False, "progress": False, **settings}
     return sinklens.run("input_dependence", model, prompts, **settings)
-
-
-def values_of(result: Any, **wanted: Any) -> np.ndarray:
-    number = result.effects.index(result.find(**wanted))
-    return result.per_prompt["value"][number].numpy()
-
-
-def booted(plain: Any) -> tuple[Any, sinklens.Prompts]:
-    model = sinklens.load(plain, tokenizer=families.tiny_tokenizer())
-    return model, sinklens.prompts(model, corpus()[:2000], n=4, length=10, bos=True)
 
 
 def test_hand_made_patterns() -> None:
@@ -50,7 +41,7 @@ def test_patterns_that_no_prompt_changes() -> None:
     plain = families.llama()
     with torch.no_grad():
         plain.model.embed_tokens.weight[:, 3] = 1e4
-    model, prompts = booted(plain)
+    model, prompts = with_prompts(plain)
     result = run(model, prompts, draws=2)
     for kind in ("measurement", "null"):
         row = result.find(metric="overlap", condition="all", kind=kind)
@@ -67,11 +58,7 @@ def test_patterns_that_no_prompt_changes() -> None:
 
 def test_uniform_attention_is_its_own_mean() -> None:
     """Nothing is to be explained, and writing what is there is no error."""
-    plain = families.llama()
-    with torch.no_grad():
-        for layer in plain.model.layers:
-            layer.self_attn.q_proj.weight.zero_()
-    model, prompts = booted(plain)
+    model, prompts = with_prompts(families.uniform_llama())
     result = run(model, prompts, draws=1)
     row = result.find(metric="overlap", condition="all", against=None)
     assert row.value == pytest.approx(1) and row.baseline == pytest.approx(1)
