@@ -47,6 +47,7 @@ from ...probes.patterns import PatternReader
 from ...results.effect_sentences import Compared
 from ...results.estimates import NOT_TESTED, Measure, Reference, Sample
 from ...results.figures import Forest, Heatmap, Stack
+from ...results.null_sentences import already_of_nulls
 from ...results.record import Record
 from ...runner.compare import Comparison, Control
 from ...runner.config import ExperimentConfig, setting
@@ -178,18 +179,20 @@ def turn_planes(
 
 
 def phases_in_words(result: Record) -> Iterator[str]:
-    """Whether random phases have the correlation too."""
-    for row in result.effects:
-        if (row.metric, row.against) == (ALIGNED, None):
-            for reference, _ in result.references(row):
-                share = reference.value / row.value if row.value else 0.0
-                if share >= SAME:
-                    yield (
-                        f"Random phases of the same amplitudes give {share:.0%} of that "
-                        "correlation, which is arithmetic: a logit is alignment times amplitude."
-                    )
-                else:
-                    yield f"Random phases of the same amplitudes give {share:.0%} of that."
+    """How much of the alignment and of the correlation random phases have too."""
+    shares = {
+        row.metric: reference.value / row.value
+        for row in result.effects
+        if row.metric in ("alignment", ALIGNED) and row.against is None and row.value
+        for reference, _ in result.references(row)
+    }
+    if set(shares) == {"alignment", ALIGNED}:
+        why = ", which is arithmetic: a logit is alignment times amplitude"
+        yield (
+            f"Random phases of the same amplitudes give {shares['alignment']:.0%} of that "
+            f"alignment and {shares[ALIGNED]:.0%} of that correlation"
+            f"{why if shares[ALIGNED] >= SAME else ''}."
+        )
 
 
 @experiment(
@@ -211,6 +214,7 @@ def phases_in_words(result: Record) -> Iterator[str]:
         phases_in_words,
         "Above the first harmonic, of the output of feed-forward blocks whose input is turned: "
         "{harmonics/blocks}.",
+        already_of_nulls,
         Compared("Phases of queries turned,", "loss", CONDITIONS),
     ),
     figure=Stack(
