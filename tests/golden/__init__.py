@@ -54,6 +54,12 @@ ON_ROPE: dict[str, tuple[dict[str, Any], ...]] = {
         {"queries": 4, "scales": "0.5", "windows": "4,8", "conditions": "fast"},
     ),
     "rope_phase": ({"queries": 4, "angles": 4, "conditions": "common"},),
+    "position_bias": ({},),
+    "active_dormant": ({"removed": "0.25,0.5", "random_weights": False},),
+    "input_dependence": ({"random_weights": False},),
+    "bias_constancy": ({"burn_in": 4},),
+    "qk_eigenspectrum": ({},),
+    "outlier_dimensions": ({"deviations": 1.0, "share": 0.5},),
     "sink_emergence": (
         {"checkpoints": "0,256,512,4000"},
         {"checkpoints": "0,512,4000", "experiment": "sink_profile", "conditions": "spike"},
