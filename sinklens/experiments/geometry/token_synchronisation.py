@@ -31,6 +31,8 @@ Liu et al. 2026 (2602.11534) hold that softmax attention synchronises tokens and
 Barbero et al. 2025 (2504.02732) that sinks keep tokens from mixing, since a changed word spreads
 further in Gemma 7B without BOS: a figure, no number of either could be found to compare with.
 Position 0 differs from later ones in any model, so that differences of spread are not tested.
+
+Takes as long as 51 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core).
 """
 
 from __future__ import annotations

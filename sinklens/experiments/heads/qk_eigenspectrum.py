@@ -21,6 +21,8 @@ orthogonal frames of the same norms. Beside them the rank correlation of each wi
 all heads, with a jackknife interval over layers, since heads of one layer are alike. Nothing is
 intervened on: a correlation over heads does not say that the spectrum makes the sink. No published
 value for a pretrained model was found.
+
+Takes as long as 7 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core).
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ error of reconstruction that the paper reports is float rounding, and is not mea
 Then rotary planes are removed from the logits (`hook_rot_q`, `hook_rot_k`), a third of them by
 frequency: loss, KL of predictions and of attention, and sink mass, beside as many other planes
 drawn at random.
+
+Takes as long as 59 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core).
 """
 
 from __future__ import annotations

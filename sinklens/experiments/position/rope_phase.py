@@ -25,6 +25,8 @@ Harmonics: the input of every feed-forward block is turned by K angles in the pl
 and i + d / 2, its output is a function of the angle, and `harmonics` is the share of its power
 (without the constant) above the first harmonic: 0 for a linear block, whatever is turned. Beside it
 planes of random entries. That a block is not linear is all that it can show.
+
+Takes as long as 45 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core).
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ The question is that of Xue et al. 2025 (2510.11602), who train models whose att
 depend on the input, in all layers or some, and find that token mixing is needed and dependence on
 the input can be relaxed. Here a trained model is intervened on: what it loses is what it has
 learned to use. No number of theirs can be computed on such a model.
+
+Takes as long as 63 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core).
 """
 
 from __future__ import annotations
