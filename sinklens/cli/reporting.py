@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.errors import SinklensError, UsageError, in_one_line
+from ..core.paths import path_of
 from .app import app, one_line_errors
 from .looking import diagnosis_in, results_in
 from .request import (
@@ -29,6 +30,7 @@ from .request import (
     Source,
     Step,
     Text,
+    at_home,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ LENGTH = 64
 @app.command()
 def report(
     source: Annotated[str, typer.Argument(help="A model, or a folder written by --out.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", callback=at_home, help="The HTML file to write.")
+    ],
     text: Text = None,
     n_prompts: Number = None,
     length: Length = LENGTH,
@@ -59,7 +63,8 @@ def report(
     """Write one HTML page from saved results, or from the diagnosis of a model."""
     with one_line_errors():
         _require_writable(output, overwrite)
-        folder, of_model = Path(source), Source(source, device, dtype, revision, step, model_seed)
+        folder = path_of(source)
+        of_model = Source(source, device, dtype, revision, step, model_seed)
         request = Request(
             "report",
             of_model,

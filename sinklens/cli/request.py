@@ -13,13 +13,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import UsageError
+from ..core.paths import path_of
 from ..core.terminal import status
 
 if TYPE_CHECKING:
     from ..models.prompts import Prompts
 
 Model = Annotated[str, typer.Argument(help="A shipped model, a folder, a .gguf file or a Hub id.")]
-Text = Annotated[Path | None, typer.Option(help="A text file instead of the shipped corpus.")]
+
+
+def at_home(written: Path | None) -> Path | None:
+    """A path given as `--out=~/results`, in which no shell replaces the `~`."""
+    return None if written is None else path_of(written)
+
+
+Text = Annotated[
+    Path | None,
+    typer.Option(callback=at_home, help="A text file instead of the shipped corpus."),
+]
 Number = Annotated[
     int | None, typer.Option("--n-prompts", "--n", help="Number of prompts; 64, of a diagnosis 16.")
 ]
@@ -34,7 +45,7 @@ Dtype = Annotated[str, typer.Option(help="float32, float64, float16 or bfloat16.
 Revision = Annotated[str | None, typer.Option(help="A revision of a Hub id.")]
 Step = Annotated[int | None, typer.Option(help="A training step of a shipped model.")]
 ModelSeed = Annotated[int | None, typer.Option(help="A training seed of a shipped model.")]
-Out = Annotated[Path | None, typer.Option(help="Write results into this folder.")]
+Out = Annotated[Path | None, typer.Option(callback=at_home, help="Write results into this folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Set = Annotated[
     list[str] | None,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core.errors import SinklensError, UsageError, shortened
+from ..core.paths import path_of
 from ..core.protocol import HookedModel
 from ..core.terminal import status
 from . import shipped
@@ -140,7 +141,7 @@ def _load_named(
     seed: int | None,
 ) -> TransformerBridge:
     """Load by name or path: an existing path, a shipped name, then a Hub id."""
-    path = Path(source)
+    path = path_of(source)
     there = _is_there(path)
     if revision is not None and (there or str(source) in shipped.names()):
         raise UsageError(f"revision picks a version of a hub id; {source} is none")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..core.errors import SinklensError, unknown_name
 from ..core.json_files import json_bytes, read_json, read_regular
+from ..core.paths import path_of
 from ..core.storage import ABOUT, parts_of, require_free, write_files
 from ..core.terminal import printable
 from .checked import require
@@ -104,7 +105,7 @@ class Diagnosis:
         Raises:
             SinklensError: The folder holds something, or cannot be written.
         """
-        target = Path(folder)
+        target = path_of(folder)
         require_free(target, overwrite)
         files = {PAGE: "\n".join([*self.findings, ""]).encode("utf-8", "backslashreplace")}
         files[ABOUT] = json_bytes({"experiments": list(self.results), "refused": self.refused})
@@ -120,7 +121,7 @@ class Diagnosis:
         Raises:
             SinklensError: There is none, or it is damaged or of another version.
         """
-        source = Path(folder)
+        source = path_of(folder)
         page = source / PAGE
         if not all(map(os.path.isfile, (page, source / PROFILE / "result.json"))):
             raise SinklensError(

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from ..core.errors import SinklensError
+from ..core.paths import path_of
 from ..core.protocol import HookedModel
 from ..core.storage import require_free, write_files
 from ..core.terminal import printable
@@ -124,7 +125,7 @@ class ExperimentResult(Record):
         Raises:
             SinklensError: The folder holds something, or cannot be written.
         """
-        target = Path(folder)
+        target = path_of(folder)
         require_free(target, overwrite)
         write_files(target, self.files())
         return target
@@ -160,7 +161,7 @@ class ExperimentResult(Record):
         Raises:
             SinklensError: There is none, or it is damaged or of another version.
         """
-        source = Path(folder)
+        source = path_of(folder)
         content, tensors, run = read_files(source)
         try:
             return cls(

@@ -16,6 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from ..core.paths import path_of
 from ..core.storage import require_free
 from ..engine import kept, kept_in
 
@@ -47,7 +48,7 @@ def keep(folder: str | Path, *, overwrite: bool = False) -> Iterator[None]:
     Raises:
         SinklensError: The folder holds unfinished work of a command or of `run(..., out=...)`.
     """
-    with kept(Path(folder), ["sinklens.keep"], overwrite=overwrite):
+    with kept(path_of(folder), ["sinklens.keep"], overwrite=overwrite):
         yield
 
 
@@ -66,8 +67,8 @@ def kept_for(
     if out is None:
         yield False
         return
-    require_free(Path(out), overwrite)
-    with kept(Path(out), command, overwrite=overwrite) as finished:
+    require_free(path_of(out), overwrite)
+    with kept(path_of(out), command, overwrite=overwrite) as finished:
         yield finished
 
 

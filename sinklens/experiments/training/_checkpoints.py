@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...core.errors import SinklensError, UsageError
+from ...core.paths import path_of
 from ...core.protocol import HookedModel
 from ...models import origin, shipped
 
@@ -39,7 +40,7 @@ def find_checkpoints(model: HookedModel, asked: Sequence[str]) -> list[Checkpoin
             f"no step can be read from checkpoint {next(n for n in asked if n not in numbered)}, "
             f"and it can from {numbered[0]}; name all by their step, or none, in their order"
         )
-    if asked and all(Path(name).is_dir() for name in asked):
+    if asked and all(path_of(name).is_dir() for name in asked):
         checkpoints = [Checkpoint(_step_of(name, i), name, {}) for i, name in enumerate(asked)]
     elif own.kind == "shipped":
         steps = shipped.steps(own.name, own.seed)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import UsageError, shortened
+from ...core.paths import path_of
 
 MOST_READ = 100_000  # documents of an iterable whose length is unknown
 LONGEST_NAME = 260
@@ -40,7 +41,7 @@ def _named_file(text: str) -> Path | None:
     if len(text) > LONGEST_NAME or "\n" in text or "\0" in text or not text.strip():
         return None
     try:
-        path = Path(text).expanduser()
+        path = path_of(text)
         if path.exists():
             return path
     except (OSError, RuntimeError, ValueError):  # no name that a file system could hold

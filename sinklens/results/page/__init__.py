@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import SinklensError
+from ...core.paths import path_of
 
 LEVEL = 6  # 9 saves 0.2 %
 
@@ -72,7 +73,7 @@ def require_new(file: str | Path, overwrite: bool) -> Path:
     Raises:
         SinklensError: The file exists.
     """
-    target = Path(file)
+    target = path_of(file)
     if target.exists() and not overwrite:
         raise SinklensError(
             f"{target} exists; choose another name, or use --overwrite (overwrite=True)"
