@@ -20,6 +20,8 @@ Then in sink heads, or those of `heads=`, at positions from 1 on,
 
 A bias that is constant costs nothing to replace; that it costs little can also mean that it is
 small. The statistic is a proposal that no paper has published; no published value exists.
+
+Takes as long as 34 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core).
 """
 
 from __future__ import annotations
