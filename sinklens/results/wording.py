@@ -306,6 +306,11 @@ def effect_of(effect: EffectSize) -> str:
     return written(effect.effect, "+.3g", effect.baseline, effect.value)
 
 
+def portion(share: float) -> str:
+    """How much of a number another one is: `57%`; `none` where their signs differ."""
+    return f"{share:.0%}" if share > 0 else "none"
+
+
 def interval_of(effect: EffectSize, form: str = ".3g") -> str:
     """The interval of an effect, empty where there is none: ` [0.010, 0.032]`, ` [no spread]`."""
     if effect.ci_low is None or effect.ci_high is None:

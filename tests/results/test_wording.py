@@ -18,6 +18,7 @@ from sinklens.results.wording import (
     grouped,
     listed,
     null_verdict,
+    portion,
     probability,
     say,
     written,
@@ -146,6 +147,15 @@ def test_one_form_for_every_probability() -> None:
     ]
     # Two digits would hide on which side of 0.05 these lie.
     assert [probability(value) for value in (0.0496, 0.05, 0.0504)] == ["0.0496", "0.05", "0.0504"]
+
+
+def test_a_share_of_the_other_sign_is_none() -> None:
+    assert [portion(share) for share in (1.234, 0.57, 0.0, -1.73)] == [
+        "123%",
+        "57%",
+        "none",
+        "none",
+    ]
 
 
 def test_an_effect_within_rounding_is_no_finding(record: Record) -> None:

@@ -43,7 +43,7 @@ from ...results.effect_sentences import Compared
 from ...results.estimates import Measure
 from ...results.figures import Forest, Lines, Stack
 from ...results.record import Record
-from ...results.wording import number, phrase
+from ...results.wording import number, phrase, portion
 from ...runner.compare import Comparison, Control
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import EQUAL_LENGTHS, WITH_ATTENTION, Need
@@ -164,7 +164,7 @@ def entropies_in_words(result: Record) -> Iterator[str]:
                 shares.append((name, reference.value / row.value))
     if not shares:
         return
-    words = ", ".join(f"{share:.0%} of it over {name}" for name, share in shares)
+    words = ", ".join(f"{portion(share)} of it over {name}" for name, share in shares)
     verdict = "so that it is no sign of a trade-off that was learned"
     if any(share < 1 - SAME for _, share in shares):
         verdict = "and only what is beyond that can have been learned"

@@ -51,6 +51,7 @@ from ...results.estimates import NOT_TESTED, Measure, Reference, Sample
 from ...results.figures import Forest, Heatmap, Stack
 from ...results.null_sentences import already_of_nulls
 from ...results.record import Record
+from ...results.wording import portion
 from ...runner.compare import Comparison, Control
 from ...runner.config import ExperimentConfig, setting
 from ...runner.needs import EQUAL_LENGTHS, WITH_ATTENTION, at_least_tokens
@@ -191,8 +192,8 @@ def phases_in_words(result: Record) -> Iterator[str]:
     if set(shares) == {"alignment", ALIGNED}:
         why = ", which is arithmetic: a logit is alignment times amplitude"
         yield (
-            f"Random phases of the same amplitudes give {shares['alignment']:.0%} of that "
-            f"alignment and {shares[ALIGNED]:.0%} of that correlation"
+            f"Random phases of the same amplitudes give {portion(shares['alignment'])} of that "
+            f"alignment and {portion(shares[ALIGNED])} of that correlation"
             f"{why if shares[ALIGNED] >= SAME else ''}."
         )
 
