@@ -34,7 +34,7 @@ from .placement import (
 )
 from .tokenizers import bos_before_boot, find_tokenizer, openable
 from .weights import devices
-from .wrapping import build, keep_epsilons, why_not_wrapped
+from .wrapping import build, keep_device, keep_epsilons, why_not_wrapped
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -247,6 +247,7 @@ def _boot(
         reason = reason.replace(name, known.name)
         raise SinklensError(f"cannot load {known.name}: {reason}") from error
     keep_epsilons(bridge)
+    keep_device(bridge)
     bridge.eval()
     if known.kind in ("gguf", "shipped"):  # a folder of sinklens's own, not the user's
         bridge.cfg.model_name = known.name
@@ -273,6 +274,7 @@ def _wrap(hugging_face: Any, tokenizer: Any) -> TransformerBridge:
         reason = why_not_wrapped(error, _class_name(config, name))
         raise SinklensError(f"cannot wrap {name}: {reason}") from error
     keep_epsilons(bridge)
+    keep_device(bridge)
     bridge.eval()
     ORIGINS[bridge] = Origin("hugging_face", Path(name).name, bos_token_id=bos)
     _compare(bridge)

@@ -106,7 +106,27 @@ def require_device(device: Any) -> None:
     except Exception as error:
         raise SinklensError(f"cannot use device {device}: {first_line(error)}") from error
     if kind == "meta":
-        raise SinklensError("a model on the device meta has no weights; use cpu or cuda")
+        raise SinklensError(
+            "a model on the device meta has no weights; use cpu or cuda, or "
+            "load(path, device_map=...) for a model that does not fit into memory"
+        )
+
+
+def run_device(model: torch.nn.Module) -> torch.device:
+    """The device that tokens go to, also where accelerate keeps the first weights elsewhere.
+
+    Such weights are on `meta`, and its hooks know where they are put while their module runs.
+    """
+    first = next((weight for weight in model.parameters() if weight.is_floating_point()), None)
+    if first is None or not first.is_meta:
+        return torch.device("cpu") if first is None else first.device
+    for part in model.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", [hook]):
+            where = getattr(one, "execution_device", None)
+            if where is not None:
+                return torch.device(where)
+    return first.device
 
 
 def require_as_it_is(model: torch.nn.Module, device: Any, dtype: str | None) -> None:
@@ -120,16 +140,17 @@ def require_as_it_is(model: torch.nn.Module, device: Any, dtype: str | None) -> 
     weight = next((w for w in model.parameters() if w.is_floating_point()), None)
     if weight is None:
         return
-    require_device(weight.device)
+    where = run_device(model)
+    require_device(where)
     own = str(weight.dtype).removeprefix("torch.")
     if dtype not in (None, own):
         raise UsageError(
             f"dtype={dtype} was asked for of a model in {own}, which load does not convert; call "
             f"model.to(torch.{dtype}) on the Hugging Face model first, or load it by name"
         )
-    if device is not None and torch.device(device).type != weight.device.type:
+    if device is not None and torch.device(device).type != where.type:
         raise UsageError(
-            f"device={device} was asked for of a model on {weight.device}, which load does not "
+            f"device={device} was asked for of a model on {where}, which load does not "
             f"move; call model.to({str(device)!r}) first, or load it by name"
         )
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..core.errors import near_names
 from .gguf import first_line
+from .placement import run_device
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -17,6 +20,7 @@ def build(hugging_face: Any, tokenizer: Any, name: str) -> TransformerBridge:
     from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
+    device = run_device(hugging_face)
     if tokenizer is None:  # boot_transformers would query the Hub for one
         hugging_face.set_attn_implementation("eager")
         return build_bridge_from_module(
@@ -24,11 +28,20 @@ def build(hugging_face: Any, tokenizer: Any, name: str) -> TransformerBridge:
             hugging_face.config.architectures[0],
             hf_config=hugging_face.config,
             model_name=name,
+            device=device,
         )
-    device = next(hugging_face.parameters()).device
     return TransformerBridge.boot_transformers(
         name, hf_model=hugging_face, tokenizer=tokenizer, device=device, dtype=hugging_face.dtype
     )
+
+
+def keep_device(bridge: TransformerBridge) -> None:
+    """Send tokens to where an embedding runs that is kept on disk.
+
+    TransformerLens reads its device from a weight, which is on `meta` until then.
+    """
+    if torch.device(bridge.cfg.device).type == "meta":
+        bridge.cfg.device = str(run_device(bridge.original_model))
 
 
 def keep_epsilons(bridge: TransformerBridge) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
+from transformers import AutoModelForCausalLM
 
 import sinklens
 from sinklens import SinklensError
 from sinklens.core.errors import UsageError
-from sinklens.models import load_like, weights_hash
+from sinklens.models import load_like, shipped, weights_hash
 from sinklens.models.weights import devices, gated_weights, is_offloaded, projection
 from sinklens.runner import registry
 
@@ -50,12 +53,12 @@ def test_every_experiment_on_offloaded_weights(name: str, plain: Any, offloaded:
     _compare(name, plain, offloaded)
 
 
-def _compare(name: str, plain: Any, offloaded: Any) -> None:
+def _compare(name: str, plain: Any, offloaded: Any, cut_with: Any = None) -> None:
     """The same rows to the last bit, but for those of a random model, which has no room."""
     settings = {"draws": 2, "null_models": 0, **registry.get(name).smallest}
     if "fisher" in settings:
         settings["fisher"] = False  # refused, below
-    settings |= {"prompts": sinklens.prompts(plain, n=3, length=20), "progress": False}
+    settings |= {"prompts": sinklens.prompts(cut_with or plain, n=3, length=20), "progress": False}
     mine, theirs = (_rows(sinklens.run(name, model, **settings)) for model in (offloaded, plain))
     assert mine
     assert all("random_weights" in key for key in theirs.keys() - mine.keys())
@@ -85,6 +88,82 @@ def test_a_device_map_without_offloading_keeps_everything_in_memory(plain: Any) 
     model = sinklens.load("rope", device_map={"": "cpu"})
     assert not is_offloaded(model) and devices(model) == ["cpu"]
     assert weights_hash(load_like(model, "nope")) == weights_hash(sinklens.load("nope"))
+
+
+ELSEWHERE = {
+    "embedding on disk": {**MAP, "model.embed_tokens": "disk"},
+    "everything on disk": dict.fromkeys(MAP, "disk"),
+}
+
+
+@pytest.mark.parametrize("tokens_only", [True, False])
+@pytest.mark.parametrize("placed", ELSEWHERE)
+def test_an_object_whose_first_weights_are_elsewhere_is_taken(
+    placed: str, tokens_only: bool, plain: Any, tmp_path: Path
+) -> None:
+    model = dispatch_model(_rope(), ELSEWHERE[placed], "cpu", offload_dir=str(tmp_path))
+    assert next(model.parameters()).is_meta
+    tokenizer = None if tokens_only else plain.tokenizer
+    taken = sinklens.load(model, tokenizer=tokenizer)
+    assert str(taken.cfg.device) == "cpu" and is_offloaded(taken)
+    same = sinklens.load(_rope(), tokenizer=tokenizer)
+    _compare("bos_replacement", same, taken, cut_with=plain)
+
+
+def test_a_map_may_offload_the_embedding(plain: Any) -> None:
+    model = sinklens.load("rope", device_map={"": "disk"})
+    assert str(model.cfg.device) == "cpu"
+    _compare("bos_replacement", plain, model)
+
+
+def test_a_model_without_weights_is_told_how_to_load_it() -> None:
+    config = _rope().config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(SinklensError, match=r"no weights.*load\(path, device_map=\.\.\.\)"):
+        sinklens.load(model)
+
+
+def _rope() -> Any:
+    """A Hugging Face model as its user has it."""
+    with shipped.folder("rope") as folder:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+HALF = {
+    "model.embed_tokens": "cpu",
+    "model.rotary_emb": "cpu",
+    **{f"model.layers.{layer}": "disk" if layer % 2 else "cpu" for layer in range(30)},
+    "model.norm": "disk",
+    "lm_head": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def smollm2_twice(smollm2_gguf: Path) -> tuple[Any, Any]:
+    """SmolLM2 with half of its layers on disk, and in memory."""
+    model = sinklens.load(smollm2_gguf, device_map=HALF)
+    assert is_offloaded(model) and devices(model) == ["cpu", "disk"]
+    return model, sinklens.load(smollm2_gguf)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("sink_profile", {}),
+        ("bos_replacement", {"conditions": ("mean",)}),
+        ("sink_head_ablation", {}),
+    ],
+)
+def test_half_of_smollm2_on_disk(name: str, settings: Any, smollm2_twice: tuple[Any, Any]) -> None:
+    settings = {"draws": 2, "null_models": 0, **settings}
+    prompts = sinklens.prompts(smollm2_twice[1], n=4, length=32)
+    mine, theirs = (
+        _rows(sinklens.run(name, model, prompts, progress=False, **settings))
+        for model in smollm2_twice
+    )
+    assert mine == theirs and len(mine) > 5
 
 
 def test_gradients_of_offloaded_weights_are_refused(offloaded: Any) -> None:
