@@ -22,6 +22,7 @@ from ..core.json_files import read_json
 from ..core.storage import write_file
 from ..results.saved import SCHEMA, read_vouched
 from ..stats.effects import EffectSize
+from .by_head import COLUMN, rows_with_heads
 from .folder import OF_A_TASK, SweepFolder
 
 COLUMNS = {
@@ -51,6 +52,7 @@ COLUMNS = {
     "seed": "seed of the random draws",
     "settings": "settings of the experiment, as JSON",
     **{one.name: f"field of EffectSize: {one.name}" for one in fields(EffectSize)},
+    COLUMN: "on the row of the sink mass: that of each head, as JSON",
     "schema": "schema of result.json",
     "sinklens": "version",
     "transformer_lens": "version",
@@ -222,7 +224,7 @@ def _read(folder: Path) -> Found:
         "schema": content.get("schema", SCHEMA),
         **{name.replace("-", "_"): version for name, version in versions.items()},
     }
-    return Found(folder.name, folder, {**anatomy, **own}, content["effects"])
+    return Found(folder.name, folder, {**anatomy, **own}, rows_with_heads(folder, content))
 
 
 def _require_alike(found: Iterable[Found], sweeps: Sequence[set[str]]) -> None:
@@ -263,7 +265,7 @@ def _difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
 def _framed(found: Iterable[Found]) -> pd.DataFrame:
     """The rows with all columns."""
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    of_a_row = {one.name for one in fields(EffectSize)}
+    of_a_row = {COLUMN, *(one.name for one in fields(EffectSize))}
     for one in found:
         for name, values in columns.items():
             if name in of_a_row:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,16 +104,12 @@ def test_downloads_are_saved(site: Path, chromium: Browser, tmp_path: Path) -> N
     links = chromium.driver.find_elements("css selector", "a[download]")
     files = {link.get_attribute("href").rpartition("/")[2]: link for link in links}
     assert files.keys() == {file.name for file in (site / "data").iterdir()}
-    shown = files.pop("models.json")  # which a browser shows, since files have no origin
     for name, link in files.items():
-        link.click()
+        link.send_keys(Keys.ENTER)
         end = time.perf_counter() + SECONDS
         while not (tmp_path / name).is_file():
             assert time.perf_counter() < end, name
             time.sleep(0.05)
         assert (tmp_path / name).read_bytes() == (site / "data" / name).read_bytes()
-    shown.click()
-    chromium.wait("return location.pathname.endsWith('models.json')")
-    text = chromium.ask("return document.querySelector('pre').textContent")
-    assert json.loads(text) == json.loads((site / "data" / "models.json").read_text())
+    assert chromium.ask("return location.pathname").endswith("index.html")
     assert set(chromium.failures()) <= {"failed: net::ERR_ABORTED"}  # a page that is saved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,8 +43,9 @@ def rows_of(model: str, mass: float, **more: Any) -> Iterator[dict[str, Any]]:
     own = {"model": model, "weights": f"hash of {model}", **more}
     beside = {"against": "later_position"}
     profile, edge = "sink_profile", "sink_head_ablation"
+    heads = json.dumps({"L0H0": 0.05, "L0H1": 0.31, "L2H0": mass, "L2H1": 0.3})
     made = [
-        row(profile, "sink_mass", "position0", "measurement", 0.2, mass, **own),
+        row(profile, "sink_mass", "position0", "measurement", 0.2, mass, by_head=heads, **own),
         row(profile, "sink_mass", "position0:no_bos", "measurement", 0.2, 0.21, **own),
         row("bos_replacement", "sink_mass", "mean", "treatment", mass, 0.1, **own),
         row("bos_replacement", "sink_mass", "mean", "control", mass, mass, **own, **beside),

@@ -153,8 +153,31 @@ def test_the_page_of_a_model_says_what_its_rows_say(site: Path) -> None:
     text = (site / "models" / "m5.html").read_text("utf-8")
     assert "Position 0 takes 50.0% [40.0%, 60.0%] of the attention of later queries, above" in text
     assert "Taking BOS away removes it (21.0%, uniform 20.0%)." in text
+    assert (
+        "2 of 4 heads give position 0 more than 30% (sink heads): L2H0 50.0%, L0H1 31.0%." in text
+    )
+    lines = Page(site / "models" / "m5.html").lines
+    assert ["L0", "5.0%", "31.0%"] in lines and ["L2", "50.0%"] in [line[:2] for line in lines]
     assert "Cutting the attention to position 0 in the sink heads raises loss" in text
     assert Page(site / "models" / "trained.html").ids >= {"part-2", "part-3"}
+
+
+@pytest.mark.parametrize(
+    "text", [None, "7", "[1]", "{}", '{"L0": 1}', '{"L0H1": 1}', '{"L0H0": "x"}']
+)
+def test_a_table_without_heads_has_none_on_its_pages(text: str | None, tmp_path: Path) -> None:
+    framed([*rows_of("a", 0.5)]).assign(by_head=text).to_parquet(tmp_path / "effects.parquet")
+    page = make_atlas(tmp_path / "effects.parquet", tmp_path / "site").parent / "models" / "a.html"
+    said = page.read_text("utf-8")
+    assert "Position 0 takes 50.0%" in said and "heads give" not in said
+
+
+def test_a_model_without_sink_heads_says_so(tmp_path: Path) -> None:
+    heads = json.dumps({"L1H0": 0.1, "L1H1": 0.25})
+    framed([*rows_of("a", 0.1)]).assign(by_head=heads).to_parquet(tmp_path / "effects.parquet")
+    page = make_atlas(tmp_path / "effects.parquet", tmp_path / "site").parent / "models" / "a.html"
+    said = page.read_text("utf-8")
+    assert "None of 2 heads gives position 0 more than 30%; at most L1H1, 25.0%." in said
 
 
 def test_links_lead_somewhere_and_names_stay_text(site: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -49,6 +50,7 @@ def test_every_row_of_every_result_is_there(swept: Path) -> None:
             for name in EffectSize.__dataclass_fields__:
                 value = getattr(effect, name)
                 assert line[name] == value or (value is None and pd.isna(line[name])), name
+        _require_heads(mine, result)
         known = result.provenance
         assert set(mine["weights"]) == {known["model"]["weights"]}
         assert set(mine["prompts"]) == {known["prompts"]["hash"]} and set(mine["n"]) == {2}
@@ -59,6 +61,20 @@ def test_every_row_of_every_result_is_there(swept: Path) -> None:
     for name, values in kinds.items():
         assert set(table[name]) == values
     assert set(table["text"]) == {"text.txt"} and set(table["bos"]) == {True}
+
+
+def _require_heads(rows: pd.DataFrame, result: ExperimentResult) -> None:
+    """The row of the sink mass has that of every head, whose mean it is; no other row has."""
+    told = rows["by_head"].dropna()
+    assert len(told) == (result.experiment == "sink_profile")
+    for place, text in told.items():
+        masses = json.loads(text)
+        for (layer, head), mass in np.ndenumerate(np.asarray(result.arrays["sink_mass"])):
+            assert masses.pop(f"L{layer}H{head}") == pytest.approx(mass, rel=1e-4)
+        assert not masses
+        assert rows.loc[place, "condition"] == "position0"
+        mean = np.mean([*json.loads(text).values()])
+        assert rows.loc[place, "value"] == pytest.approx(mean, rel=1e-4)
 
 
 def test_files_hold_the_same_table(swept: Path, tmp_path: Path) -> None:

@@ -34,8 +34,13 @@ def library(name: str, source: str) -> str:
         name: What the page calls it.
         source: Its source, which sets a global variable.
     """
-    packed = base64.b64encode(gzip.compress(source.encode(), LEVEL, mtime=0)).decode()
-    return f'<script>{asset("library.js")}\nsinklens.library("{name}", "{packed}")</script>'
+    inside = packed(source.encode())
+    return f'<script>{asset("library.js")}\nsinklens.library("{name}", "{inside}")</script>'
+
+
+def packed(content: bytes) -> str:
+    """Bytes as text that `sinklens.unpacked` reads."""
+    return base64.b64encode(gzip.compress(content, LEVEL, mtime=0)).decode()
 
 
 def plotly() -> str:

@@ -36,3 +36,16 @@ for (const table of document.querySelectorAll("table.atlas")) {
   form.addEventListener("submit", (event) => event.preventDefault());
   narrow();
 }
+
+// Browsers open JSON instead of saving it where a page is a file; what the page holds is saved.
+for (const link of document.querySelectorAll("a[data-packed]")) {
+  link.addEventListener("click", async (event) => {
+    event.preventDefault();
+    const content = await sinklens.unpacked(link.dataset.packed).blob();
+    const saved = document.createElement("a");
+    saved.href = URL.createObjectURL(content);
+    saved.download = link.pathname.split("/").pop();
+    saved.click();
+    setTimeout(() => URL.revokeObjectURL(saved.href), 60000);
+  });
+}

@@ -23,7 +23,9 @@ from ...results.table import lines_of, text_of
 from ...results.wording import null_verdict
 from ...runner import registry
 from ...stats.effects import EffectSize
+from ..by_head import ARRAY, COLUMN, from_text
 from .checkpoints import Checkpoint
+from .head_table import every_head, named_heads
 from .pages import Atlas, framed, table, title_of
 
 ABOUT = (
@@ -58,7 +60,9 @@ def _part(one: Checkpoint) -> str:
     records = _records(one)
     first = next(iter(records.values())).provenance
     known = {name: one.known[name] for name in ABOUT}
-    tables = "".join(folded(f"Rows of {name}", _rows(it)) for name, it in records.items())
+    masses = (it.arrays[ARRAY] for it in records.values() if ARRAY in it.arrays)
+    tables = "".join(folded("Sink mass of every head", every_head(array)) for array in masses)
+    tables += "".join(folded(f"Rows of {name}", _rows(it)) for name, it in records.items())
     said = (
         f"Sentences and rows are of seed {first['seed']} and the text {first['text']}, "
         f"{first['n']} prompts of {first['length']} tokens."
@@ -79,9 +83,11 @@ def _records(one: Checkpoint) -> dict[str, Record]:
         about = {"model": {"name": one.model}, "bos": bool(one.known["bos"])}
         about |= {key: first[key] for key in ("seed", "text", "n", "length")}
         effects = [_effect(row) for row in mine.to_dict("records")]
+        masses = mine[COLUMN].dropna().map(from_text).dropna()
+        arrays = {} if masses.empty else {ARRAY: masses.iloc[0]}
         measures = _measures(str(name))
         records[str(name)] = Record(
-            str(name), effects, [], {}, {}, {}, about, measures=dict(measures)
+            str(name), effects, [], arrays, {}, {}, about, measures=dict(measures)
         )
     return records
 
@@ -113,6 +119,8 @@ def _said(records: Mapping[str, Record]) -> Iterator[str]:
             f"Position 0 takes {taken} of the attention of later queries, "
             f"{null_verdict(mass)} uniform attention ({percent(mass.baseline)})."
         )
+        if ARRAY in profile.arrays:
+            yield named_heads(profile)
         if has_sink:
             yield from _by_input(profile, mass)
     claims = {

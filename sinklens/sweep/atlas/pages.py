@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ...core.terminal import printable
-from ...results.page import asset, page
+from ...results.page import asset, packed, page
 from ...results.wording import written
 from .checkpoints import Cell, Checkpoint
 from .comparing import ATTRIBUTES, BOS, SIZE, UNKNOWN
@@ -84,8 +84,13 @@ def framed(atlas: Atlas, title: str, about: str, sections: Mapping[str, str], up
     return printable(REORDERING.sub(lambda found: ascii(found[0])[1:-1], content))
 
 
-def first_page(atlas: Atlas) -> str:
-    """The table of all models, what its columns are, and the downloads."""
+def first_page(atlas: Atlas, data: Mapping[str, bytes]) -> str:
+    """The table of all models, what its columns are, and the downloads.
+
+    Args:
+        atlas: The atlas.
+        data: The downloads by name, of which the page holds those that a browser would open.
+    """
     models, lines = len(atlas.files), len(atlas.checkpoints)
     versions = ", ".join(atlas.versions)
     about = f"{_count(models, 'model')}, {_count(lines, 'checkpoint')}; measured by sinklens "
@@ -101,7 +106,8 @@ def first_page(atlas: Atlas) -> str:
         "interval holds the null. A name leads to the page of the model.</p>"
     )
     downloads = "".join(
-        f'<li><a href="{DATA}/{name}" download>{html.escape(words)}</a></li>'
+        f'<li><a href="{DATA}/{name}" download{_inside(name, data[name])}>{html.escape(words)}</a>'
+        f" <small>{len(data[name]) / 1000:,.0f} kB</small></li>"
         for name, words in DOWNLOADS.items()
     )
     sections = {
@@ -110,6 +116,10 @@ def first_page(atlas: Atlas) -> str:
         "Downloads": f"<ul>{downloads}</ul>",
     }
     return framed(atlas, TITLE, f"{about}{versions}.", sections)
+
+
+def _inside(name: str, content: bytes) -> str:
+    return f' data-packed="{packed(content)}"' if name.endswith(".json") else ""
 
 
 def _count(number: int, noun: str) -> str:

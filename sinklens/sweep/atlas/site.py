@@ -62,14 +62,15 @@ def _files(effects: pd.DataFrame) -> dict[str, bytes]:
         sorted(set(effects["sinklens"].dropna())),
         effects.attrs["left_out"],
     )
-    pages = {FIRST: first_page(atlas)}
+    data = dict(_data(effects, checkpoints))
+    pages = {FIRST: first_page(atlas, data)}
     for name, found in shown.items():
         pages[atlas.comparisons[name]] = comparison_page(atlas, name, found)
     for model in models:
         own = [one for one in checkpoints if one.model == model]
         pages[f"{MODELS}/{atlas.files[model]}"] = model_page(atlas, model, own)
     files = {name: content.encode("utf-8", "replace") for name, content in pages.items()}
-    return files | {f"{DATA}/{name}": content for name, content in _data(effects, checkpoints)}
+    return files | {f"{DATA}/{name}": content for name, content in data.items()}
 
 
 def _data(effects: pd.DataFrame, checkpoints: list[Checkpoint]) -> Iterator[tuple[str, bytes]]:
