@@ -20,6 +20,7 @@ import pandas as pd
 from ..core.errors import SinklensError, UsageError, shortened
 from ..core.json_files import read_json
 from ..core.storage import write_file
+from ..results.differences import NOT_SETTINGS as REMARKS
 from ..results.saved import SCHEMA, read_vouched
 from ..stats.effects import EffectSize
 from .by_head import COLUMN, rows_with_heads
@@ -68,7 +69,7 @@ WHOLE = (
     *("layer", "head", "n_prompts", "n_draws", "schema"),
 )
 NUMBERS = ("baseline", "value", "effect", "ci_low", "ci_high", "p_value", "q_value", "d_z")
-NOT_SETTINGS = ("seed", "left_out", "notes", "footnotes", "batch_size", "memory")
+NOT_SETTINGS = (*REMARKS, "seed", "batch_size", "memory")
 """Parts of the settings in which results may differ."""
 Variant = tuple[tuple[str, Any], ...]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ def _require_heads(rows: pd.DataFrame, result: ExperimentResult) -> None:
         assert rows.loc[place, "condition"] == "position0"
         mean = np.mean([*json.loads(text).values()])
         assert rows.loc[place, "value"] == pytest.approx(mean, rel=1e-4)
+
+
+def test_remarks_are_no_settings(swept: Path, tmp_path: Path) -> None:
+    for number, folder in enumerate(sorted(swept.glob("tasks/*sink_profile*/"))[:2]):
+        result = ExperimentResult.load(folder)
+        remarks = {"uneven": [number], "notes": [str(number)], "left_out": {"no_bos": str(number)}}
+        settings = {**result.settings, **remarks}
+        replace(result, settings=settings).save(tmp_path / str(number))
+    assert load_sweep(tmp_path)["settings"].nunique() == 1
 
 
 def test_files_hold_the_same_table(swept: Path, tmp_path: Path) -> None:
