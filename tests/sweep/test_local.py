@@ -19,6 +19,7 @@ import sinklens
 from sinklens.cli import app
 from sinklens.core.errors import SinklensError
 from sinklens.core.locks import locked
+from sinklens.models import random_weights
 from sinklens.sweep import folder as sweep_folder
 from sinklens.sweep import worker
 from sinklens.sweep.driver import SweepReport, read_sweep, run_sweep
@@ -69,6 +70,43 @@ def test_a_model_is_loaded_once_for_all_of_its_tasks(
     assert contents(tmp_path / "again") == contents(swept)
     assert not list((tmp_path / "again" / "unfinished").iterdir())
     assert not worker._LAST  # no model is held
+
+
+def test_random_models_are_made_once_for_all_tasks_of_a_seed(
+    tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    make = random_weights.random_weights
+    monkeypatch.setattr(
+        random_weights,
+        "random_weights",
+        lambda model, seed: seeds.append(seed) or make(model, seed),
+    )
+    models, text = tiny_models / "models" / "llama", tiny_models / "text.txt"
+    settings = {"draws": 1, "null_models": 2}
+    asked = [{"name": "bos_replacement", "conditions": [one]} for one in ("mean", "zero")]
+    spec = {"models": [str(models)], "texts": [{"path": str(text), "n": 2, "length": 8}]}
+    report = run_sweep(
+        {**spec, "experiments": asked, "settings": settings}, tmp_path / "out", progress=False
+    )
+    assert counts(report) == {FINISHED: 2}
+    assert len(seeds) == len(set(seeds)) == 2
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = sinklens.load(models)
+    prompts = sinklens.prompts(model, text, n=2, length=8)
+    for condition in ("mean", "zero"):
+        alone = sinklens.run(
+            "bos_replacement", model, prompts, conditions=condition, progress=False, **settings
+        )
+        found = [
+            (one / "result.json").read_bytes()
+            for one in (tmp_path / "out" / "tasks").iterdir()
+            if f'"{condition}"' in (one / "task.json").read_text()
+        ]
+        assert found == [alone.files()["result.json"]]
+    torch.set_num_threads(before)
 
 
 def test_what_is_finished_is_not_run_again(copy: Path) -> None:
