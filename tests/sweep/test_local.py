@@ -25,6 +25,7 @@ from sinklens.sweep import worker
 from sinklens.sweep.driver import SweepReport, read_sweep, run_sweep
 from sinklens.sweep.status import sweep_status
 from sinklens.sweep.worker import BEFORE, ELSEWHERE, FAILED, FINISHED
+from tests import families
 from tests.sweep.proof import contents, times
 
 
@@ -248,3 +249,19 @@ def test_a_dry_run_counts_and_writes_nothing(tiny_models: Path, tmp_path: Path) 
     assert "2 x bos_replacement on llama, 2 prompts of 8 tokens: 3 forwards" in done.stdout
     assert "together: 8 tasks on 2 models; " in done.stdout
     assert not (tmp_path / "a").exists()
+
+
+def test_without_weights_a_dry_run_says_what_a_pass_takes(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    left_out = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(tiny_models / "models" / "llama", tmp_path / "llama", ignore=left_out)
+    spec = tmp_path / "spec.toml"
+    spec.write_text(
+        'models = ["./llama"]\ntexts = [{n = 3, length = 8}]\nexperiments = ["sink_profile"]'
+    )
+    done = CliRunner().invoke(app, ["sweep", str(spec), "--dry-run"])
+    parameters = families.llama().num_parameters()
+    assert done.exit_code == 0 and "./llama: 1 tasks cannot be run: cannot load" in done.stdout
+    assert f"it has {parameters:,} parameters" in done.stdout
+    assert f"takes {2.0 * parameters * 3 * 8:.2g} operations" in done.stdout
