@@ -180,7 +180,7 @@ def _failed(folder: SweepFolder, task: Task, error: Exception, began: float) -> 
     about = {"error": said, "traceback": frames, "seconds": round(seconds, 3)}
     lost = folder.fail(task.name, {**task.identity, **about})
     folder.log(task.name, FAILED)
-    return Outcome(task.name, FAILED, seconds, " ".join(part for part in (said, lost) if part))
+    return Outcome(task.name, FAILED, seconds, "; ".join(part for part in (said, lost) if part))
 
 
 @contextmanager
