@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .origins import count_parameters as count_parameters
     from .origins import ordinary_tokens as ordinary_tokens
     from .origins import origin as origin
+    from .origins import parameters_by_config as parameters_by_config
     from .origins import require_eval_mode as require_eval_mode
     from .origins import weights_hash as weights_hash
     from .state import alone as alone
@@ -35,6 +36,7 @@ _HOMES = {
     "count_parameters": "origins",
     "ordinary_tokens": "origins",
     "origin": "origins",
+    "parameters_by_config": "origins",
     "require_eval_mode": "origins",
     "weights_hash": "origins",
     "alone": "state",

@@ -83,7 +83,8 @@ def require_reachable(name: str, revision: str | None, asked: str, error: Except
         return
     called = f"{name} (asked for as {asked})" if asked != name else name
     where = f" of revision {revision}" if revision else ""
+    command = f"hf download {name} --revision {revision}" if revision else f"hf download {name}"
     raise SinklensError(
         f"cannot load {called}: it is not cached{where} in {HF_HUB_CACHE}, and the Hub cannot be "
-        f"reached; run `hf download {name}` where it can, or give a folder or a .gguf file"
+        f"reached; run `{command}` where it can, or give a folder or a .gguf file"
     ) from error

@@ -140,6 +140,23 @@ def count_parameters(model: HookedModel) -> int:
     return sum(weight.numel() for weight in plain.parameters())
 
 
+def parameters_by_config(source: str, revision: str | None = None) -> int | None:
+    """How many parameters the model of a folder or Hub id has, by its config alone.
+
+    None where there is no config, or none of a model that Transformers knows.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    own = {"trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, **own)
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            plain = AutoModelForCausalLM.from_config(config, **own)
+    except Exception:  # every kind of model has its own
+        return None
+    return int(sum(weight.numel() for weight in plain.parameters()))
+
+
 def weights_hash(model: HookedModel) -> str:
     """SHA-256 over all weights, by name, as they are now (16 hexadecimal digits).
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -11,12 +17,74 @@ from ..core.protocol import HookedModel
 from .loading import load
 from .origins import count_parameters
 from .placement import placed_like
+from .state import State, model_state
 from .weights import is_offloaded
 
 RANDOM_WEIGHTS = "random_weights"
 """The name of its rows and arrays."""
 LARGEST = 1_000_000_000
 """Up to this many parameters, the random model is made by default."""
+MOST_HELD = 2**30
+"""Bytes of weights that `random_models_held` holds."""
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A random model.
+
+    Attributes:
+        of: The state of the model that it was made of.
+        twin: The random model.
+        state: Its own state.
+        how: How it was made.
+    """
+
+    of: State
+    twin: HookedModel
+    state: State
+    how: str
+
+
+class Held:
+    """Random models that several runs use, as long as they are as they were made."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._models: WeakKeyDictionary[Any, dict[int, _Made]] = WeakKeyDictionary()
+        self._bytes = 0
+
+    def get(self, model: HookedModel, seed: int) -> tuple[HookedModel, str] | None:
+        """The random model that was made of `model` as it is now, with how it was made."""
+        one = self._models.get(model, {}).get(seed)
+        if one is None or one.of != model_state(model) or one.state != model_state(one.twin):
+            return None
+        return one.twin, one.how
+
+    def put(self, model: HookedModel, seed: int, twin: HookedModel, how: str) -> None:
+        """Hold a random model if there is room."""
+        weights = twin.original_model.parameters()
+        size = sum(weight.numel() * weight.element_size() for weight in weights)
+        if self._bytes + size <= MOST_HELD:
+            self._bytes += size
+            made = _Made(model_state(model), twin, model_state(twin), how)
+            self._models.setdefault(model, {})[seed] = made
+
+
+_held: ContextVar[Held | None] = ContextVar("sinklens_random_models", default=None)
+
+
+@contextmanager
+def random_models_held() -> Iterator[None]:
+    """Make a random model once for all runs of a `with` block that ask for the same one.
+
+    It is the same one for the same model as it is then and the same seed. Those that fit into
+    `MOST_HELD` bytes are held until the block ends, the others made again.
+    """
+    token = _held.set(Held())
+    try:
+        yield
+    finally:
+        _held.reset(token)
 
 
 def random_twin(
@@ -34,17 +102,24 @@ def random_twin(
     """
     if wanted is False:
         return None, ""
+    held = _held.get()
+    known = None if held is None else held.get(model, seed)
+    if known is not None:
+        return known
     if wanted is None and count_parameters(model) > LARGEST:
         return None, (
             "the model is large and a random model would need as much memory; "
             "random_weights=True requests it"
         )
     try:
-        return random_weights(model, seed)
+        twin, how = random_weights(model, seed)
     except SinklensError as error:
         if wanted:
             raise
         return None, str(error)
+    if held is not None:
+        held.put(model, seed, twin, how)
+    return twin, how
 
 
 def random_weights(model: HookedModel, seed: int) -> tuple[HookedModel, str]:

@@ -28,6 +28,7 @@ from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..core.seeds import content_seed, seeded
 from ..engine.shortcuts import Shortcuts, assume_shortcuts, shortcuts
+from ..models import in_use
 from ..models.capabilities import Capabilities, assume_capabilities, check
 from ..models.prompts import Prompts
 from ..models.random_weights import random_twin
@@ -71,8 +72,9 @@ def random_contrasts(
             tried = tried or (check(twin), shortcuts(twin))  # the next differ in weights alone
             assume_capabilities(twin, tried[0])
             assume_shortcuts(twin, tried[1])
-            for key, contrast in contrasts(twin).items():
-                found[key].append(contrast)
+            with in_use(twin):  # as it is, which is then asked for once
+                for key, contrast in contrasts(twin).items():
+                    found[key].append(contrast)
         except SinklensError as error:
             return {}, str(error)
     arrays = {key: np.asarray(values) for key, values in found.items()}

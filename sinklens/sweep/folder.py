@@ -64,11 +64,18 @@ class SweepFolder:
                 f"{shortened(self.root)} is no folder of a sweep: it has no {ABOUT}; give one that "
                 "`sinklens sweep SPEC.toml --out` wrote"
             )
-        about = read_json(self.root / ABOUT)
+        anew = (
+            f"`sinklens sweep SPEC.toml --out {shortened(self.root)}` writes it anew and keeps "
+            "what is finished"
+        )
+        try:
+            about = read_json(self.root / ABOUT)
+        except SinklensError as error:
+            raise SinklensError(f"{error}; {anew}") from error
         try:
             require(about, SweepAbout, "")
         except SinklensError as error:
-            raise SinklensError(f"{self.root / ABOUT} is damaged: {error}") from error
+            raise SinklensError(f"{self.root / ABOUT} is damaged: {error}; {anew}") from error
         if about["schema"] != SCHEMA:
             raise SinklensError(
                 f"{self.root} has sweep schema {about['schema']}, this version reads {SCHEMA}"
@@ -135,7 +142,7 @@ class SweepFolder:
         try:
             write_file(self._error(task), json_bytes({"task": task, **error}))
         except OSError as failed:
-            return f"and that could not be kept in {self.root}: {failed.strerror}"
+            return f"this error could not be kept in {self.root}: {failed.strerror}"
         return ""
 
     def forgive(self, task: str) -> None:

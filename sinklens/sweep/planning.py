@@ -1,9 +1,10 @@
 """What a sweep would take, without running it.
 
 Checkpoints of one model have one shape: the first of them is loaded, the forward passes of each of
-its experiments are counted on it and one is timed. The operations of a forward pass are those of
-its matrix products, 2 for each parameter and token (Kaplan et al. 2020, 2001.08361), without
-attention itself.
+its experiments are counted on it and one is timed. How many there are can depend on the weights,
+such as on which heads have sinks. The operations of a forward pass are those of its matrix
+products, 2 for each parameter and token (Kaplan et al. 2020, 2001.08361), without attention itself;
+of a model whose weights are not here they are said by its config.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ..core.errors import SinklensError, in_one_line
 from ..engine import Plan, duration
-from ..models import count_parameters
+from ..models import count_parameters, parameters_by_config
 from ..runner.planning import plan
 from .tasks import Task
 from .worker import Shared, release
@@ -118,11 +119,31 @@ def _parts(tasks: Sequence[Task]) -> Iterator[Part]:
     shared: dict[str, Shared] = {}
     for same in alike.values():
         first, name = same[0], same[0].checkpoint.name
+        own = shared.setdefault(name, Shared())
         try:
-            model, prompts = shared.setdefault(name, Shared()).inputs(first)
+            model, prompts = own.inputs(first)
+        except Exception as error:
+            yield Part(name, len(same), error=f"{_said(error)}{_pass_by_config(first)}")
+            continue
+        try:
             found = plan(first.experiment, model, prompts, seed=first.seed, **first.settings)
         except Exception as error:
-            said = str(error) if isinstance(error, SinklensError) else in_one_line(error)
-            yield Part(name, len(same), error=said)
+            yield Part(name, len(same), error=_said(error))
             continue
         yield Part(name, len(same), found, count_parameters(model))
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, SinklensError) else in_one_line(error)
+
+
+def _pass_by_config(task: Task) -> str:
+    """What a forward pass takes on a model that cannot be loaded, where its config is there."""
+    parameters = parameters_by_config(task.checkpoint.source, task.checkpoint.revision)
+    if parameters is None:
+        return ""
+    operations = 2.0 * parameters * task.text.n * task.text.length
+    return (
+        f"; by its config it has {parameters:,} parameters, and a forward pass of all prompts "
+        f"takes {operations:.2g} operations"
+    )

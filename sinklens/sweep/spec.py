@@ -27,6 +27,7 @@ from typing import Any, get_type_hints
 
 from ..core.errors import SinklensError, UsageError, unknown_name
 from ..core.json_files import read_regular
+from ..models.placement import dtype_name
 from ..runner import registry
 from ..runner.config import fit
 
@@ -57,7 +58,8 @@ class AskedModel:
     device_map: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse devices that are given in two ways."""
+        """Refuse an unknown dtype, and devices that are given in two ways."""
+        dtype_name(self.dtype)
         if self.device is not None and self.device_map is not None:
             raise UsageError(f"{self.name}: device and device_map say different things; give one")
 

@@ -100,7 +100,8 @@ def load_sweep(folders: str | Path | Sequence[str | Path], *, mixed: bool = Fals
     """All effects of a sweep, or of several, in long form, one line a row of a result.
 
     The columns are those of `sinklens.sweep.table.COLUMNS`. Results of tasks that the specification
-    asks for no more are left out; `table.attrs["left_out"]` counts them.
+    asks for no more are left out; `table.attrs["left_out"]` counts them. Results stand in order of
+    their folders' names, so that shards give the table of the whole.
 
     Args:
         folders: The folder of a sweep, or any folder of results; or several, of which a result that
@@ -176,7 +177,7 @@ def _table(folders: Sequence[Path], mixed: bool) -> pd.DataFrame:
         raise SinklensError(f"there is no result in {said}; `sinklens sweep DIR --status` says why")
     if not mixed:
         _require_alike(found.values(), sweeps)
-    table = _framed(found.values())
+    table = _framed(sorted(found.values(), key=lambda one: one.name))
     table.attrs["left_out"] = left_out
     return table
 

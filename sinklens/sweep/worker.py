@@ -1,8 +1,8 @@
 """What a worker does, whatever engine runs it: the tasks of a group, one after the other.
 
 A model is loaded once for all tasks that follow each other on it, and so is what is known of it
-(what can be edited, which shortcuts it allows); prompts are cut once for a text. A task that fails
-keeps its error and does not stop the others.
+(what can be edited, which shortcuts it allows); prompts are cut once for a text, and models with
+random weights made once for a seed. A task that fails keeps its error and does not stop the others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..engine import kept
 from ..models import anatomy_of, load
 from ..models.prompts import Prompts
 from ..models.prompts import prompts as make_prompts
+from ..models.random_weights import random_models_held
 from ..runner import registry
 from .folder import OF_A_TASK, SweepFolder
 from .tasks import Checkpoint, Group, Task, Text
@@ -61,8 +63,12 @@ def work(root: Path, group: Group) -> list[Outcome]:
         group: The tasks.
     """
     folder, shared = SweepFolder(root), Shared()
+    outcomes: list[Outcome] = []
     with _threads(group.tasks[0].threads):
-        return [_outcome(folder, task, shared) for task in group.tasks]
+        for _, same in groupby(group.tasks, key=lambda task: task.seed):
+            with random_models_held():
+                outcomes += [_outcome(folder, task, shared) for task in same]
+    return outcomes
 
 
 class Shared:
@@ -174,7 +180,7 @@ def _failed(folder: SweepFolder, task: Task, error: Exception, began: float) -> 
     about = {"error": said, "traceback": frames, "seconds": round(seconds, 3)}
     lost = folder.fail(task.name, {**task.identity, **about})
     folder.log(task.name, FAILED)
-    return Outcome(task.name, FAILED, seconds, " ".join(part for part in (said, lost) if part))
+    return Outcome(task.name, FAILED, seconds, "; ".join(part for part in (said, lost) if part))
 
 
 @contextmanager

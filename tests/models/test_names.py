@@ -56,6 +56,13 @@ def test_a_model_that_is_not_cached_is_named() -> None:
         assert "\n" not in said
 
 
+def test_a_revision_that_is_not_cached_is_named() -> None:
+    with pytest.raises(sinklens.SinklensError) as caught:
+        sinklens.load("openai-community/gpt2", revision="v9")
+    assert "not cached of revision v9" in str(caught.value)
+    assert "`hf download openai-community/gpt2 --revision v9`" in str(caught.value)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", "torch.bfloat16"])
 def test_a_dtype_is_text_or_of_torch(dtype: Any) -> None:
     model = sinklens.load("rope", dtype=dtype)

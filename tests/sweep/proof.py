@@ -90,10 +90,10 @@ def kill_a_worker(out: Path, after: int) -> str:
 
 def kill_the_driver(process: subprocess.Popen[str], out: Path, after: int) -> None:
     """Kill a sweep and all that it started, once so many tasks are finished."""
-    while sum(times(out, "finished").values()) < after:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with process:  # which closes its streams, since nobody reads them
+        while sum(times(out, "finished").values()) < after:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def require_same(out: Path, expected: dict[str, list[bytes]], begun_twice: int) -> None:
@@ -169,35 +169,55 @@ def sharing(place: Path) -> Iterator[str]:
 
 
 def memory(place: Path) -> Iterator[str]:
-    """The peak memory of this process over 1,000 tasks on models that are loaded anew each time."""
-    import resource
-
-    from sinklens.sweep.driver import run_sweep
+    """What the driver and its workers hold over 1,000 tasks, and over half as many on Ray."""
     from tests import families
 
     for name in ("llama", "gpt2"):
         getattr(families, name)().save_pretrained(place / name)
         families.tiny_tokenizer().save_pretrained(place / name)
     (place / "text.txt").write_text("a text about nothing in particular, cut into windows. " * 20)
-    text = {"path": "text.txt", "n": 2, "length": 8}
-    for tasks in (50, 250, 500, 750, 1000):
-        asked = {
-            "models": ["llama", "gpt2"],
-            "texts": [text],
-            "seeds": list(range(tasks // 2)),
-            "experiments": [{"name": "bos_replacement", "conditions": ["mean"], "draws": 1}],
-            "settings": {"null_models": 0},
-        }
-        os.chdir(place)
-        report = run_sweep(asked, place / "out", progress=False)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        yield f"{report.tasks} tasks: {now()} MiB held, {peak} MiB at most"
+    for tasks, options in ((1000, ()), (1000, ("--workers", "2")), (500, ("--engine", "ray"))):
+        file = place / f"{len(options)}{tasks}.toml"
+        file.write_text(SMALL.format(seeds=list(range(tasks // 4))))
+        said = " ".join(options) or "one process"
+        for line in _held(sweep(file, file.with_suffix(""), *options), file.with_suffix("")):
+            yield f"{said}: {line}"
 
 
-def now() -> int:
-    """The memory that this process holds, in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+SMALL = """
+models = ["llama", "gpt2"]
+seeds = {seeds}
+texts = [{{path = "text.txt", n = 2, length = 8}}]
+experiments = ["qk_eigenspectrum", {{name = "bos_replacement", conditions = ["mean"]}}]
+[settings]
+draws = 1
+null_models = 0
+"""
+EVERY = 100
+
+
+def _held(running: subprocess.Popen[str], out: Path) -> Iterator[str]:
+    """Memory by number of finished tasks: of the process that was started, and of all that work."""
+    shown = 0
+    while running.poll() is None:
+        time.sleep(1)
+        finished = sum(times(out, "finished").values())
+        if finished >= shown + EVERY:
+            shown = finished // EVERY * EVERY
+            workers = {int(one["process"]) for one in events(out)} - {running.pid}
+            held = [f"worker {n} {in_memory(one)}" for n, one in enumerate(sorted(workers))]
+            yield f"{finished} tasks: " + "; ".join([f"driver {in_memory(running.pid)}", *held])
+    yield done(running).splitlines()[0]
+
+
+def in_memory(process: int) -> str:
+    """The memory that a process holds, and the most that it held."""
+    try:
+        told = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return "has ended"
+    now, most = (int(told.split(f"{key}:")[1].split()[0]) >> 10 for key in ("VmRSS", "VmHWM"))
+    return f"{now} MiB, {most} at most"
 
 
 def table(place: Path) -> Iterator[str]:

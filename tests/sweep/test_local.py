@@ -19,11 +19,13 @@ import sinklens
 from sinklens.cli import app
 from sinklens.core.errors import SinklensError
 from sinklens.core.locks import locked
+from sinklens.models import random_weights
 from sinklens.sweep import folder as sweep_folder
 from sinklens.sweep import worker
 from sinklens.sweep.driver import SweepReport, read_sweep, run_sweep
 from sinklens.sweep.status import sweep_status
 from sinklens.sweep.worker import BEFORE, ELSEWHERE, FAILED, FINISHED
+from tests import families
 from tests.sweep.proof import contents, times
 
 
@@ -69,6 +71,43 @@ def test_a_model_is_loaded_once_for_all_of_its_tasks(
     assert contents(tmp_path / "again") == contents(swept)
     assert not list((tmp_path / "again" / "unfinished").iterdir())
     assert not worker._LAST  # no model is held
+
+
+def test_random_models_are_made_once_for_all_tasks_of_a_seed(
+    tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    make = random_weights.random_weights
+    monkeypatch.setattr(
+        random_weights,
+        "random_weights",
+        lambda model, seed: seeds.append(seed) or make(model, seed),
+    )
+    models, text = tiny_models / "models" / "llama", tiny_models / "text.txt"
+    settings = {"draws": 1, "null_models": 2}
+    asked = [{"name": "bos_replacement", "conditions": [one]} for one in ("mean", "zero")]
+    spec = {"models": [str(models)], "texts": [{"path": str(text), "n": 2, "length": 8}]}
+    report = run_sweep(
+        {**spec, "experiments": asked, "settings": settings}, tmp_path / "out", progress=False
+    )
+    assert counts(report) == {FINISHED: 2}
+    assert len(seeds) == len(set(seeds)) == 2
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = sinklens.load(models)
+    prompts = sinklens.prompts(model, text, n=2, length=8)
+    for condition in ("mean", "zero"):
+        alone = sinklens.run(
+            "bos_replacement", model, prompts, conditions=condition, progress=False, **settings
+        )
+        found = [
+            (one / "result.json").read_bytes()
+            for one in (tmp_path / "out" / "tasks").iterdir()
+            if f'"{condition}"' in (one / "task.json").read_text()
+        ]
+        assert found == [alone.files()["result.json"]]
+    torch.set_num_threads(before)
 
 
 def test_what_is_finished_is_not_run_again(copy: Path) -> None:
@@ -188,7 +227,8 @@ def test_a_full_disk_is_said(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         patched.setattr(sweep_folder.SweepFolder, "begin", lambda *_: None)
         report = run_sweep(copy, progress=False)
     assert counts(report) == {BEFORE: 6, FAILED: 2}
-    assert all("No space left" in error for error in report.errors.values())
+    for error in report.errors.values():
+        assert "No space left" in error and "; this error could not be kept in" in error
     assert counts(run_sweep(copy, progress=False)) == {BEFORE: 6, FINISHED: 2}
 
 
@@ -210,3 +250,19 @@ def test_a_dry_run_counts_and_writes_nothing(tiny_models: Path, tmp_path: Path) 
     assert "2 x bos_replacement on llama, 2 prompts of 8 tokens: 3 forwards" in done.stdout
     assert "together: 8 tasks on 2 models; " in done.stdout
     assert not (tmp_path / "a").exists()
+
+
+def test_without_weights_a_dry_run_says_what_a_pass_takes(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    left_out = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(tiny_models / "models" / "llama", tmp_path / "llama", ignore=left_out)
+    spec = tmp_path / "spec.toml"
+    spec.write_text(
+        'models = ["./llama"]\ntexts = [{n = 3, length = 8}]\nexperiments = ["sink_profile"]'
+    )
+    done = CliRunner().invoke(app, ["sweep", str(spec), "--dry-run"])
+    parameters = families.llama().num_parameters()
+    assert done.exit_code == 0 and "./llama: 1 tasks cannot be run: cannot load" in done.stdout
+    assert f"it has {parameters:,} parameters" in done.stdout
+    assert f"takes {2.0 * parameters * 3 * 8:.2g} operations" in done.stdout

@@ -93,6 +93,10 @@ def test_a_pattern_is_every_model_that_matches(tiny_models: Path) -> None:
             {"models": [{"name": "rope", "device": "cpu", "device_map": "auto"}]},
             "device and device_map say different things",
         ),
+        (
+            {"models": [{"name": "rope", "dtype": "float33"}]},
+            "dtype 'float33'; did you mean float32",
+        ),
         ({"models": [{"name": "rope", "revisions": ["a"]}]}, "revisions pick versions of a Hub id"),
         ({"models": [{"name": "a/b", "steps": [1]}]}, "steps pick checkpoints of shipped models"),
         ({"models": [{"steps": [1]}]}, "a model needs a name"),
@@ -127,6 +131,9 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"bad\.toml is no TOML"):
         read_sweep(tmp_path / "bad.toml")
     with pytest.raises(SinklensError, match="is no folder of a sweep"):
+        read_sweep(tmp_path)
+    (tmp_path / "sweep.json").write_text('{"schema": ')
+    with pytest.raises(SinklensError, match=r"sweep\.json is damaged.*writes it anew"):
         read_sweep(tmp_path)
     (tmp_path / "one.toml").write_text('models = ["rope"]\nexperiments = ["sink_profile"]')
     with pytest.raises(UsageError, match="shards count from 0/2 on"):

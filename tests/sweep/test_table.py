@@ -101,6 +101,26 @@ def test_files_hold_the_same_table(swept: Path, tmp_path: Path) -> None:
         merge([swept], tmp_path / "effects.xlsx")
 
 
+def test_shards_give_the_table_of_the_whole(tiny_models: Path, swept: Path, tmp_path: Path) -> None:
+    """One model of two; its tasks of one seed are a shard."""
+    spec = tiny_models / "shards.toml"
+    spec.write_text(SPEC.replace("models/*", "models/llama"))
+    for number in (0, 1):
+        options = ["--shard", f"{number}/2", "--out", str(tmp_path / f"{number}"), "--quiet"]
+        done = CliRunner().invoke(app, ["sweep", str(spec), *options])
+        assert done.exit_code == 0 and done.stdout.startswith("2 tasks in"), done.output
+        assert load_sweep(tmp_path / f"{number}")["seed"].unique().tolist() == [number]
+    for order in ("01", "10"):
+        out = tmp_path / f"{order}.parquet"
+        done = CliRunner().invoke(
+            app, ["merge", *[str(tmp_path / n) for n in order], "-o", str(out)]
+        )
+        assert done.exit_code == 0 and "effects of 4 results" in done.stdout, done.output
+        whole = load_sweep(swept)
+        mine = whole[whole["model"] == "llama"].reset_index(drop=True)
+        pd.testing.assert_frame_equal(pd.read_parquet(out), mine, check_dtype=False)
+
+
 @pytest.mark.heavy
 def test_other_settings_are_refused_unless_asked_for(tiny_models: Path, swept: Path) -> None:
     same = swept_with(tiny_models, "same")
