@@ -130,6 +130,20 @@ def test_a_model_alone_has_its_frames_beside_permuted_rows() -> None:
     assert cell.interval(".1%") == "[15.0%, 25.0%]" and line.name == ""
 
 
+def test_the_only_sink_head_of_a_model_stands_for_all() -> None:
+    """An experiment on one head names it in its rows; those of one head of several do not count."""
+    edge = ("sink_head_ablation", "loss", "drop_edge", "treatment", 2.0)
+    of_one = {"model": "a", "weights": "a", "task": "a", "layer": 1, "head": 3}
+    of_all = {"model": "b", "weights": "b", "task": "b"}
+    rows = [row(*edge, 2.25, **of_one), row(*edge, 2.5, **of_all)]
+    rows.append(row(*edge, 2.75, **of_all, layer=0, head=0))
+    (measured,) = measured_in(framed(rows))
+    assert dict(zip(measured.rows["model"], measured.rows["value"], strict=True)) == {
+        "a": 2.25,
+        "b": 2.5,
+    }
+
+
 def test_few_models_are_shown_and_not_pooled() -> None:
     rows = [one for name in ("a", "b") for one in rows_of(name, 0.5)]
     found, *_ = compare_by("family", measured_in(framed(rows)))

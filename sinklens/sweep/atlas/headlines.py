@@ -171,7 +171,7 @@ def measured_in(table: pd.DataFrame) -> list[Measured]:
 
 
 def _measured(table: pd.DataFrame) -> Iterator[Measured]:
-    whole = table[table["layer"].isna() & table["head"].isna() & table["queries"].isna()]
+    whole = _of_the_model(table)
     for one in HEADLINES:
         mine = whole[whole["experiment"] == one.experiment]
         treated = mine[(mine["kind"] == one.kind) & mine["against"].isna()]
@@ -188,6 +188,14 @@ def _measured(table: pd.DataFrame) -> Iterator[Measured]:
         references = beside[beside["kind"].isin(["control", "null"])]
         contrasts = beside[beside["kind"] == CONTRAST]
         yield Measured(one, *pair, kept, references, contrasts, len(rows) - len(kept))
+
+
+def _of_the_model(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are about no layer or head, or about the only ones that their task names."""
+    every = table[table["queries"].isna()]
+    named = ["task", "metric", "condition", "kind", "against"]
+    alone = every.groupby(named, dropna=False)["value"].transform("size") == 1
+    return every[(every["layer"].isna() & every["head"].isna()) | alone]
 
 
 def _are(rows: pd.DataFrame, pair: tuple[str, str]) -> pd.Series:
