@@ -37,6 +37,7 @@ def test_results_pages_and_models_are_found_at_home(home: Path) -> None:
     result.save("~/saved")
     Diagnosis({"sink_profile": result}, []).save("~/diagnosis")
     assert ExperimentResult.load("~/saved").effects == result.effects
+    assert len(sinklens.load_sweep("~/saved")) == len(result.effects)
     assert set(Diagnosis.load("~/diagnosis").results) == {"sink_profile"}
     with shipped.folder("backcopy-1") as folder:
         shutil.copytree(folder, home / "model")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UsageError
+from ..core.paths import path_of
 from ..engine.progress import progress_bar
 from .engines import Ended, engine_of
 from .folder import SweepFolder
@@ -96,11 +97,11 @@ def read_sweep(
     """
     if isinstance(source, Mapping):
         content, base = dict(source), Path.cwd()
-    elif Path(source).is_dir():
-        about = SweepFolder(Path(source)).about()
+    elif path_of(source).is_dir():
+        about = SweepFolder(path_of(source)).about()
         content, base = about["spec"], Path(about["base"])
     else:
-        content, base = read_toml(Path(source)), Path(source).resolve().parent
+        content, base = read_toml(path_of(source)), path_of(source).resolve().parent
     spec = parse(content, base)
     tasks = every = expand(spec)
     if shard is not None:
@@ -168,13 +169,13 @@ def run_sweep(
 
 def _folder_of(source: str | Path | Mapping[str, Any], out: str | Path | None) -> Path:
     """The folder of a sweep, absolute, since workers may start elsewhere."""
-    if isinstance(source, (str, Path)) and Path(source).is_dir():
-        if out is not None and Path(out).resolve() != Path(source).resolve():
+    if isinstance(source, (str, Path)) and path_of(source).is_dir():
+        if out is not None and path_of(out).resolve() != path_of(source).resolve():
             raise UsageError(f"{source} is the folder of a sweep, which goes on there; leave --out")
-        return Path(source).resolve()
+        return path_of(source).resolve()
     if out is None:
         raise UsageError("a sweep needs a folder for its results (--out DIR)")
-    return Path(os.path.abspath(out))
+    return Path(os.path.abspath(path_of(out)))
 
 
 def _to_do(

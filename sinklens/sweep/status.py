@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.paths import path_of
 from .folder import SweepFolder
 
 FINISHED, FAILED, RUNNING, TO_DO = "finished", "failed", "running", "to do"
@@ -42,7 +43,7 @@ def sweep_status(root: str | Path) -> SweepStatus:
     Raises:
         SinklensError: It is none.
     """
-    folder = SweepFolder(Path(root))
+    folder = SweepFolder(path_of(root))
     states: dict[str, str] = {}
     errors: dict[str, str] = {}
     for task in folder.about()["tasks"]:

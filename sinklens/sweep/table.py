@@ -19,6 +19,7 @@ import pandas as pd
 
 from ..core.errors import SinklensError, UsageError, shortened
 from ..core.json_files import read_json
+from ..core.paths import path_of
 from ..core.storage import write_file
 from ..results.differences import NOT_SETTINGS as REMARKS
 from ..results.saved import SCHEMA, read_vouched
@@ -113,7 +114,7 @@ def load_sweep(folders: str | Path | Sequence[str | Path], *, mixed: bool = Fals
         SinklensError: There is no result, one is damaged, or they may not be mixed.
     """
     given = [folders] if isinstance(folders, (str, Path)) else folders
-    return _table([Path(folder) for folder in given], mixed)
+    return _table([path_of(folder) for folder in given], mixed)
 
 
 def merge(
@@ -135,7 +136,7 @@ def merge(
         SinklensError: As in `load_sweep`, or the file cannot be written.
         UsageError: It is of another kind.
     """
-    target = Path(output)
+    target = path_of(output)
     if target.suffix not in (".parquet", ".csv"):
         raise UsageError(f"{target} is neither .parquet nor .csv")
     if target.exists() and not overwrite:

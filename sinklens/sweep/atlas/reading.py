@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ...core.errors import SinklensError, UsageError, in_one_line, shortened
+from ...core.paths import path_of
 from ...results.saved import SCHEMA
 from ..table import COLUMNS, NUMBERS, WHOLE
 
@@ -29,7 +30,7 @@ def read_effects(file: str | Path) -> pd.DataFrame:
         UsageError: It is of another kind.
         SinklensError: It is missing, damaged, empty, without the columns, or of another schema.
     """
-    path = Path(file)
+    path = path_of(file)
     if path.is_dir():
         raise UsageError(
             f"{path} is a folder; `sinklens merge {path} -o effects.parquet` makes the table of it"

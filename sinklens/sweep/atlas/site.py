@@ -11,6 +11,7 @@ import pandas as pd
 
 from ...core.errors import SinklensError
 from ...core.json_files import json_bytes
+from ...core.paths import path_of
 from ...core.storage import require_free, write_files
 from .checkpoints import Cell, Checkpoint, checkpoints_in, file_names
 from .comparing import ATTRIBUTES, compare_by
@@ -41,7 +42,7 @@ def make_atlas(file: str | Path, folder: str | Path) -> Path:
         UsageError: The file is of another kind.
         SinklensError: It is damaged, empty or of another schema, or the folder is in use.
     """
-    target = Path(folder)
+    target = path_of(folder)
     require_free(target, overwrite=False)
     write_files(target, _files(read_effects(file)))
     return target / FIRST
