@@ -18,7 +18,6 @@ from sinklens.engine.evaluate import evaluate
 from sinklens.engine.shortcuts import shortcuts
 from sinklens.experiments.geometry._fisher import weight_groups
 from sinklens.hooks import ablate_heads, drop_edge, patch_position0, replace_bos_embedding
-from sinklens.models import masks
 from sinklens.models.agreement import agreement, unwrapped
 from sinklens.models.capabilities import check
 from sinklens.models.remarks import remarks_on
@@ -186,17 +185,6 @@ def test_a_sink_logit_is_left_out_where_the_mask_is_not_known() -> None:
     probe = LogitGaps(bridge("chunked"))
     with pytest.raises(SinklensError, match="prompts of at most 5 tokens"):
         evaluate(bridge("chunked"), prompts(), [], [], probes=[probe])
-
-
-@pytest.mark.parametrize(
-    ("name", "windows"), [("mistral", (4, 4)), ("gemma2", (4, None, 4)), ("llama", (None, None))]
-)
-@pytest.mark.parametrize("guess", [None, 3])
-def test_the_mask_is_read_where_the_config_is_not_known(
-    name: str, windows: tuple[int | None, ...], guess: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(masks, "_windows", lambda config, n_layers: [guess] * n_layers)
-    assert check(families.boot(name)).windows == windows
 
 
 def test_a_bridge_that_is_wrong_is_refused() -> None:
