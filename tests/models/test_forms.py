@@ -78,6 +78,20 @@ def test_weights_that_are_no_tensors_are_refused() -> None:
         sinklens.load(quantised)
 
 
+def test_parametrised_weights_are_tensors() -> None:
+    """As LoRA by `parametrize`, or weight norm: a weight that is computed when it is read."""
+    plain, parametrised = families.llama(), families.llama()
+    for model in (plain, parametrised):
+        nn.utils.parametrizations.weight_norm(model.model.layers[0].self_attn.o_proj)
+    with torch.no_grad():
+        for model in (plain, parametrised):
+            kept = model.model.layers[0].self_attn.o_proj.parametrizations.weight
+            kept.original0.mul_(3)
+    loss = reference.loss(reference.without_bos(plain, TOKENS), TOKENS).mean()
+    found = loss_without_bos(sinklens.load(parametrised))
+    assert found == pytest.approx(float(loss), abs=1e-4)
+
+
 def test_a_model_on_meta_is_refused() -> None:
     with pytest.raises(SinklensError, match="device meta has no weights"):
         sinklens.load(families.llama().to("meta"))
