@@ -103,6 +103,31 @@ def glm_moe_dsa(most: int = 4) -> PreTrainedModel:
     return random_model(transformers.GlmMoeDsaForCausalLM, config)
 
 
+def deepseek_v4() -> PreTrainedModel:
+    """Several residual streams at once, which blocks mix."""
+    config = transformers.DeepseekV4Config(
+        **decoder(num_key_value_heads=1),
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_shared_experts=1,
+        q_lora_rank=16,
+        o_groups=2,
+        o_lora_rank=8,
+        qk_rope_head_dim=4,
+        sliding_window=8,
+        index_n_heads=2,
+        index_head_dim=8,
+        index_topk=4,
+    )
+    return random_model(transformers.DeepseekV4ForCausalLM, config)
+
+
+def hrm_text() -> PreTrainedModel:
+    """Two stacks that are gone through in turns."""
+    return random_model(transformers.HrmTextForCausalLM, transformers.HrmTextConfig(**decoder()))
+
+
 def falcon() -> PreTrainedModel:
     """Falcon's new decoder architecture, whose bridge is wrong in TransformerLens 4.3.0."""
     config = transformers.FalconConfig(

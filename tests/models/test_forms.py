@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import sinklens
 from sinklens import SinklensError
 from sinklens.models import loading
 from sinklens.models.agreement import require_as_on_cpu
-from tests import families
+from tests import families, odd_models
 from tests.reference import plain_families as reference
 
 pytestmark = pytest.mark.slow
@@ -90,6 +91,22 @@ def test_parametrised_weights_are_tensors() -> None:
     loss = reference.loss(reference.without_bos(plain, TOKENS), TOKENS).mean()
     found = loss_without_bos(sinklens.load(parametrised))
     assert found == pytest.approx(float(loss), abs=1e-4)
+
+
+def test_models_that_take_no_tokens_are_refused() -> None:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
+    image = transformers.ViTForImageClassification(
+        transformers.ViTConfig(**sizes, intermediate_size=32, image_size=8, patch_size=4)
+    )
+    with pytest.raises(SinklensError, match="takes pixel_values instead of tokens"):
+        sinklens.load(image)
+
+
+@pytest.mark.parametrize("make", [odd_models.deepseek_v4, odd_models.hrm_text])
+def test_blocks_that_are_not_shown_are_refused_in_one_sentence(make: Any) -> None:
+    """Several streams at once, and a stack that is gone through again and again."""
+    with pytest.raises(SinklensError, match="shows neither the residual stream nor attention"):
+        loss_without_bos(sinklens.load(make()))
 
 
 def test_a_model_on_meta_is_refused() -> None:
