@@ -93,6 +93,36 @@ def test_parametrised_weights_are_tensors() -> None:
     assert found == pytest.approx(float(loss), abs=1e-4)
 
 
+class Around(nn.Module):
+    """A user's own module around a projection: a gate that hides it, or adds to it as LoRA does."""
+
+    def __init__(self, inner: Any, shown: bool) -> None:
+        super().__init__()
+        self.inner, self.more = inner, nn.Linear(inner.in_features, inner.out_features, bias=False)
+        if shown:
+            self.weight, self.bias = inner.weight, inner.bias
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        summed: Tensor = self.inner(vectors) + self.more(vectors)
+        return summed
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_weights_inside_of_other_modules_are_not_read(shown: bool) -> None:
+    """Edits are right there; what a head writes through W_O alone would not be."""
+    torch.manual_seed(0)
+    plain = families.llama()
+    projection = plain.model.layers[1].self_attn.o_proj
+    plain.model.layers[1].self_attn.o_proj = Around(projection, shown)
+    loss = reference.loss(reference.without_bos(plain, TOKENS), TOKENS).mean()
+    model = sinklens.load(plain)
+    assert loss_without_bos(model) == pytest.approx(float(loss), abs=1e-4)
+    said = "something else than its W_O" if shown else "has no W_O that TransformerLens can reach"
+    prompts = sinklens.Prompts(TOKENS, bos=True, source="tokens")
+    with pytest.raises(SinklensError, match=f"layer 1 of LlamaForCausalLM .*{said}"):
+        sinklens.run("active_dormant", model, prompts, progress=False, random_weights=False)
+
+
 def test_models_that_take_no_tokens_are_refused() -> None:
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
     image = transformers.ViTForImageClassification(
