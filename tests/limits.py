@@ -91,7 +91,7 @@ def row(name: str) -> Row:
         kind,
         *(["both directions"] if not capabilities.causal else []),
         *(["windows"] if any(capabilities.windows) else []),
-        *(["chunks"] if any(capabilities.other_masks) else []),
+        *(["masks of another form"] if any(capabilities.other_masks) else []),
         *(["gated"] if capabilities.gated else []),
         *(["learned sinks"] if capabilities.learned_sinks else []),
         *(["experts"] if capabilities.experts else []),

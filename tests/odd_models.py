@@ -10,7 +10,16 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 
-from tests.families import D_HEAD, D_MLP, D_MODEL, N_HEADS, N_KV_HEADS, ids, random_model
+from tests.families import (
+    D_HEAD,
+    D_MLP,
+    D_MODEL,
+    N_HEADS,
+    N_KV_HEADS,
+    VOCABULARY,
+    ids,
+    random_model,
+)
 
 LAYERS = 3
 CHUNK = 5
@@ -49,6 +58,74 @@ def deepseek_v3() -> PreTrainedModel:
         n_shared_experts=1,
     )
     return random_model(transformers.DeepseekV3ForCausalLM, config)
+
+
+def olmo_clipped() -> PreTrainedModel:
+    """Queries, keys and values clamped behind their projections."""
+    settings = decoder(clip_qkv=0.5)
+    del settings["head_dim"]
+    return random_model(transformers.OlmoForCausalLM, transformers.OlmoConfig(**settings))
+
+
+def gemma4() -> PreTrainedModel:
+    """Gemma 4 with values of its own in every layer, which it norms."""
+    config = transformers.Gemma4TextConfig(
+        **decoder(),
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+        num_kv_shared_layers=0,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCABULARY,
+        global_head_dim=D_HEAD,
+    )
+    return random_model(transformers.Gemma4ForCausalLM, config)
+
+
+def glm_moe_dsa(most: int = 4) -> PreTrainedModel:
+    """Latent attention in which a query sees the keys that an indexer picks, `most` of them."""
+    config = transformers.GlmMoeDsaConfig(
+        **decoder(num_key_value_heads=N_HEADS, head_dim=4),
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        n_shared_experts=1,
+        index_n_heads=2,
+        index_head_dim=8,
+        index_topk=most,
+    )
+    return random_model(transformers.GlmMoeDsaForCausalLM, config)
+
+
+def deepseek_v4() -> PreTrainedModel:
+    """Several residual streams at once, which blocks mix."""
+    config = transformers.DeepseekV4Config(
+        **decoder(num_key_value_heads=1),
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_shared_experts=1,
+        q_lora_rank=16,
+        o_groups=2,
+        o_lora_rank=8,
+        qk_rope_head_dim=4,
+        sliding_window=8,
+        index_n_heads=2,
+        index_head_dim=8,
+        index_topk=4,
+    )
+    return random_model(transformers.DeepseekV4ForCausalLM, config)
+
+
+def hrm_text() -> PreTrainedModel:
+    """Two stacks that are gone through in turns."""
+    return random_model(transformers.HrmTextForCausalLM, transformers.HrmTextConfig(**decoder()))
 
 
 def falcon() -> PreTrainedModel:
@@ -108,14 +185,14 @@ def mamba() -> PreTrainedModel:
     return random_model(transformers.MambaForCausalLM, config)
 
 
-def chunked() -> PreTrainedModel:
-    """Llama 4: layers 0 and 2 attend within chunks of 5 tokens."""
+def chunked(size: int = CHUNK) -> PreTrainedModel:
+    """Llama 4: layers 0 and 2 attend within chunks."""
     config = transformers.Llama4TextConfig(
         **decoder(),
         intermediate_size_mlp=D_MLP,
         num_local_experts=2,
         num_experts_per_tok=1,
-        attention_chunk_size=CHUNK,
+        attention_chunk_size=size,
         layer_types=["chunked_attention", "full_attention", "chunked_attention"],
         no_rope_layers=[1, 0, 1],
         moe_layers=[1],

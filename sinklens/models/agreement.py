@@ -177,3 +177,17 @@ def require_one_stack(architecture: str, config: Any) -> None:
             f"{architecture} is an encoder-decoder; sinklens works on models with one stack of "
             "blocks: decoders such as Llama and encoders such as BERT"
         )
+
+
+def require_tokens(architecture: str, model: Any) -> None:
+    """Refuse models of images and sound.
+
+    Raises:
+        SinklensError: What it takes is no text.
+    """
+    takes = getattr(model, "main_input_name", "input_ids")
+    if takes != "input_ids":
+        raise SinklensError(
+            f"{architecture} takes {takes} instead of tokens; sinklens works on models of text, "
+            "and on those of images and text as far as they are given text alone"
+        )

@@ -31,15 +31,17 @@ from .obstacles import (
     attention_layers,
     gated_layers,
     has_experts,
+    hidden_values,
     layer_list,
     layers_of,
     meant_shapes,
     obstacles_to_edits,
+    require_blocks,
     unreadable_hooks,
 )
 from .origins import short_prompt
 from .state import State
-from .trials import is_causal, read_sites
+from .trials import has_learned_sinks, is_causal, read_sites
 
 # Kinds of site, and their names for TransformerLens's `get_act_name`.
 SITES = {
@@ -145,10 +147,8 @@ class Capabilities:
         why = self.obstacles.get(site, NO_EFFECT)
         works = ", ".join(name for name, possible in self.edits.items() if possible)
         others = f" Interventions on {works} do work." if works else ""
-        return (
-            f"{what} needs {hook} to take effect; on {self.architecture} {why}.{others}"
-            f"{' ' + instead if instead else ''}"
-        )
+        beside = f" {instead}" if instead else ""
+        return f"{what} needs {hook} to take effect; on {self.architecture} {why}.{others}{beside}"
 
     def require_readable(self, names: Iterable[Any], what: str) -> None:
         """Refuse hook points that do not hold what their names say.
@@ -286,8 +286,11 @@ def _try_everything(model: HookedModel) -> Capabilities:
                 "or its dtype are broken"
             )
         shapes = meant_shapes(tokens.shape[1], n_heads, groups, int(model.cfg.d_model))
+        require_blocks(architecture, names, clean)
         attention = attention_layers(names, clean)
         unreadable = unreadable_hooks(read, clean, shapes, attention)
+        gated = gated_layers(names, clean, unreadable)
+        unreadable |= hidden_values(model, tokens, clean, names, gated)
         obstacles = obstacles_to_edits(model, tokens, clean, names, unreadable, attention)
         patterns = [
             None if name in unreadable else clean.held[name].float() for name in names["pattern"]
@@ -297,7 +300,7 @@ def _try_everything(model: HookedModel) -> Capabilities:
         # One that was given may have been edited by its user: then this is said, not refused.
         found = None if origin(model).agreement is not None else compared(model, tokens[:1])
     experts = any(name.endswith("mlp.hook_expert_indices") for name in model.hook_dict)
-    learned = _learned_sinks(patterns, clean.logits.dtype)
+    learned = has_learned_sinks(patterns, clean.logits.dtype)
     if learned and getattr(model, "compatibility_mode", False):
         raise SinklensError(
             f"{architecture} has learned sinks, and compatibility mode folds value biases as if "
@@ -318,7 +321,7 @@ def _try_everything(model: HookedModel) -> Capabilities:
         obstacles=obstacles,
         unreadable=unreadable,
         other_masks=masks.others,
-        gated=gated_layers(names, clean, unreadable),
+        gated=gated,
         experts=experts,
         hidden_experts=not experts and has_experts(model.original_model),
         agreement=found.difference if found else origin(model).agreement,
@@ -341,9 +344,3 @@ def _read_plainly(model: HookedModel, tokens: Int[Tensor, "2 pos"], read: Any) -
             f"{origin(model).name} fails on two prompts of {tokens.shape[1]} plain tokens: "
             f"{in_one_line(error)}; look at hooks of your own that it carries"
         ) from error
-
-
-def _learned_sinks(patterns: Sequence[Any], dtype: torch.dtype) -> bool:
-    """Whether attention rows sum to less than 1."""
-    least = 0.999 if dtype in (torch.float32, torch.float64) else 0.97
-    return any(bool((one.sum(-1) < least).any()) for one in patterns if one is not None)

@@ -20,9 +20,10 @@ from ..core.paths import path_of
 from ..core.protocol import HookedModel
 from ..core.terminal import status
 from . import shipped
-from .agreement import agreement, require_as_on_cpu, require_one_stack
+from .agreement import agreement, require_as_on_cpu, require_one_stack, require_tokens
 from .gguf import convert_gguf, first_line, quiet_transformers
 from .names import hub_id, require_hub_id, require_reachable
+from .obstacles import NO_BLOCKS
 from .origins import ORIGINS, Origin, require_eval_mode, short_prompt
 from .placement import (
     DeviceMap,
@@ -262,6 +263,7 @@ def _wrap(hugging_face: Any, tokenizer: Any) -> TransformerBridge:
     """Take over a Hugging Face model object."""
     config = hugging_face.config
     require_one_stack(type(hugging_face).__name__, config)
+    require_tokens(type(hugging_face).__name__, hugging_face)
     if not config.architectures:
         config.architectures = [type(hugging_face).__name__]
     bos = bos_before_boot(tokenizer, config)
@@ -285,9 +287,13 @@ def _compare(bridge: TransformerBridge) -> None:
     """Compare a bridge with the model that it wraps, and keep how far they agree.
 
     Raises:
-        SinklensError: They differ beyond rounding, or the model does not run.
+        SinklensError: They differ beyond rounding, the model does not run, or it has no blocks or
+            tokens.
     """
-    known = ORIGINS[bridge]
+    known, architecture = ORIGINS[bridge], str(bridge.cfg.architecture)
+    require_tokens(architecture, bridge.original_model)
+    if not hasattr(bridge, "blocks"):
+        raise SinklensError(NO_BLOCKS.format(architecture))
     try:
         found = agreement(bridge, short_prompt(bridge)[:1])
         if torch.device(bridge.cfg.device).type in UNTRUSTED:
@@ -296,7 +302,7 @@ def _compare(bridge: TransformerBridge) -> None:
         raise
     except Exception as error:
         raise SinklensError(
-            f"{bridge.cfg.architecture} does not run in {str(bridge.cfg.dtype)[6:]} in "
+            f"{architecture} does not run in {str(bridge.cfg.dtype)[6:]} in "
             f"TransformerLens: {first_line(error)}"
         ) from error
     ORIGINS[bridge] = replace(known, agreement=found)

@@ -4,11 +4,16 @@ A config names sliding windows in several ways, and some masks in none: Llama 4 
 Patterns of a short prompt show the mask itself, as the keys to which any head gives weight. Where
 they contradict the config, queries are set to 0, which makes all scores alike, so that no weight on
 a visible key is 0 by rounding.
+
+A window that is longer than the prompt does not show. Some classes pass over what their config says
+(MiniMax M2 has no window, Ministral 3 one in every layer), so one run is made with `SMALL` in place
+of the config's sizes. Layers that do not follow are shown a prompt that is longer than the window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +26,14 @@ from ..functional.graphs import visible_keys
 from .trials import seen_keys
 
 Pattern = Float[Tensor, "batch head query key"]
+Mask = Bool[Tensor, "query key"]
+Form = tuple[int | None, int | None]
+"""The window of a layer, and the longest prompt without a mask of another form."""
 SLIDING = ("sliding_attention", "local")
+SIZES = ("sliding_window", "window_size", "attention_chunk_size", "index_topk")
+SMALL = 4
+LONGEST = 1024
+"""The longest window for which a prompt of more tokens is run."""
 
 
 @dataclass(frozen=True)
@@ -55,31 +67,38 @@ def read_masks(
         causal: Whether the model is causal.
     """
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    windows, chunks = _windows(config, len(patterns)), _chunks(config, len(patterns))
+    named = _named(config, len(patterns))
     length = tokens.shape[1]
-    meant = [_mask(length, w, c, causal) for w, c in zip(windows, chunks, strict=True)]
+    meant = [_mask(length, form, causal) for form in named]
     seen = [None if one is None else seen_keys(one).cpu() for one in patterns]
     if _contradicted(seen, meant):
-        seen = _with_even_scores(model, tokens, seen)
-    for layer, (mask, expected) in enumerate(zip(seen, meant, strict=True)):
-        if mask is not None and not torch.equal(mask, expected):
-            windows[layer], chunks[layer] = _recognised(mask, causal)
-    return Masks(tuple(windows), tuple(chunks))
+        seen = _with_even_scores(model, tokens, [mask is not None for mask in seen])
+    forms = [
+        form if mask is None or torch.equal(mask, expected) else _recognised(mask, causal)
+        for form, mask, expected in zip(named, seen, meant, strict=True)
+    ]
+    longer = {name: size for name, size in _sizes(config).items() if size >= length}
+    if longer:
+        usual = _mask(length, (None, None), causal)
+        hidden = [mask is not None and torch.equal(mask, usual) for mask in seen]
+        with _small(config, longer):
+            small = _with_even_scores(model, tokens, hidden)
+        for layer, mask in enumerate(small):
+            if mask is not None and not _follows(mask, named[layer], causal):
+                forms[layer] = _shown(model, tokens, layer, max(longer.values()), causal)
+    windows, others = zip(*forms, strict=True)
+    return Masks(windows, others)
 
 
-def _contradicted(
-    seen: Sequence[Bool[Tensor, "query key"] | None], meant: Sequence[Bool[Tensor, "query key"]]
-) -> bool:
+def _contradicted(seen: Sequence[Mask | None], meant: Sequence[Mask]) -> bool:
     return any(a is not None and not torch.equal(a, b) for a, b in zip(seen, meant, strict=True))
 
 
 def _with_even_scores(
-    model: HookedModel,
-    tokens: Int[Tensor, "batch pos"],
-    seen: Sequence[Bool[Tensor, "query key"] | None],
-) -> list[Bool[Tensor, "query key"] | None]:
-    """The masks of a run whose queries are 0, by layer."""
-    found: list[Bool[Tensor, "query key"] | None] = list(seen)
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], wanted: Sequence[bool]
+) -> list[Mask | None]:
+    """The masks of a run whose queries are 0, by layer; None where they are not wanted."""
+    found: list[Mask | None] = [None] * len(wanted)
     known = model.hook_dict
     hooks: list[tuple[str, Any]] = []
 
@@ -89,10 +108,11 @@ def _with_even_scores(
 
         return keep
 
-    for layer in range(len(seen)):
+    for layer in range(len(wanted)):
         query, pattern = (f"blocks.{layer}.attn.hook_{name}" for name in ("q", "pattern"))
-        if seen[layer] is not None and query in known:
-            hooks += [(query, _to_zero), (pattern, read(layer))]
+        if wanted[layer]:
+            hooks += [(query, _to_zero)] if query in known else []
+            hooks.append((pattern, read(layer)))
     model.run_with_hooks(tokens, fwd_hooks=hooks)
     return found
 
@@ -101,8 +121,46 @@ def _to_zero(query: Tensor, hook: Any) -> Tensor:
     return torch.zeros_like(query)
 
 
-def _mask(length: int, window: int | None, chunk: int | None, causal: bool) -> Bool[Tensor, "q k"]:
-    """The visible keys under a window or in chunks."""
+@contextmanager
+def _small(config: Any, sizes: Iterable[str]) -> Iterator[None]:
+    """A config with `SMALL` in place of some sizes."""
+    before = {name: getattr(config, name) for name in sizes}
+    try:
+        for name in before:
+            setattr(config, name, SMALL)
+        yield
+    finally:
+        for name, size in before.items():
+            setattr(config, name, size)
+
+
+def _follows(mask: Mask, named: Form, causal: bool) -> bool:
+    """Whether a mask is what a config names, with `SMALL` in place of its size."""
+    window, other = named
+    small = (window and SMALL, other and SMALL)
+    return _recognised(mask, causal) == small
+
+
+def _shown(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], layer: int, size: int, causal: bool
+) -> Form:
+    """The mask of a layer in a prompt that is longer than a window of some size.
+
+    Up to that size it is the usual one, whatever the config's size means for the layer.
+    """
+    context = int(getattr(model.cfg, "n_ctx", 0) or size + 1)
+    if size > LONGEST or size >= context:
+        return None, size
+    prompt = tokens[:1].repeat(1, size // tokens.shape[1] + 1)[:, : size + 1]
+    wanted = [one == layer for one in range(int(model.cfg.n_layers))]
+    mask = _with_even_scores(model, prompt, wanted)[layer]
+    assert mask is not None
+    return _recognised(mask, causal)
+
+
+def _mask(length: int, form: Form, causal: bool) -> Mask:
+    """The visible keys under a window, or in chunks."""
+    window, chunk = form
     mask = visible_keys(length, causal=causal, window=window)
     if chunk is not None:
         number = torch.arange(length) // chunk
@@ -110,35 +168,38 @@ def _mask(length: int, window: int | None, chunk: int | None, causal: bool) -> B
     return mask
 
 
-def _recognised(mask: Bool[Tensor, "q k"], causal: bool) -> tuple[int | None, int | None]:
+def _recognised(mask: Mask, causal: bool) -> Form:
     """The window of a mask, or the longest prompt for which it is the usual one."""
     length = len(mask)
     for size in range(1, length + 1):
-        if torch.equal(mask, _mask(length, size if size < length else None, None, causal)):
-            return (size if size < length else None), None
-    usual = _mask(length, None, None, causal)
+        window = size if size < length else None
+        if torch.equal(mask, _mask(length, (window, None), causal)):
+            return window, None
+    usual = _mask(length, (None, None), causal)
     whole = [n for n in range(1, length) if torch.equal(mask[:n, :n], usual[:n, :n])]
     return None, max(whole, default=0)
 
 
-def _windows(config: Any, n_layers: int) -> list[int | None]:
-    """By layer, how many keys a query sees; None where it sees all.
+def _sizes(config: Any) -> dict[str, int]:
+    """The sizes of windows, chunks and sets of keys that a config has."""
+    found = {name: getattr(config, name, None) for name in SIZES}
+    return {name: size for name, size in found.items() if isinstance(size, int) and size > 0}
 
-    Read from the Hugging Face config: TransformerLens's `cfg.window_size` can be None although
-    layers have a window.
+
+def _named(config: Any, n_layers: int) -> list[Form]:
+    """By layer the mask that the Hugging Face config names.
+
+    TransformerLens's `cfg.window_size` can be None although layers have a window.
     """
+    sizes = _sizes(config)
     kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
-    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
-    if window is None or not getattr(config, "use_sliding_window", True):
-        return [None] * n_layers
-    if kinds is None:
-        return [int(window)] * n_layers
-    return [int(window) if kind in SLIDING else None for kind in kinds]
+    window = sizes.get("sliding_window", sizes.get("window_size"))
+    if not getattr(config, "use_sliding_window", True):
+        window = None
+    chunk, most = sizes.get("attention_chunk_size"), sizes.get("index_topk")
 
+    def form(kind: str | None) -> Form:
+        slides = window is not None and (kind is None or kind in SLIDING)
+        return window if slides else None, chunk if kind == "chunked_attention" else most
 
-def _chunks(config: Any, n_layers: int) -> list[int | None]:
-    """By layer, the size of the chunks within which it attends; None where there are none."""
-    kinds, size = getattr(config, "layer_types", None), getattr(config, "attention_chunk_size", 0)
-    if not (kinds and size):
-        return [None] * n_layers
-    return [int(size) if kind == "chunked_attention" else None for kind in kinds]
+    return [form(kind) for kind in kinds or [None] * n_layers]

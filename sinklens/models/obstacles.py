@@ -7,8 +7,14 @@ run on two short prompts (`trials.Sites`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from .trials import (
     Sites,
@@ -16,10 +22,16 @@ from .trials import (
     differs,
     layers_changed,
     misshapen,
+    relative_room,
     writes_what_it_reads,
 )
 
 NO_EFFECT = "an intervention there does nothing"
+HIDDEN_VALUES = "values are clamped or normed behind that hook"
+NO_BLOCKS = (
+    "TransformerLens shows neither the residual stream nor attention in any block of {}; use a "
+    "model whose blocks have a hook_resid_pre or hook_pattern"
+)
 OF_ATTENTION = ("z", "pattern", "scores", "key", "value")
 """The kinds of site that only layers with attention have."""
 _SHOWN = 6
@@ -43,6 +55,17 @@ def meant_shapes(
         "key": grouped,
         "value": grouped,
     }
+
+
+def require_blocks(architecture: str, names: Mapping[str, Sequence[str]], clean: Sites) -> None:
+    """Refuse a model of whose blocks TransformerLens shows nothing that sinklens reads or edits.
+
+    Raises:
+        SinklensError: It is one.
+    """
+    kinds = ("residual", *OF_ATTENTION)
+    if not any(name in clean.held for kind in kinds for name in names[kind]):
+        raise SinklensError(NO_BLOCKS.format(architecture))
 
 
 def attention_layers(names: Mapping[str, Sequence[str]], clean: Sites) -> tuple[int, ...]:
@@ -161,3 +184,61 @@ def gated_layers(
             if not writes_what_it_reads(pattern, value, z):
                 wrong.append(layer)
     return tuple(wrong)
+
+
+def hidden_values(
+    model: HookedModel,
+    tokens: Any,
+    clean: Sites,
+    names: Mapping[str, Sequence[str]],
+    gated: Sequence[int],
+) -> dict[str, str]:
+    """The hook points whose values are not those that heads sum, of layers in which z is not A v.
+
+    Another value at position 0 then moves what a query reads along one direction, by its weight on
+    key 0, as in z = A f(v). A gate or a norm behind attention moves each query in its own way.
+    """
+    entries = names["residual"]
+    if not gated or any(entry not in clean.held for entry in entries):
+        return {}
+    moved: dict[int, Tensor] = {}
+    hooks: list[tuple[str, Any]] = [
+        (entry, partial(_instead, clean=clean.held[entry])) for entry in entries
+    ]
+    for layer in gated:
+        hooks += [
+            (names["value"][layer], _noise_at_0),
+            (names["z"][layer], partial(_kept, moved=moved, layer=layer)),
+        ]
+    model.run_with_hooks(tokens, fwd_hooks=hooks)
+    found = {}
+    for layer in gated:
+        change = moved[layer].float() - clean.held[names["z"][layer]].float()
+        key0 = clean.held[names["pattern"][layer]][..., 0].float()
+        if _along_one_direction(change, key0, relative_room(moved[layer].dtype)):
+            found[names["value"][layer]] = HIDDEN_VALUES
+    return found
+
+
+def _along_one_direction(
+    change: Float[Tensor, "batch pos head d"],
+    weights: Float[Tensor, "batch head pos"],
+    room: float,
+) -> bool:
+    """Whether each query moves by its weight times one vector of the head; also where none does."""
+    direction = torch.einsum("bqhd,bhq->bhd", change, weights)
+    direction = direction / (weights**2).sum(-1, keepdim=True)
+    rest = change - torch.einsum("bhd,bhq->bqhd", direction, weights)
+    return float(rest.abs().max()) <= room * float(change.abs().max())
+
+
+def _instead(activation: Tensor, hook: Any, *, clean: Tensor) -> Tensor:
+    return clean.clone()
+
+
+def _noise_at_0(value: Tensor, hook: Any) -> Tensor:
+    return torch.cat([add_noise(value, hook)[:, :1], value[:, 1:]], 1)
+
+
+def _kept(z: Tensor, hook: Any, *, moved: dict[int, Tensor], layer: int) -> None:
+    moved[layer] = z.detach().clone()

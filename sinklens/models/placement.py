@@ -182,7 +182,8 @@ def require_plain(model: Any) -> None:
             f"{name} holds a model and adapters beside its weights, which TransformerLens cannot "
             "wrap; model.merge_and_unload() gives one model of both"
         )
-    if any(callable(getattr(part, "weight", None)) for part in model.modules()):
+    weights = [getattr(part, "weight", None) for part in model.modules()]
+    if any(callable(weight) and not isinstance(weight, torch.nn.Module) for weight in weights):
         raise SinklensError(
             f"this {name} has quantised weights that are no tensors, which TransformerLens cannot "
             "read; load it in float32 or bfloat16"

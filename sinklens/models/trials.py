@@ -155,6 +155,14 @@ def is_causal(
     return rounded and not any(bool(pattern.triu(1).any()) for pattern in shown)
 
 
+def has_learned_sinks(
+    patterns: Sequence[Float[Tensor, "2 head query key"] | None], dtype: torch.dtype
+) -> bool:
+    """Whether attention rows sum to less than 1."""
+    least = 0.999 if dtype in (torch.float32, torch.float64) else 0.97
+    return any(bool((one.sum(-1) < least).any()) for one in patterns if one is not None)
+
+
 def seen_keys(pattern: Float[Tensor, "batch head query key"]) -> Bool[Tensor, "query key"]:
     """The keys to which some head gives weight in some prompt, by query."""
     return (pattern != 0).any(0).any(0)
@@ -175,5 +183,10 @@ def writes_what_it_reads(
         return False
     values = value.float().repeat_interleave(groups, 2)
     read = torch.einsum("bhqk,bkhd->bqhd", pattern.float(), values)
-    room = 1e-3 if z.dtype in (torch.float32, torch.float64) else 0.05
+    room = relative_room(z.dtype)
     return float((read - z.float()).abs().max()) <= room * float(z.float().abs().max())
+
+
+def relative_room(dtype: torch.dtype) -> float:
+    """How far two values that are alike may lie apart, as a share of the largest."""
+    return 1e-3 if dtype in (torch.float32, torch.float64) else 0.05

@@ -14,8 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..core.errors import SinklensError
 from ..core.protocol import HookedModel
 from ..functional.quadratic_form import GatedWeights
+from .trials import relative_room
 
 Projection = Literal["W_Q", "W_K", "W_O"]
 
@@ -32,11 +34,47 @@ def in_memory(module: torch.nn.Module) -> Iterator[None]:
 
 
 def projection(model: HookedModel, layer: int, name: Projection) -> Tensor:
-    """A projection of an attention layer, `[head, d_model, d_head]`; `W_O` is transposed."""
+    """A projection of an attention layer, `[head, d_model, d_head]`; `W_O` is transposed.
+
+    Raises:
+        SinklensError: There is none, or the layer computes with something else: a module of the
+            user's own around it, such as an adapter or a gate.
+    """
     attention: Any = model.blocks[layer].attn
-    with in_memory(attention):
-        weight: Tensor = getattr(attention, name)
-        return weight.detach()
+    with in_memory(attention), torch.no_grad():
+        try:
+            weight: Tensor = getattr(attention, name).detach()
+        except (AttributeError, NotImplementedError) as error:
+            raise SinklensError(
+                f"layer {layer} of {model.cfg.architecture} has no {name} that TransformerLens can "
+                "reach; sink_profile and bos_replacement read no weights"
+            ) from error
+        if not _is_computed_with(attention, name, weight):
+            raise SinklensError(
+                f"layer {layer} of {model.cfg.architecture} projects by something else than its "
+                f"{name} (an adapter or another module around it); sink_profile and "
+                "bos_replacement read no weights"
+            )
+        return weight
+
+
+def _is_computed_with(attention: Any, name: Projection, weight: Tensor) -> bool:
+    """Whether the module of a projection multiplies with a weight, tried on two vectors."""
+    bridge = getattr(attention, name[-1].lower(), None)
+    module = getattr(bridge, "original_component", None)
+    if module is None or weight.ndim != 3:
+        return True
+    by_input = weight.flatten(0, 1) if name == "W_O" else weight.transpose(0, 1).flatten(1)
+    vectors = torch.randn(2, len(by_input), generator=torch.Generator().manual_seed(0)).to(weight)
+    expected = (vectors[1] - vectors[0]) @ by_input
+    try:
+        outputs = module(vectors[None])
+    except (RuntimeError, TypeError):  # a module that takes more, or other sizes
+        return True
+    if outputs.shape[-1] != len(expected):  # a gate or values beside it
+        return True
+    difference = (outputs[0, 1] - outputs[0, 0] - expected).abs().max()
+    return float(difference) <= relative_room(weight.dtype) * float(expected.abs().max())
 
 
 def gated_weights(model: HookedModel, layer: int) -> GatedWeights | None:

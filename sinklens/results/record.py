@@ -95,8 +95,11 @@ class Array:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Array):
             return NotImplemented
-        same_axes = (self.dims, self.coords) == (other.dims, other.coords)
-        return same_axes and _are_same(self.values, other.values)
+        return self._axes() == other._axes() and _are_same(self.values, other.values)
+
+    def _axes(self) -> list[tuple[str, list[Any] | None]]:
+        """The names of the axes with their labels, which are lists in a file."""
+        return [(dim, list(self.coords[dim]) if dim in self.coords else None) for dim in self.dims]
 
 
 @dataclass(frozen=True, eq=False)

@@ -223,4 +223,9 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "Zamba 2": _zamba2,
     "RoBERTa": _roberta,
     "DiffLlama": partial(_made, "DiffLlama"),
+    "OLMo 1, clipped": odd_models.olmo_clipped,
+    "GLM MoE DSA": odd_models.glm_moe_dsa,
+    "Ministral 3": partial(_made, "Ministral3", layer_types=SLIDING, sliding_window=10),
+    "DeepSeek V4": odd_models.deepseek_v4,
+    "HRM": odd_models.hrm_text,
 }

@@ -1,6 +1,7 @@
 """How often tests and verdicts are wrong where nothing is there, and how often intervals cover.
 
     python -m tests.benchmarks.calibration [--repeats 2000] [--runs 40]    writes the page
+    python -m tests.benchmarks.calibration --rules                          one of its tables
     python -m tests.benchmarks.calibration --measure                        SmolLM2's differences
 
 Paired differences of a known mean are simulated. Of each distribution
@@ -11,10 +12,11 @@ Paired differences of a known mean are simulated. Of each distribution
     coverage   the interval holds the mean: Student's t, bootstrap-t (`interval=bootstrap_t`), and
                the BCa interval beside them
 
-all computed for many experiments at once, from the formulas and without the package's own
-statistics, which the tests hold against them; and the same of whole runs: BOS replaced in a model
-with random weights, other random prompts and draws each time. The mean that intervals should hold
-is that of all runs.
+and of rules by which a verdict could be given (`RULES`), how often each is wrong, and how often it
+finds an effect that is there. All are computed for many experiments at once, from the formulas and
+without the package's own statistics, which the tests hold against them. The same of whole runs: BOS
+replaced in a model with random weights, other random prompts and draws each time. The mean that
+intervals should hold is that of all runs.
 """
 
 from __future__ import annotations
@@ -54,6 +56,16 @@ DRAWN: Mapping[str, tuple[Draw, float]] = {
     ),
 }
 """By name how differences are drawn, and their mean."""
+RULES = (
+    "Student's t",
+    "bootstrap-t",
+    "both",
+    "Student's t, no ~",
+    "both, no ~",
+    "Student's t, 99 %",
+)
+"""Which intervals have to leave the null out; `no ~` gives no verdict on a marked row."""
+EFFECTS, MARKED = (0.5, 1.0), 0.5
 METRICS, LENGTH, RUN_SIZES = ("loss", "kl", "sink_mass"), 24, (8, 32)
 
 
@@ -113,10 +125,38 @@ def sign_flip_ps(differences: Experiments, random: np.random.Generator) -> np.nd
     return p
 
 
-def student_ends(differences: Experiments) -> Ends:
+def rates_of_rules(name: str, n_prompts: int, repeats: int, effect: float = 0.0) -> list[float]:
+    """By rule how often it says that the mean is not its null, which is `effect` away from it."""
+    random, (draw, mean) = np.random.default_rng([7, n_prompts]), distribution(name)
+    found = []
+    for start in range(0, repeats, BATCH):
+        differences = draw(random, (min(BATCH, repeats - start), n_prompts)) - mean + effect
+        intervals = (
+            student_ends(differences),
+            bootstrap_t_ends(differences, random),
+            student_ends(differences, level=0.01),
+        )
+        student, bootstrapped, strict = ((low > 0) | (high < 0) for low, high in intervals)
+        clear, both = ~marked(differences), student & bootstrapped
+        found.append([student, bootstrapped, both, student & clear, both & clear, strict])
+    return [float(share) for share in np.concatenate(found, axis=1).mean(1)]
+
+
+def marked(differences: Experiments) -> np.ndarray:
+    """Which rows carry the mark (~): skewed, or a tenth of the prompts makes most of the sum."""
+    size = differences.shape[1]
+    skewed = np.abs(stats.skew(differences, axis=1)) >= 1
+    skewed &= stats.skewtest(differences, axis=1).pvalue <= LEVEL
+    sizes = np.sort(np.abs(differences), axis=1)[:, ::-1]
+    few = sizes[:, : -(-size // 10)].sum(1) > MARKED * sizes.sum(1)
+    is_marked: np.ndarray = skewed | few
+    return is_marked
+
+
+def student_ends(differences: Experiments, level: float = LEVEL) -> Ends:
     """Student's t interval of every experiment."""
     size = differences.shape[1]
-    reach = stats.t.ppf(1 - LEVEL / 2, size - 1) * differences.std(1, ddof=1) / size**0.5
+    reach = stats.t.ppf(1 - level / 2, size - 1) * differences.std(1, ddof=1) / size**0.5
     return differences.mean(1) - reach, differences.mean(1) + reach
 
 
@@ -225,6 +265,20 @@ def table(repeats: int) -> list[str]:
     return lines
 
 
+def table_of_rules(repeats: int) -> list[str]:
+    """How often verdicts by each rule are wrong, and how often they find an effect."""
+    lines = [f"| differences | prompts | {' | '.join(RULES)} |", f"|{'---|' * (len(RULES) + 2)}"]
+    cases = [(name, 0.0) for name in (*DRAWN, *OF_SMOLLM2)]
+    cases += [("normal", effect) for effect in EFFECTS]
+    for name, effect in cases:
+        shown = f"{name}, an effect of {effect} sd" if effect else name
+        for size in SIZES:
+            rates = rates_of_rules(name, size, repeats, effect)
+            lines.append(f"| {shown} | {size} | {' | '.join(f'{one:.3f}' for one in rates)} |")
+            print(lines[-1], flush=True)
+    return lines
+
+
 def table_of_runs(runs: int) -> list[str]:
     """The part of whole runs."""
     lines = ["| metric | row | prompts | Student's t | bootstrap-t |", "|---|---|---|---|---|"]
@@ -243,11 +297,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--rules", action="store_true")
     options = parser.parse_args()
     if options.measure:
         measure()
         return
-    made = {"simulated": table(options.repeats), "runs": table_of_runs(options.runs)}
+    made = {"rules": table_of_rules(options.repeats)}
+    if not options.rules:
+        made |= {"simulated": table(options.repeats), "runs": table_of_runs(options.runs)}
     text = PAGE.read_text("utf-8")
     for name, lines in made.items():
         before, rest = text.split(f"<!-- {name} -->\n\n")

@@ -154,7 +154,7 @@ def test_the_result_is_whole(subject: Subject, tmp_path: Path) -> None:
             leads = [lead for lead in result.effects if lead.against is None]
             assert any(_same_place(row, lead) for lead in leads), row
     loaded = sinklens.ExperimentResult.load(result.save(tmp_path / "out"))
-    assert loaded.effects == result.effects and str(loaded) == str(result)
+    assert loaded == result and str(loaded) == str(result)
     assert loaded.plot().to_json() == result.plot().to_json() and result.plot().data
     assert "<table" in result._repr_html_()
     json.dumps(result.findings), json.dumps(result.draws)

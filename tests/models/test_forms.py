@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import sinklens
 from sinklens import SinklensError
 from sinklens.models import loading
 from sinklens.models.agreement import require_as_on_cpu
-from tests import families
+from tests import families, odd_models
 from tests.reference import plain_families as reference
 
 pytestmark = pytest.mark.slow
@@ -76,6 +77,66 @@ def test_weights_that_are_no_tensors_are_refused() -> None:
         )
     with pytest.raises(SinklensError, match="quantised weights that are no tensors"):
         sinklens.load(quantised)
+
+
+def test_parametrised_weights_are_tensors() -> None:
+    """As LoRA by `parametrize`, or weight norm: a weight that is computed when it is read."""
+    plain, parametrised = families.llama(), families.llama()
+    for model in (plain, parametrised):
+        nn.utils.parametrizations.weight_norm(model.model.layers[0].self_attn.o_proj)
+    with torch.no_grad():
+        for model in (plain, parametrised):
+            kept = model.model.layers[0].self_attn.o_proj.parametrizations.weight
+            kept.original0.mul_(3)
+    loss = reference.loss(reference.without_bos(plain, TOKENS), TOKENS).mean()
+    found = loss_without_bos(sinklens.load(parametrised))
+    assert found == pytest.approx(float(loss), abs=1e-4)
+
+
+class Around(nn.Module):
+    """A user's own module around a projection: a gate that hides it, or adds to it as LoRA does."""
+
+    def __init__(self, inner: Any, shown: bool) -> None:
+        super().__init__()
+        self.inner, self.more = inner, nn.Linear(inner.in_features, inner.out_features, bias=False)
+        if shown:
+            self.weight, self.bias = inner.weight, inner.bias
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        summed: Tensor = self.inner(vectors) + self.more(vectors)
+        return summed
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_weights_inside_of_other_modules_are_not_read(shown: bool) -> None:
+    """Edits are right there; what a head writes through W_O alone would not be."""
+    torch.manual_seed(0)
+    plain = families.llama()
+    projection = plain.model.layers[1].self_attn.o_proj
+    plain.model.layers[1].self_attn.o_proj = Around(projection, shown)
+    loss = reference.loss(reference.without_bos(plain, TOKENS), TOKENS).mean()
+    model = sinklens.load(plain)
+    assert loss_without_bos(model) == pytest.approx(float(loss), abs=1e-4)
+    said = "something else than its W_O" if shown else "has no W_O that TransformerLens can reach"
+    prompts = sinklens.Prompts(TOKENS, bos=True, source="tokens")
+    with pytest.raises(SinklensError, match=f"layer 1 of LlamaForCausalLM .*{said}"):
+        sinklens.run("active_dormant", model, prompts, progress=False, random_weights=False)
+
+
+def test_models_that_take_no_tokens_are_refused() -> None:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
+    image = transformers.ViTForImageClassification(
+        transformers.ViTConfig(**sizes, intermediate_size=32, image_size=8, patch_size=4)
+    )
+    with pytest.raises(SinklensError, match="takes pixel_values instead of tokens"):
+        sinklens.load(image)
+
+
+@pytest.mark.parametrize("make", [odd_models.deepseek_v4, odd_models.hrm_text])
+def test_blocks_that_are_not_shown_are_refused_in_one_sentence(make: Any) -> None:
+    """Several streams at once, and a stack that is gone through again and again."""
+    with pytest.raises(SinklensError, match="shows neither the residual stream nor attention"):
+        loss_without_bos(sinklens.load(make()))
 
 
 def test_a_model_on_meta_is_refused() -> None:

@@ -18,13 +18,14 @@ from sinklens.engine.evaluate import evaluate
 from sinklens.engine.shortcuts import shortcuts
 from sinklens.experiments.geometry._fisher import weight_groups
 from sinklens.hooks import ablate_heads, drop_edge, patch_position0, replace_bos_embedding
-from sinklens.models import masks
 from sinklens.models.agreement import agreement, unwrapped
 from sinklens.models.capabilities import check
 from sinklens.models.remarks import remarks_on
+from sinklens.models.trials import read_sites
 from sinklens.probes import LogitGaps, SinkReads, ValueNorms
 from sinklens.probes.log_split import SinkReadouts
 from tests import families, odd_models
+from tests.reference import plain_attention
 
 pytestmark = pytest.mark.slow  # many models or pages
 
@@ -148,6 +149,24 @@ def test_gated_heads_are_not_weights_times_values(name: str) -> None:
     assert "weights times its values" in result.settings["left_out"]["shares"]
 
 
+@pytest.mark.parametrize("name", ["olmo_clipped", "gemma4"])
+def test_values_that_are_changed_behind_their_hook_are_not_read(name: str) -> None:
+    """OLMo 1 can clamp values, Gemma 4 norms them: sizes in front of that are none of attention."""
+    model = bridge(name)
+    one = plain_attention.attention(plain(name), TOKENS)[1]
+    held = read_sites(model, TOKENS, {"value": ["blocks.1.attn.hook_v"]}).held
+    (shown,) = held.values()
+    summed = one.values.transpose(1, 2)[:, :, :: one.values.shape[1] // shown.shape[2]]
+    assert float((shown.norm(dim=-1) - summed.norm(dim=-1)).abs().max()) > 0.1
+    for call in (
+        lambda: evaluate(model, prompts(), [], [], probes=[ValueNorms(model)]),
+        lambda: patch_position0(model, 0, "zero", part="value"),
+        lambda: run("active_dormant", name),
+    ):
+        with pytest.raises(SinklensError, match="values are clamped or normed behind that hook"):
+            call()
+
+
 def test_edges_are_removed_in_z_only_where_z_is_what_heads_read() -> None:
     with pytest.raises(SinklensError, match="weights times its values"):
         run("sink_head_ablation", "afmoe", heads="all", conditions="drop_edge_unnormalised")
@@ -186,17 +205,6 @@ def test_a_sink_logit_is_left_out_where_the_mask_is_not_known() -> None:
     probe = LogitGaps(bridge("chunked"))
     with pytest.raises(SinklensError, match="prompts of at most 5 tokens"):
         evaluate(bridge("chunked"), prompts(), [], [], probes=[probe])
-
-
-@pytest.mark.parametrize(
-    ("name", "windows"), [("mistral", (4, 4)), ("gemma2", (4, None, 4)), ("llama", (None, None))]
-)
-@pytest.mark.parametrize("guess", [None, 3])
-def test_the_mask_is_read_where_the_config_is_not_known(
-    name: str, windows: tuple[int | None, ...], guess: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(masks, "_windows", lambda config, n_layers: [guess] * n_layers)
-    assert check(families.boot(name)).windows == windows
 
 
 def test_a_bridge_that_is_wrong_is_refused() -> None:

@@ -16,6 +16,7 @@ from scipy import stats
 
 from sinklens.stats.bootstrap import pivot_quantiles
 from sinklens.stats.effects import bootstrap_t, interval, paired_row, sign_flip_p
+from sinklens.stats.skewness import uneven
 from tests.benchmarks import calibration
 from tests.benchmarks.calibration import DRAWN, PAGE, simulate
 
@@ -23,9 +24,10 @@ SYMMETRIC = ("normal", "Student's t, 3 degrees")
 LINE = re.compile(r"^\| ([^|`]+) \| (\d+) \|((?: [\d.]+ \|)+)$", re.MULTILINE)
 
 
-def rows_of_the_page() -> dict[tuple[str, int], list[float]]:
-    """By distribution and prompts: p, control, Student's t, bootstrap-t, BCa."""
-    found = LINE.findall(PAGE.read_text("utf-8"))
+def rows_of_the_page(table: str = "simulated") -> dict[tuple[str, int], list[float]]:
+    """By distribution and prompts: p, control, Student's t, bootstrap-t, BCa; or by rule."""
+    after = PAGE.read_text("utf-8").partition(f"<!-- {table} -->\n\n")[2]
+    found = LINE.findall(after.partition("\n\n")[0] + "\n")
     return {
         (name, int(size)): [float(one) for one in numbers.strip(" |").split(" | ")]
         for name, size, numbers in found
@@ -86,6 +88,33 @@ def test_small_versions_of_the_page(name: str, size: int) -> None:
     shares = found.rejected, found.control, *found.covered.values()
     for share, expected in zip(shares, published, strict=True):
         assert abs(share - expected) < 4 * math.sqrt(max(expected * (1 - expected), 0.02) / repeats)
+
+
+def test_a_small_version_of_the_rules() -> None:
+    repeats = 1000
+    found = calibration.rates_of_rules("lognormal", 16, repeats)
+    for share, expected in zip(found, rows_of_the_page("rules")["lognormal", 16], strict=True):
+        assert abs(share - expected) < 4 * math.sqrt(max(expected * (1 - expected), 0.02) / repeats)
+
+
+def test_marks_of_the_rules_are_those_of_the_package() -> None:
+    """One row at a time, as the rules have it."""
+    random = np.random.default_rng(4)
+    draw, mean = DRAWN["lognormal"]
+    differences = draw(random, (40, 16)) - mean
+    rows = [paired_row("loss", "null", "treatment", one, np.zeros(16)) for one in differences]
+    found = calibration.marked(differences)
+    assert found.tolist() == [bool(uneven([row]).rows) for row in rows]
+    assert 0 < found.sum() < len(rows)
+
+
+def test_what_the_page_says_of_rules() -> None:
+    """Both intervals are wrong less often, and find less."""
+    for (name, size), rates in rows_of_the_page("rules").items():
+        student, bootstrapped, both, *_ = rates
+        assert both <= min(student, bootstrapped)
+        if name not in ("in 5 % of prompts", "lognormal") and "effect" not in name and size >= 16:
+            assert both <= 0.06
 
 
 def test_the_package_covers_as_the_page_says() -> None:
