@@ -1,4 +1,4 @@
-"""The four papers' experiments on every member: each works, or says why it does not.
+"""Every experiment on every member: each works, or says why it does not.
 
 With a single draw of what is random; the tests of each experiment have more.
 """
@@ -12,6 +12,7 @@ import pytest
 
 import sinklens
 from sinklens import zoo
+from sinklens.runner import registry
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +40,20 @@ REFUSED |= {
     for name in ("learned-sink", "no-bos", "postnorm", "sandwich")
 }
 REFUSED |= {
+    ("encoder", name): "needs a causal model"
+    for name in ("position_bias", "bias_constancy", "position0_patching")
+}
+REFUSED |= {
+    (name, "rope_phase"): "turns rotary planes"
+    for name in ("alibi", "backcopy-1", "backcopy-3", "encoder", "learned", "nope")
+}
+REFUSED |= {(name, "attention_likelihood"): "whole words" for name in ("backcopy-1", "backcopy-3")}
+REFUSED |= {(name, "qk_eigenspectrum"): "no bilinear form" for name in ("postnorm", "qknorm")}
+REFUSED |= {
+    ("no-bos", "bos_replacement"): "prompts that start with BOS",
+    ("postnorm", "outlier_dimensions"): "has none",
+}
+REFUSED |= {
     (name, "sink_emergence"): "no checkpoint of step 512"
     for name in zoo.names()
     if name not in ("rope", "postnorm")
@@ -47,6 +62,17 @@ REFUSED |= {
 
 TRIED = ("postnorm", "alibi", "encoder", "backcopy-1")
 """Of every kind of refusal one; the others run where `--heavy` is given."""
+PLACES = ("heads", "layers", "conditions")
+"""Of small settings those that not every member has."""
+
+
+def settings_of(experiment: str) -> dict[str, Any]:
+    """Settings with which it is fast, and which every member can have."""
+    small = registry.get(experiment).smallest
+    own = {name: value for name, value in small.items() if name not in PLACES}
+    if experiment == "sink_head_ablation":
+        own["heads"] = "all"
+    return {"draws": 1, "null_models": 2, "progress": False, **SETTINGS.get(experiment, own)}
 
 
 @pytest.fixture(
@@ -59,11 +85,17 @@ def member(request: pytest.FixtureRequest) -> tuple[str, Any]:
     return request.param, sinklens.load(request.param)
 
 
-@pytest.mark.parametrize("experiment", SETTINGS)
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        pytest.param(name, marks=[] if name in SETTINGS else pytest.mark.heavy)
+        for name in registry.all_experiments()
+    ],
+)
 def test_every_member_works_or_says_why_not(member: tuple[str, Any], experiment: str) -> None:
     name, model = member
-    prompts = sinklens.prompts(model, n=3, length=16)
-    settings = {"draws": 1, "null_models": 2, "progress": False, **SETTINGS[experiment]}
+    prompts = sinklens.prompts(model, n=3, length=16 if experiment in SETTINGS else 24)
+    settings = settings_of(experiment)
     reason = REFUSED.get((name, experiment))
     if reason is not None:
         with pytest.raises(sinklens.SinklensError, match=reason):
