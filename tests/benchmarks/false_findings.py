@@ -53,7 +53,7 @@ def results(family: str, experiment: str, models: int) -> Iterator[ExperimentRes
     """The experiment on models of a family with other weights each."""
     of_words = experiment in OF_WORDS
     base: Any = sinklens.load("rope") if of_words else boot(family)
-    text = sinklens.prompts(base, n=N_PROMPTS * models, length=LENGTH) if of_words else None
+    text = sinklens.prompts(base, n=N_PROMPTS * models, length=2 * LENGTH) if of_words else None
     for seed in range(models):
         model: Any = random_weights(base, 10_000 + seed)[0]
         model.tokenizer = base.tokenizer
