@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mkdocs.structure.files import File
@@ -59,6 +60,8 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, name, content=text))
     for path in NOTEBOOKS:
         files.append(File.generated(config, f"tutorials/{path.name}", abs_src_path=str(path)))
+    for name, content in atlas():
+        files.append(File.generated(config, f"atlas/{name}", content=content))
     return files
 
 
@@ -77,6 +80,17 @@ def on_post_build(config: Any) -> None:
     for path in Path(config.site_dir).rglob("*.html"):
         for tag in FETCHED.findall(path.read_text("utf-8")):
             logging.getLogger("mkdocs.plugins").warning("%s fetches %s", path.name, tag)
+
+
+def atlas() -> Iterator[tuple[str, bytes]]:
+    """The files of the atlas of the shipped models, by their place in it."""
+    from sinklens.sweep.atlas.site import make_atlas
+
+    with TemporaryDirectory() as base:
+        site = make_atlas(ROOT / "atlas" / "effects.parquet", Path(base) / "site").parent
+        for path in sorted(site.rglob("*")):
+            if path.is_file():
+                yield path.relative_to(site).as_posix(), path.read_bytes()
 
 
 def pages() -> Iterator[tuple[str, str]]:
