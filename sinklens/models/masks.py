@@ -6,12 +6,14 @@ they contradict the config, queries are set to 0, which makes all scores alike, 
 a visible key is 0 by rounding.
 
 A window that is longer than the prompt does not show. Some classes pass over what their config says
-(MiniMax M2 has no window, Ministral 3 one in every layer), so one run is made with `SMALL` in place
-of the config's sizes. Layers that do not follow are shown a prompt that is longer than the window.
+(MiniMax M2 has no window, Ministral 3 one in every layer), so one run is made with copies of the
+config that have `SMALL` in place of its sizes. Layers that do not follow are shown a prompt that is
+longer than the window.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ SIZES = ("sliding_window", "window_size", "attention_chunk_size", "index_topk")
 SMALL = 4
 LONGEST = 1024
 """The longest window for which a prompt of more tokens is run."""
+BEYOND = 8
+"""How many tokens more: a set of keys that is no window does not look like one for as many."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,19 @@ def read_masks(
     if longer:
         usual = _mask(length, (None, None), causal)
         hidden = [mask is not None and torch.equal(mask, usual) for mask in seen]
-        with _small(config, longer):
+        with _small(model, config, longer):
             small = _with_even_scores(model, tokens, hidden)
-        for layer, mask in enumerate(small):
-            if mask is not None and not _follows(mask, named[layer], causal):
-                forms[layer] = _shown(model, tokens, layer, max(longer.values()), causal)
+        unlike = [
+            layer
+            for layer, mask in enumerate(small)
+            if mask is not None and not _follows(mask, named[layer], causal)
+        ]
+        for layer, form in _shown(model, tokens, unlike, list(longer.values()), causal).items():
+            forms[layer] = form
+    forms = [
+        known if form[0] is not None and form[0] == known[1] else form  # as many keys by chance
+        for form, known in zip(forms, named, strict=True)
+    ]
     windows, others = zip(*forms, strict=True)
     return Masks(windows, others)
 
@@ -122,16 +134,36 @@ def _to_zero(query: Tensor, hook: Any) -> Tensor:
 
 
 @contextmanager
-def _small(config: Any, sizes: Iterable[str]) -> Iterator[None]:
-    """A config with `SMALL` in place of some sizes."""
-    before = {name: getattr(config, name) for name in sizes}
+def _small(model: HookedModel, config: Any, sizes: Iterable[str]) -> Iterator[None]:
+    """The modules of a model with copies of a config that have `SMALL` in place of some sizes.
+
+    The config itself may be that of another model too, and stays as it is.
+    """
+    small = copy.copy(config)
+    for name in sizes:
+        setattr(small, name, SMALL)
+    modules = [part for part in model.original_model.modules() if hasattr(part, "config")]
+    before = [part.config for part in modules]
     try:
-        for name in before:
-            setattr(config, name, SMALL)
+        for part in modules:
+            part.config = _with_text_config(part.config, config, small)
         yield
     finally:
-        for name, size in before.items():
-            setattr(config, name, size)
+        for part, own in zip(modules, before, strict=True):
+            part.config = own
+
+
+def _with_text_config(holder: Any, config: Any, other: Any) -> Any:
+    """A config, or one that holds it, with another in its place."""
+    if holder is config:
+        return other
+    names = [name for name, value in getattr(holder, "__dict__", {}).items() if value is config]
+    if not names:
+        return holder
+    changed = copy.copy(holder)
+    for name in names:
+        setattr(changed, name, other)
+    return changed
 
 
 def _follows(mask: Mask, named: Form, causal: bool) -> bool:
@@ -142,20 +174,30 @@ def _follows(mask: Mask, named: Form, causal: bool) -> bool:
 
 
 def _shown(
-    model: HookedModel, tokens: Int[Tensor, "batch pos"], layer: int, size: int, causal: bool
-) -> Form:
-    """The mask of a layer in a prompt that is longer than a window of some size.
+    model: HookedModel,
+    tokens: Int[Tensor, "batch pos"],
+    layers: Sequence[int],
+    sizes: Sequence[int],
+    causal: bool,
+) -> dict[int, Form]:
+    """The masks of some layers in a prompt that is longer than windows of some sizes.
 
-    Up to that size it is the usual one, whatever the config's size means for the layer.
+    Where a size is too long for that, masks are known up to it.
     """
-    context = int(getattr(model.cfg, "n_ctx", 0) or size + 1)
-    if size > LONGEST or size >= context:
-        return None, size
-    prompt = tokens[:1].repeat(1, size // tokens.shape[1] + 1)[:, : size + 1]
-    wanted = [one == layer for one in range(int(model.cfg.n_layers))]
-    mask = _with_even_scores(model, prompt, wanted)[layer]
-    assert mask is not None
-    return _recognised(mask, causal)
+    if not layers:
+        return {}
+    context = int(getattr(model.cfg, "n_ctx", 0) or max(sizes) + BEYOND)
+    fit = [size for size in sizes if size <= LONGEST and size < context]
+    known = min((size for size in sizes if size not in fit), default=None)
+    found: dict[int, Form] = dict.fromkeys(layers, (None, known))
+    if fit:
+        length = min(max(fit) + BEYOND, context)
+        prompt = tokens[:1].repeat(1, length // tokens.shape[1] + 1)[:, :length]
+        wanted = [layer in layers for layer in range(int(model.cfg.n_layers))]
+        for layer, mask in enumerate(_with_even_scores(model, prompt, wanted)):
+            if mask is not None and (form := _recognised(mask, causal)) != (None, None):
+                found[layer] = form
+    return found
 
 
 def _mask(length: int, form: Form, causal: bool) -> Mask:
@@ -171,13 +213,13 @@ def _mask(length: int, form: Form, causal: bool) -> Mask:
 def _recognised(mask: Mask, causal: bool) -> Form:
     """The window of a mask, or the longest prompt for which it is the usual one."""
     length = len(mask)
-    for size in range(1, length + 1):
-        window = size if size < length else None
-        if torch.equal(mask, _mask(length, (window, None), causal)):
-            return window, None
+    seeing_first = int(mask[:, 0].sum())  # as many queries as a window has keys
+    window = seeing_first if seeing_first < length else None
+    if torch.equal(mask, _mask(length, (window, None), causal)):
+        return window, None
     usual = _mask(length, (None, None), causal)
-    whole = [n for n in range(1, length) if torch.equal(mask[:n, :n], usual[:n, :n])]
-    return None, max(whole, default=0)
+    queries, keys = (mask != usual).nonzero(as_tuple=True)
+    return None, int(torch.maximum(queries, keys).min())
 
 
 def _sizes(config: Any) -> dict[str, int]:

@@ -83,11 +83,51 @@ def test_windows_that_cannot_be_shown_are_not_believed(monkeypatch: pytest.Monke
     assert f"use prompts of at most {WINDOW} tokens" in found.unknown_mask(WINDOW + 1)
 
 
-def test_a_config_is_as_it_was_after_a_check() -> None:
-    model = sinklens.load(MODELS["Gemma 3"][0]())
-    before = model.original_model.config.to_dict()
+def test_of_two_sizes_in_a_config_neither_hides_a_window() -> None:
+    make, windows = MODELS["GPT-Neo"]
+    for name, size in (("index_topk", 2000), ("attention_chunk_size", WINDOW + 2)):
+        plain = make()
+        setattr(plain.config, name, size)
+        assert check(sinklens.load(plain)).windows == tuple(windows), name
+
+
+@pytest.mark.parametrize("size", [8, WINDOW, 13])
+def test_picked_keys_are_never_taken_for_a_window(size: int) -> None:
+    for seed in range(4):
+        plain = odd_models.glm_moe_dsa(size)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in plain.model.layers.parameters():
+                if weight.ndim > 1:
+                    weight.normal_(0, families.WEIGHT_STD, generator=generator)
+        assert check(sinklens.load(plain)).windows == (None,) * LAYERS
+
+
+def test_a_config_that_another_model_has_too_is_never_changed() -> None:
+    """Another thread may run that model."""
+    plain = MODELS["Gemma 3"][0]()
+    config, model = plain.config, sinklens.load(plain)
+    before, during = config.to_dict(), []
+    handle = plain.register_forward_pre_hook(lambda *_: during.append(config.sliding_window))
     check(model)
-    assert model.original_model.config.to_dict() == before
+    handle.remove()
+    assert set(during) == {WINDOW} and config.to_dict() == before
+
+
+def test_configs_come_back_where_the_trial_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = MODELS["Gemma 3"][0]()
+    model = sinklens.load(plain)
+    before = [part.config for part in plain.modules() if hasattr(part, "config")]
+
+    def fails(*_: Any) -> None:
+        assert plain.config.sliding_window == masks.SMALL
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(masks, "_with_even_scores", fails)
+    with pytest.raises(RuntimeError, match="no room"):
+        check(model)
+    after = [part.config for part in plain.modules() if hasattr(part, "config")]
+    assert all(one is other for one, other in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize(
