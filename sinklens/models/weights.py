@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..core.errors import SinklensError
@@ -59,18 +60,31 @@ def projection(model: HookedModel, layer: int, name: Projection) -> Tensor:
 
 
 def _is_computed_with(attention: Any, name: Projection, weight: Tensor) -> bool:
-    """Whether the module of a projection multiplies with a weight, tried on two vectors."""
-    bridge = getattr(attention, name[-1].lower(), None)
-    module = getattr(bridge, "original_component", None)
-    if module is None or weight.ndim != 3:
+    """Whether the module of a projection multiplies with a weight."""
+    if weight.ndim != 3:
         return True
     by_input = weight.flatten(0, 1) if name == "W_O" else weight.transpose(0, 1).flatten(1)
-    vectors = torch.randn(2, len(by_input), generator=torch.Generator().manual_seed(0)).to(weight)
-    expected = (vectors[1] - vectors[0]) @ by_input
+    return _multiplies_with(getattr(attention, name[-1].lower(), None), by_input)
+
+
+def _multiplies_with(bridge: Any, weight: Float[Tensor, "d_in d_out"]) -> bool:
+    """Whether what a module puts out changes with its input by a weight, tried on two vectors.
+
+    Also where that cannot be tried: there is no such module, it takes other sizes, or it puts out
+    more beside. Hooks on the module take part.
+    """
+    if bridge is None:
+        return True
+    vectors = torch.randn(2, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
+    expected = (vectors[1] - vectors[0]) @ weight
     try:
-        outputs = module(vectors[None])
+        outputs = bridge(vectors[None])
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError):  # a module that takes more, or other sizes
         return True
+    except Exception:  # a hook that meets what it does not expect
+        return False
     if outputs.shape[-1] != len(expected):  # a gate or values beside it
         return True
     difference = (outputs[0, 1] - outputs[0, 0] - expected).abs().max()
@@ -78,14 +92,23 @@ def _is_computed_with(attention: Any, name: Projection, weight: Tensor) -> bool:
 
 
 def gated_weights(model: HookedModel, layer: int) -> GatedWeights | None:
-    """The weights of one block's MLP; None where it is not a single gated MLP."""
+    """The weights of one block's MLP; None where it is not a single gated MLP.
+
+    Nor is it one whose modules compute with something else than these weights.
+    """
     mlp: Any = getattr(model.blocks[layer], "mlp", None)
     if mlp is None:
         return None
-    with in_memory(mlp):
-        named = [getattr(mlp, name, None) for name in ("W_gate", "W_in", "W_out")]
-        parts = [part.detach().double().cpu() for part in named if isinstance(part, Tensor)]
-    return GatedWeights(*parts) if len(parts) == len(named) else None
+    parts = []
+    with in_memory(mlp), torch.no_grad():
+        for name in ("gate", "in", "out"):
+            weight = getattr(mlp, f"W_{name}", None)
+            if not isinstance(weight, Tensor) or weight.ndim != 2:
+                return None
+            if not _multiplies_with(getattr(mlp, name, None), weight):
+                return None
+            parts.append(weight.detach().double().cpu())
+    return GatedWeights(*parts)
 
 
 def stored_weights(model: HookedModel) -> Iterator[tuple[str, Tensor]]:

@@ -14,6 +14,7 @@ import sinklens
 from sinklens import SinklensError
 from sinklens.models import loading
 from sinklens.models.agreement import require_as_on_cpu
+from sinklens.models.weights import gated_weights, projection
 from tests import families, odd_models
 from tests.reference import plain_families as reference
 
@@ -112,8 +113,8 @@ def test_weights_inside_of_other_modules_are_not_read(shown: bool) -> None:
     """Edits are right there; what a head writes through W_O alone would not be."""
     torch.manual_seed(0)
     plain = families.llama()
-    projection = plain.model.layers[1].self_attn.o_proj
-    plain.model.layers[1].self_attn.o_proj = Around(projection, shown)
+    inner = plain.model.layers[1].self_attn.o_proj
+    plain.model.layers[1].self_attn.o_proj = Around(inner, shown)
     loss = reference.loss(reference.without_bos(plain, TOKENS), TOKENS).mean()
     model = sinklens.load(plain)
     assert loss_without_bos(model) == pytest.approx(float(loss), abs=1e-4)
@@ -121,6 +122,33 @@ def test_weights_inside_of_other_modules_are_not_read(shown: bool) -> None:
     prompts = sinklens.Prompts(TOKENS, bos=True, source="tokens")
     with pytest.raises(SinklensError, match=f"layer 1 of LlamaForCausalLM .*{said}"):
         sinklens.run("active_dormant", model, prompts, progress=False, random_weights=False)
+
+
+@pytest.mark.parametrize("name", ["gate_proj", "up_proj", "down_proj"])
+def test_weights_of_an_mlp_that_a_hook_changes_are_not_read(name: str) -> None:
+    plain = families.llama()
+    model = sinklens.load(plain)
+    before = gated_weights(model, 1)
+    assert before is not None
+    handle = getattr(plain.model.layers[1].mlp, name).register_forward_hook(lambda *a: a[2] * 1.5)
+    assert gated_weights(model, 1) is None and gated_weights(model, 0) is not None
+    handle.remove()
+    again = gated_weights(model, 1)
+    assert again is not None and all(map(torch.equal, before, again))
+
+
+def test_hooks_that_raise_on_other_inputs_have_their_projection_refused() -> None:
+    """One that takes prompts alone, say, as the vectors of a trial are none."""
+
+    def of_prompts(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        if inputs[0].shape[:2] != TOKENS.shape:
+            raise ValueError("expects prompts")
+
+    plain = families.llama()
+    model = sinklens.load(plain)
+    plain.model.layers[0].self_attn.q_proj.register_forward_hook(of_prompts)
+    with pytest.raises(SinklensError, match="projects by something else than its W_Q"):
+        projection(model, 0, "W_Q")
 
 
 def test_models_that_take_no_tokens_are_refused() -> None:
