@@ -27,7 +27,7 @@ from .trials import (
 )
 
 NO_EFFECT = "an intervention there does nothing"
-HIDDEN_VALUES = "values are clamped or normed behind that hook"
+HIDDEN_VALUES = "values are clamped, normed or gated behind that hook"
 NO_BLOCKS = (
     "TransformerLens shows neither the residual stream nor attention in any block of {}; use a "
     "model whose blocks have a hook_resid_pre or hook_pattern"

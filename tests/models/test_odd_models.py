@@ -163,7 +163,7 @@ def test_values_that_are_changed_behind_their_hook_are_not_read(name: str) -> No
         lambda: patch_position0(model, 0, "zero", part="value"),
         lambda: run("active_dormant", name),
     ):
-        with pytest.raises(SinklensError, match="values are clamped or normed behind that hook"):
+        with pytest.raises(SinklensError, match="values are clamped, normed or gated behind"):
             call()
 
 
