@@ -44,6 +44,12 @@ class _Made:
     state: State
     how: str
 
+    @property
+    def size(self) -> int:
+        """The bytes of its weights."""
+        weights = self.twin.original_model.parameters()
+        return sum(weight.numel() * weight.element_size() for weight in weights)
+
 
 class Held:
     """Random models that several runs use, as long as they are as they were made."""
@@ -51,7 +57,6 @@ class Held:
     def __init__(self) -> None:
         """Begin with none."""
         self._models: WeakKeyDictionary[Any, dict[int, _Made]] = WeakKeyDictionary()
-        self._bytes = 0
 
     def get(self, model: HookedModel, seed: int) -> tuple[HookedModel, str] | None:
         """The random model that was made of `model` as it is now, with how it was made."""
@@ -61,13 +66,14 @@ class Held:
         return one.twin, one.how
 
     def put(self, model: HookedModel, seed: int, twin: HookedModel, how: str) -> None:
-        """Hold a random model if there is room."""
-        weights = twin.original_model.parameters()
-        size = sum(weight.numel() * weight.element_size() for weight in weights)
-        if self._bytes + size <= MOST_HELD:
-            self._bytes += size
-            made = _Made(model_state(model), twin, model_state(twin), how)
-            self._models.setdefault(model, {})[seed] = made
+        """Hold a random model, and let go of those held longest where there is no room."""
+        own = self._models.setdefault(model, {})
+        own[seed] = _Made(model_state(model), twin, model_state(twin), how)
+        while own and self._size() > MOST_HELD:
+            del own[next(iter(own))]
+
+    def _size(self) -> int:
+        return sum(made.size for own in self._models.values() for made in own.values())
 
 
 _held: ContextVar[Held | None] = ContextVar("sinklens_random_models", default=None)
@@ -77,8 +83,8 @@ _held: ContextVar[Held | None] = ContextVar("sinklens_random_models", default=No
 def random_models_held() -> Iterator[None]:
     """Make a random model once for all runs of a `with` block that ask for the same one.
 
-    It is the same one for the same model as it is then and the same seed. Those that fit into
-    `MOST_HELD` bytes are held until the block ends, the others made again.
+    It is the same one for the same model as it is then and the same seed. The last that fit into
+    `MOST_HELD` bytes are held, while their model is there and at most until the block ends.
     """
     token = _held.set(Held())
     try:

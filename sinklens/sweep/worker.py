@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +62,8 @@ def work(root: Path, group: Group) -> list[Outcome]:
         group: The tasks.
     """
     folder, shared = SweepFolder(root), Shared()
-    outcomes: list[Outcome] = []
-    with _threads(group.tasks[0].threads):
-        for _, same in groupby(group.tasks, key=lambda task: task.seed):
-            with random_models_held():
-                outcomes += [_outcome(folder, task, shared) for task in same]
-    return outcomes
+    with _threads(group.tasks[0].threads), random_models_held():
+        return [_outcome(folder, task, shared) for task in group.tasks]
 
 
 class Shared:

@@ -62,9 +62,25 @@ def test_one_of_a_model_that_was_changed_is_another(model: Any) -> None:
         weight.sub_(1)
 
 
-def test_what_has_no_room_is_made_again(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_that_have_room_are_held(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     size = sum(4 * weight.numel() for weight in weights(twin(model)))
     monkeypatch.setattr(random_weights, "MOST_HELD", 2 * size - 1)
     with random_models_held():
+        first = twin(model)
+        assert twin(model) is first
+        assert twin(model, 1) is twin(model, 1) and twin(model) is not first
+    monkeypatch.setattr(random_weights, "MOST_HELD", size - 1)
+    with random_models_held():
+        assert twin(model) is not twin(model)
+
+
+def test_models_that_are_gone_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = sinklens.load(families.llama())
+    size = sum(4 * weight.numel() for weight in weights(twin(other)))
+    monkeypatch.setattr(random_weights, "MOST_HELD", 2 * size - 1)
+    with random_models_held():
+        twin(other)
+        del other
+        gc.collect()
+        model = sinklens.load(families.llama())
         assert twin(model) is twin(model)
-        assert twin(model, 1) is not twin(model, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import shutil
 import threading
@@ -73,7 +74,7 @@ def test_a_model_is_loaded_once_for_all_of_its_tasks(
     assert not worker._LAST  # no model is held
 
 
-def test_random_models_are_made_once_for_all_tasks_of_a_seed(
+def test_random_models_are_made_once_for_all_tasks_of_a_model(
     tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
@@ -86,11 +87,12 @@ def test_random_models_are_made_once_for_all_tasks_of_a_seed(
     models, text = tiny_models / "models" / "llama", tiny_models / "text.txt"
     settings = {"draws": 1, "null_models": 2}
     asked = [{"name": "bos_replacement", "conditions": [one]} for one in ("mean", "zero")]
-    spec = {"models": [str(models)], "texts": [{"path": str(text), "n": 2, "length": 8}]}
+    texts = [{"path": str(text), "n": 2, "length": length} for length in (8, 9)]
+    spec = {"models": [str(models)], "texts": texts}
     report = run_sweep(
         {**spec, "experiments": asked, "settings": settings}, tmp_path / "out", progress=False
     )
-    assert counts(report) == {FINISHED: 2}
+    assert counts(report) == {FINISHED: 4}
     assert len(seeds) == len(set(seeds)) == 2
 
     before = torch.get_num_threads()
@@ -105,6 +107,7 @@ def test_random_models_are_made_once_for_all_tasks_of_a_seed(
             (one / "result.json").read_bytes()
             for one in (tmp_path / "out" / "tasks").iterdir()
             if f'"{condition}"' in (one / "task.json").read_text()
+            and json.loads((one / "task.json").read_text())["text"][3] == 8
         ]
         assert found == [alone.files()["result.json"]]
     torch.set_num_threads(before)
