@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 import sinklens
 from sinklens import Diagnosis, ExperimentResult
 from sinklens.cli import app
+from sinklens.core.errors import UsageError
 from sinklens.core.paths import path_of
 from sinklens.models import shipped
 from sinklens.models.prompts import random_prompts
+from sinklens.sweep.driver import read_sweep
 from tests import families
 
 
@@ -53,6 +55,17 @@ def test_the_command_line_finds_them_too(home: Path) -> None:
     )
     assert ran.exit_code == 0, ran.output
     assert (home / "results" / "result.json").is_file() and not list(Path().iterdir())
+
+
+def test_models_of_a_sweep_are_found_at_home(home: Path) -> None:
+    for name in ("a1", "a2"):
+        (home / name).mkdir()
+        (home / name / "config.json").write_text("{}")
+    spec: dict[str, Any] = {"models": ["~/a*"], "experiments": ["sink_profile"]}
+    found = {Path(task.checkpoint.source).name for task in read_sweep(spec).tasks}
+    assert found == {"a1", "a2"}
+    with pytest.raises(UsageError, match="there is no file or folder"):
+        read_sweep({**spec, "models": ["~nobody-of-this-name/x"]})
 
 
 def test_a_name_of_nobody_is_a_name() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import SinklensError, UsageError
+from ..core.paths import path_of
 from ..models import shipped
 from ..models.names import hub_id, require_hub_id
 from .spec import AskedModel, AskedText, Spec
@@ -180,8 +181,9 @@ def _paths(name: str, base: Path) -> dict[str, Path]:
         UsageError: It looks like a path, and there is none.
     """
     if "*" in name:
-        root = Path(Path(name).anchor or base)
-        pattern = str(Path(name).relative_to(Path(name).anchor))
+        asked = path_of(name)
+        root = Path(asked.anchor or base)
+        pattern = str(asked.relative_to(asked.anchor))
         found = {
             str(path.relative_to(base) if root == base else path): path.resolve()
             for path in sorted(root.glob(pattern))
@@ -192,7 +194,7 @@ def _paths(name: str, base: Path) -> dict[str, Path]:
                 f"no model matches {name} in {root}; a model is a folder or a .gguf file"
             )
         return found
-    path = base / Path(name).expanduser()
+    path = base / path_of(name)
     if path.exists():
         return {name: path.resolve()}
     if path.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
@@ -232,7 +234,7 @@ def _text(asked: AskedText, base: Path) -> Text:
     size = (asked.n, asked.length, asked.bos)
     if asked.path is None:
         return Text("", None, "", *size)
-    path = (base / Path(asked.path).expanduser()).resolve()
+    path = (base / path_of(asked.path)).resolve()
     files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise UsageError(f"there is no text {path}; give a text file, or a folder of them")
