@@ -25,8 +25,8 @@ likelihood, position 0 apart, the nulls and the controls. What follows from a su
 that position's row, not about the model's use of it.
 
 It runs every prompt once, once for each substitute and control (48 times by default), and in
-bidirectional models once for each masked word (16 times). Takes
-as long as 42 plain forwards of the batch (SmolLM2-135M, 16 prompts of 64 tokens, one core).
+bidirectional models once for each masked word (16 times). Takes as long as 42 plain forwards of the
+batch (SmolLM2-135M, 16 prompts of 64 tokens, one core).
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def named_heads(profile: Record) -> str:
 
 
 def every_head(masses: Array) -> str:
-    """The sink mass by layer and head; that of sink heads is bold, that of others grey."""
+    """The sink mass by layer and head; that of more than 30 % is bold, that of others grey."""
     head = "".join(f'<th scope="col">H{number}</th>' for number in range(masses.values.shape[1]))
     lines = "".join(
         f'<tr><th scope="row">{html.escape(f"L{layer}")}</th>{"".join(map(_share, row))}</tr>'
