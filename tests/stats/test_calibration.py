@@ -109,7 +109,7 @@ def test_marks_of_the_rules_are_those_of_the_package() -> None:
 
 
 def test_what_the_page_says_of_rules() -> None:
-    """A verdict by both intervals is wrong in at most 6 % from 16 prompts on, with two exceptions."""
+    """By both intervals a verdict is wrong in at most 6 % from 16 prompts on, with exceptions."""
     for (name, size), (_, _, both, *_) in rows_of_the_page("rules").items():
         if name not in ("in 5 % of prompts", "lognormal") and "effect" not in name and size >= 16:
             assert both <= 0.06
