@@ -130,7 +130,7 @@ def _step_up_weights(run: Run[Any], spikes: Spikes) -> tuple[GatedWeights | None
     if spikes.step_up == 0 or spikes.step_up % 2:
         return None, f"the {what} {most}, and only a gated MLP has such a form"
     weights = gated_weights(run.model, (spikes.step_up - 1) // 2)
-    why = f"{what}, which {most}, has no gate, several experts, or more than its weights"
+    why = f"{what}, which {most}, has no gate, has several experts, or is changed by a hook"
     return weights, "" if weights else why
 
 
