@@ -142,14 +142,15 @@ def _small(model: HookedModel, config: Any, sizes: Iterable[str]) -> Iterator[No
     small = copy.copy(config)
     for name in sizes:
         setattr(small, name, SMALL)
-    modules = [part for part in model.original_model.modules() if hasattr(part, "config")]
-    before = [part.config for part in modules]
+    configured = [part for part in model.original_model.modules() if hasattr(part, "config")]
+    copies = [(part, _with_text_config(part.config, config, small)) for part in configured]
+    changed = [(part, part.config, one) for part, one in copies if one is not part.config]
     try:
-        for part in modules:
-            part.config = _with_text_config(part.config, config, small)
+        for part, _, one in changed:
+            part.config = one
         yield
     finally:
-        for part, own in zip(modules, before, strict=True):
+        for part, own, _ in changed:
             part.config = own
 
 
