@@ -54,11 +54,11 @@ def as_text(masses: Array) -> str:
 def from_text(text: str) -> Array | None:
     """The numbers by layer and head that a table has; None where the text is of another kind."""
     try:
-        masses = {
-            tuple(map(int, _LABEL.fullmatch(name).groups())): float(value)  # type: ignore[union-attr]
-            for name, value in json.loads(text).items()
-        }
+        found = [(_LABEL.fullmatch(name), float(it)) for name, it in json.loads(text).items()]
     except (AttributeError, TypeError, ValueError):
+        return None
+    masses = {(int(label[1]), int(label[2])): value for label, value in found if label}
+    if len(masses) != len(found):
         return None
     layers, heads = ({place[axis] for place in masses} for axis in (0, 1))
     if not masses or len(masses) != len(layers) * (max(heads) + 1):
