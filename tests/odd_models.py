@@ -40,9 +40,9 @@ def decoder(**more: Any) -> dict[str, Any]:
     return {**ids(), **shared, **more}
 
 
-def deepseek_v3() -> PreTrainedModel:
-    """Multi-head latent attention: z and keys have other axes than elsewhere."""
-    config = transformers.DeepseekV3Config(
+def latent() -> dict[str, Any]:
+    """Settings of multi-head latent attention, with experts in all blocks but the first."""
+    return dict(
         **decoder(num_key_value_heads=N_HEADS, head_dim=4),
         n_routed_experts=4,
         num_experts_per_tok=2,
@@ -57,6 +57,11 @@ def deepseek_v3() -> PreTrainedModel:
         v_head_dim=8,
         n_shared_experts=1,
     )
+
+
+def deepseek_v3() -> PreTrainedModel:
+    """Multi-head latent attention: z and keys have other axes than elsewhere."""
+    config = transformers.DeepseekV3Config(**latent())
     return random_model(transformers.DeepseekV3ForCausalLM, config)
 
 
@@ -83,19 +88,7 @@ def gemma4() -> PreTrainedModel:
 def glm_moe_dsa(most: int = 4) -> PreTrainedModel:
     """Latent attention in which a query sees the keys that an indexer picks, `most` of them."""
     config = transformers.GlmMoeDsaConfig(
-        **decoder(num_key_value_heads=N_HEADS, head_dim=4),
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=16,
-        n_group=1,
-        topk_group=1,
-        first_k_dense_replace=1,
-        q_lora_rank=16,
-        kv_lora_rank=16,
-        qk_rope_head_dim=4,
-        qk_nope_head_dim=8,
-        v_head_dim=8,
-        n_shared_experts=1,
+        **latent(),
         index_n_heads=2,
         index_head_dim=8,
         index_topk=most,
